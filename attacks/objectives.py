@@ -1,0 +1,52 @@
+"""What an attack maximises: one number per row from logits `[B, C]` and labels `[B]`."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darht.core.errors import ConfigError
+
+Model = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor, Tensor], Tensor]
+ObjectiveName = Literal["ce", "dlr", "margin"]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, `[B]` nats."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest wrong logit less the right one, `[B]`; above 0 where the row is misclassified (Carlini & Wagner)."""
+    right = logits.gather(1, y[:, None]).squeeze(1)
+    wrong = logits.scatter(1, y[:, None], float("-inf")).amax(1)
+    return wrong - right
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, `[B]` (Croce & Hein 2020, equation 6): invariant to shift and scale of the logits.
+
+    Raises:
+        ConfigError: fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise ConfigError(f"dlr needs at least 3 classes; got {logits.shape[1]}: use ce or margin")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+
+
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
+
+
+def input_gradient(loss_of: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The gradient of the *sum* of per-row losses with respect to `x` alone, so that batch size does not change it.
+
+    Weights get no gradient and keep their `requires_grad`.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(x).sum(), x)
+    return gradient

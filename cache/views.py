@@ -1,0 +1,50 @@
+"""Views: exact geometric versions of an image, crop offset and flip on whole pixels."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darht.core.errors import ConfigError
+from darht.core.rng import derive_seed
+
+
+def crop_flip_offsets(padding: int, count: int | None, seed: int) -> np.ndarray:
+    """The table of views, int8 `[V, 3]` of (dy, dx, flip); view 0 is the identity.
+
+    Args:
+        padding: crops lie up to this many pixels off the image, whose outside is black.
+        count: None for all `(2 * padding + 1)**2 * 2`; otherwise the identity and a seeded subset without repetition.
+        seed: of the subset.
+
+    Raises:
+        ConfigError: more views than there are.
+    """
+    shifts = range(-padding, padding + 1)
+    table = [(dy, dx, flip) for dy in shifts for dx in shifts for flip in (0, 1) if (dy, dx, flip) != (0, 0, 0)]
+    if count is not None:
+        if not 1 <= count <= len(table) + 1:
+            raise ConfigError(f"views.count must lie in 1..{len(table) + 1} for padding {padding}; got {count}")
+        order = np.random.Generator(np.random.Philox(derive_seed(seed, "views"))).permutation(len(table))
+        table = [table[i] for i in order[: count - 1]]
+    return np.array([(0, 0, 0), *table], dtype=np.int8)
+
+
+def apply_views(images: Tensor, offsets: Tensor) -> Tensor:
+    """Crop and flip each image: pixel (i, j) of the result is pixel (i + dy, j' + dx) of the image, or 0 outside of it.
+
+    Args:
+        images: `[B, 3, H, W]` of any dtype (pixels, or a perturbation).
+        offsets: integers `[B, 3]` of (dy, dx, flip); with flip, j' = W - 1 - j.
+
+    Returns:
+        `[B, 3, H, W]` of the same dtype, from one gather.
+    """
+    B, channels, H, W = images.shape
+    dy, dx, flip = offsets.long().unbind(1)
+    columns = torch.arange(W, device=images.device)
+    rows = torch.arange(H, device=images.device) + dy[:, None]
+    columns = torch.where(flip[:, None] == 1, W - 1 - columns, columns) + dx[:, None]
+    inside = ((rows >= 0) & (rows < H))[:, :, None] & ((columns >= 0) & (columns < W))[:, None, :]
+    index = rows.clamp(0, H - 1)[:, :, None] * W + columns.clamp(0, W - 1)[:, None, :]
+    index = index.view(B, 1, H * W).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, index).view_as(images) * inside[:, None]

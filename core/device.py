@@ -1,0 +1,23 @@
+"""Which device to compute on."""
+
+import torch
+
+from darht.core.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one and the CPU elsewhere; anything else is what torch calls it.
+
+    Raises:
+        ConfigError: a device that torch does not know or this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device '{name}': use auto, cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device {name} is not there: torch sees {count} CUDA devices; use --device cpu or auto")
+    return device

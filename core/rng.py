@@ -1,0 +1,102 @@
+"""Counter-based random numbers, keyed by seed, purpose and row.
+
+The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), written in int64
+tensor arithmetic so that CPU and GPU give the same bits. The key is a hash of (seed, purpose); the counter is
+(position, draw, row, view). So what a row draws depends on nothing but its own index: not on the batch it sits in, nor
+on its order, nor on which worker computes it, nor on what was drawn before.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: four broadcastable int64 tensors with values below 2**32.
+        key: two words below 2**32.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, uniform on [0, 2**32).
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap modulo 2**64, so both halves are exact after masking the arithmetic shift.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0, high1 = (p0 >> 32) & _MASK, (p1 >> 32) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _MASK, high0 ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def derive_key(*parts: object) -> tuple[int, int]:
+    """Two 32-bit words from a hash of the parts; different parts give independent streams."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def derive_seed(*parts: object) -> int:
+    """One integer below 2**63 from a hash of the parts, for generators that take a seed."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRng:
+    """Random numbers for a batch of rows.
+
+    Attributes:
+        key: two 32-bit words; see `derive_key`.
+        rows: int64 `[B]`, the source index of each row in the batch.
+        views: int64 `[B]`, the view of each row.
+    """
+
+    key: tuple[int, int]
+    rows: Tensor
+    views: Tensor
+
+    @classmethod
+    def create(cls, seed: int, *purpose: object, rows: Tensor, views: Tensor | None = None) -> "RowRng":
+        """A generator for these rows; `purpose` names what the numbers are for (an attack's name, say)."""
+        return cls(key=derive_key(seed, *purpose), rows=rows, views=torch.zeros_like(rows) if views is None else views)
+
+    def __getitem__(self, index: Tensor) -> "RowRng":
+        """The generator of a subset of the batch, by mask or position."""
+        return replace(self, rows=self.rows[index], views=self.views[index])
+
+    def fold(self, *parts: object) -> "RowRng":
+        """An independent stream for the same rows (a restart, an iteration)."""
+        return replace(self, key=derive_key(*self.key, *parts))
+
+    def words(self, shape: tuple[int, ...], draw: int = 0) -> Tensor:
+        """Uniform 32-bit words as int64 `[B, *shape]`; another `draw` gives independent numbers."""
+        count = math.prod(shape)
+        position = torch.arange(-(-count // 4), device=self.rows.device)
+        rows, views = self.rows[:, None], self.views[:, None]
+        draws = torch.full_like(position, draw)
+        block = torch.stack(philox4x32((position, draws, rows, views), self.key), dim=-1)
+        return block.flatten(1)[:, :count].reshape(-1, *shape)
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...], draw: int = 0) -> Tensor:
+        """Integers in [low, high] as int64 `[B, *shape]`; the bias is below (high - low + 1) / 2**32."""
+        return low + ((self.words(shape, draw) * (high - low + 1)) >> 32)
+
+    def uniform(self, shape: tuple[int, ...], draw: int = 0) -> Tensor:
+        """Float32 on [0, 1) with 24 bits, `[B, *shape]`."""
+        return (self.words(shape, draw) >> 8).float() * 2.0**-24
+
+    def normal(self, shape: tuple[int, ...], draw: int = 0) -> Tensor:
+        """Standard normal float32 `[B, *shape]` by Box and Muller, computed in float64."""
+        pair = self.words((2, *shape), draw).double()
+        radius = torch.sqrt(-2.0 * torch.log((pair[:, 0] + 1.0) * 2.0**-32))
+        return (radius * torch.cos(pair[:, 1] * (2.0 * math.pi * 2.0**-32))).float()
