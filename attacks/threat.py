@@ -84,4 +84,5 @@ class Threat:
 
 
 def _norms(value: Tensor) -> Tensor:
-    return value.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+    norms: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
+    return norms.clamp(min=1e-12)[:, None, None, None]
