@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from darht.core.cli import Group
+from darht.core.cli import StateGroup
 
 
-@click.group(cls=Group)
+@click.group(cls=StateGroup)
 def cache() -> None:
     """Build and look into caches of perturbations and teachers' logits."""
 
@@ -34,8 +34,9 @@ def build(spec: Path, out: Path, device: str, batch_size: int, download: bool) -
 
     where = pick_device(device)
     plan = builder.plan_build(spec, device=where, download=download)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    console, units = Console(stderr=True), (BarColumn(), MofNCompleteColumn(), TextColumn("units"))
+    columns = (TextColumn("{task.description}"), *units, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("build", total=len(plan.units))
 
         def on_unit(array: ArrayLayout, shard: int, seconds: float) -> None:
@@ -68,7 +69,9 @@ def info(folder: Path) -> None:
     console = Console()
     for name, value in summary.facts:
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    table = Table("array", "type", "shape", header_style="bold")
+    table = Table(header_style="bold")
+    for title in ("array", "type", "shape"):
+        table.add_column(title, no_wrap=title == "array")  # a name is for copying; a shape may take two lines
     for title in ("MB", "bytes/row", "of raw", "seconds"):
         table.add_column(title, justify="right")
     for row in summary.arrays:

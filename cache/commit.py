@@ -91,12 +91,12 @@ def read_commit(folder: Path, array: ArrayLayout, shard: int) -> Commit | None:
 
 
 def is_done(folder: Path, array: ArrayLayout, shard: int) -> bool:
-    """The record exists, names this array's fingerprint, and the shard has the recorded size."""
+    """The record exists, names this unit and its array's fingerprint, and the shard has the recorded size."""
     commit = read_commit(folder, array, shard)
     path = Store(folder).path(array, shard)
     return (
         commit is not None
-        and commit.fingerprint == array.fingerprint
+        and (commit.array, commit.shard, commit.fingerprint) == (array.name, shard, array.fingerprint)
         and path.is_file()
         and path.stat().st_size == commit.size
     )

@@ -1,5 +1,6 @@
 """Which arrays a spec asks for: names, shapes, types, how they are cut, and what each of them depends on."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 
 from darht.cache.spec import AttackSpec, CacheSpec
 from darht.core.config import fingerprint, to_plain
+from darht.core.errors import ConfigError
+
+_MAX_CHUNK = 2**31 - 1  # what blosc takes in one buffer
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,21 @@ class ArrayLayout:
     def fill_value(self) -> float | int:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
         return float("nan") if np.dtype(self.dtype).kind == "f" else 0
+
+
+def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
+    """Every chunk fits the codec.
+
+    Raises:
+        ConfigError: chunks that are too large, with the most rows that fit.
+    """
+    rows = {name: math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for name, array in arrays.items()}
+    worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
+    if arrays[worst].rows_per_chunk * rows[worst] > _MAX_CHUNK:
+        raise ConfigError(
+            f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
+            f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
+        )
 
 
 def label_dtype(classes: int) -> str:

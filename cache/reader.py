@@ -49,7 +49,7 @@ class Cache:
         if name not in self.arrays:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
         array = self.arrays[name]
-        rows = rows or slice(0, array.shape[0])
+        rows = slice(*(rows or slice(None)).indices(array.shape[0]))
         values = self._store.read(array, rows)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise CorruptError(

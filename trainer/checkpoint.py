@@ -14,6 +14,7 @@ from darht.cache.teachers import Preprocessing, fit_state, read_state
 from darht.core.config import canonical_json, parse, spec_diff
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.files import write_atomic
+from darht.trainer.seeding import borrowed_generator
 from darht.trainer.student import Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
@@ -66,13 +67,14 @@ def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCa
         card = parse(StudentCard, json.loads(path.read_text()), CONFIG)
     except (json.JSONDecodeError, ConfigError) as error:
         raise ModelError(f"{path} is not a student's card: {error}") from error
-    student = Student(
-        card.arch,
-        card.kwargs,
-        teachers=len(card.teachers),
-        num_classes=card.num_classes,
-        preprocessing=card.preprocessing,
-    )
+    with borrowed_generator(0, "load"):
+        student = Student(
+            card.arch,
+            card.kwargs,
+            teachers=len(card.teachers),
+            num_classes=card.num_classes,
+            preprocessing=card.preprocessing,
+        )
     fit_state(student, read_state(folder / WEIGHTS), str(folder / WEIGHTS))
     return student.to(device).eval().requires_grad_(False), card
 

@@ -70,7 +70,7 @@ def evaluate_run(
     source = _test_split(cache.spec.data.source, root, origin, limit)
     if source.classes != card.classes:
         raise ConfigError(f"the test split has classes {source.classes[:3]}..., the student {card.classes[:3]}...")
-    loaded = {} if teachers is None else _teachers(origin.get("teachers", {}) | teachers, device)
+    loaded = {} if teachers is None else _teachers(origin.get("teachers", {}) | teachers, card.num_classes, device)
     attacks = quick_attacks(card.recipe["inner"]["eps"], loaded)
     scores = evaluate(
         lambda x: student(x).logits,
@@ -92,11 +92,17 @@ def _test_split(name: str, root: Path | None, origin: dict[str, Any], limit: int
     return load_source(name, where, "test", limit=limit, image_size=origin.get("image_size"))
 
 
-def _teachers(folders: dict[str, str], device: torch.device) -> dict[str, Teacher]:
+def _teachers(folders: dict[str, str], num_classes: int, device: torch.device) -> dict[str, Teacher]:
     try:
-        return {name: load_teacher(Path(folder), device)[0] for name, folder in folders.items()}
+        loaded = {name: load_teacher(Path(folder), device) for name, folder in folders.items()}
     except DarhtError as error:
         raise ConfigError(f"{error}; give --teacher NAME=FOLDER, or --no-transfer") from error
+    others = [
+        f"'{name}' has {card.num_classes}" for name, (_, card) in loaded.items() if card.num_classes != num_classes
+    ]
+    if others:
+        raise ConfigError(f"the student has {num_classes} classes, teacher {', '.join(others)}: they cannot transfer")
+    return {name: teacher for name, (teacher, _) in loaded.items()}
 
 
 def _note(card: StudentCard) -> str:

@@ -19,11 +19,12 @@ from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
 from darht.core.errors import CacheError
 from darht.core.nets import build
-from darht.core.rng import RowRng, derive_seed
+from darht.core.rng import RowRng
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.schedule import descend, make_optimizer
-from darht.trainer.train import normalisation
+from darht.trainer.seeding import borrowed_generator
+from darht.trainer.train import check_pixels, normalisation
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -51,14 +52,17 @@ def teach(
 
     Returns:
         The teacher in eval mode, and its card without weights hash and accuracies.
+
+    Raises:
+        ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
     """
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
     norm = normalisation(images)
     preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "teacher"))
+    with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
+        check_pixels(teacher, images, arch)
         _fit(teacher, images, labels, config, on_step)
     card = Card(
         arch=arch,
