@@ -243,7 +243,9 @@ class Worker:
             if delta is not None:
                 x = (x.short() + torch.from_numpy(delta[(row - rows.start).numpy(), view.numpy()])).to(torch.uint8)
             logits.append(model(x.to(self.device).float() / 255).cpu())
-        values = torch.cat(logits).view(-1, *array.shape[1:]).numpy().astype(array.dtype)
+        exact = torch.cat(logits).view(-1, *array.shape[1:]).numpy()
+        with np.errstate(over="ignore"):  # the next lines say it better
+            values = exact.astype(array.dtype)
         if not np.isfinite(values).all():
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(

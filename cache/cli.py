@@ -1,6 +1,7 @@
 """The command line of the cache: each command is one library call."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -56,6 +57,27 @@ def seal(folder: Path) -> None:
     from darht.cache.seal import seal as seal_cache
 
     click.echo(f"root hash {seal_cache(folder).root_hash}")
+
+
+@cache.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "_format", required=True, type=click.Choice(["webdataset"]), help="What to write.")
+@click.option(
+    "--layout",
+    default="samples",
+    show_default=True,
+    type=click.Choice(["samples", "blocks"]),
+    help="One entry per row for everybody, or one per 256 rows, which reads faster.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
+def export(folder: Path, _format: str, layout: Literal["samples", "blocks"], out: Path) -> None:
+    """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well."""
+    from darht.cache.export import export_webdataset
+    from darht.cache.reader import open_cache
+
+    index = export_webdataset(open_cache(folder), out, layout)
+    size = sum(tar.size for tar in index.tars)
+    click.echo(f"{out}: {len(index.tars)} tars, {size / 1e6:.2f} MB, {index.manifest.rows} rows, layout {layout}")
 
 
 @cache.command()

@@ -46,3 +46,8 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The sha256 of bytes in memory, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

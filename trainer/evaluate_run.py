@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from darht.cache.reader import open_cache
+from darht.cache.exported import open_shards
 from darht.cache.source import Source, load_source
 from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError
@@ -63,7 +63,7 @@ def evaluate_run(
     """
     facts = read_run(run)
     student, card = load_student(run / which, device)
-    cache = open_cache(Path(facts["cache"]))
+    cache = open_shards((run / facts["cache"]).resolve())
     if cache.root_hash != card.cache_root_hash:
         raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
     origin = cache.origin()
@@ -81,6 +81,8 @@ def evaluate_run(
         on_batch=lambda name, images: on_batch(name, images, len(source.images)),
     )
     path, note = run / "eval.json", _note(card)
+    if teachers is not None and not loaded:
+        note += "; where the teachers lie is not known, so transfer was not measured: give --teacher NAME=FOLDER"
     about = {"which": which, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe, "epoch": card.epoch}
     write_report(path, scores, source, {**about, "note": note})
     return RunReport(scores, path, note)

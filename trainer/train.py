@@ -1,5 +1,6 @@
 """Train a student from a sealed cache. No teacher is loaded; what they said is looked up."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,7 @@ def train(
     student = make_student(config, data, cache.spec.data.classes)
     optimizer = make_optimizer(student, config.optim)
     progress = load_checkpoint(out, student, optimizer)
-    write_run(out, identity, {"cache": str(cache.folder.resolve())})
+    write_run(out, identity, {"cache": os.path.relpath(cache.folder.resolve(), out.resolve())})
     steps = max(1, len(data.training) // config.optim.batch_size)
     total = steps * config.optim.epochs
     while progress.epoch < config.optim.epochs:

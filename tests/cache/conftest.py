@@ -80,7 +80,7 @@ def invoke() -> Callable[..., Result]:
 
 @pytest.fixture
 def refusal(invoke: Callable[..., Result], variant: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
-    """`refusal(change)` builds from a changed config, which must fail with 2 and one line; gives it without `error: `."""
+    """`refusal(change)` builds from a changed config: that must fail with 2 and one line, which it gives."""
 
     def run(change: Callable[[dict[str, Any]], object] = lambda config: None, out: Path | None = None) -> str:
         result = invoke("build", variant(change), "--out", out or tmp_path / "out", "--device", "cpu")

@@ -96,8 +96,14 @@ RULES = [
         put("attacks", "a", value={"kind": "pgd"}),
         "spec.yaml: attack 'a' names teacher None, which is not there; teachers are cnn, vit",
     ),
-    (put("attacks", "a", value={**ATTACK, "kind": "pdg"}), "spec.yaml: attack 'a': kind must be one of pgd, fgsm; got 'pdg'"),
-    (put("attacks", "a", value={**ATTACK, "step_size": 2}), "spec.yaml: attack 'a': unknown key 'step_size'; did you mean 'steps'?"),
+    (
+        put("attacks", "a", value={**ATTACK, "kind": "pdg"}),
+        "spec.yaml: attack 'a': kind must be one of pgd, fgsm; got 'pdg'",
+    ),
+    (
+        put("attacks", "a", value={**ATTACK, "step_size": 2}),
+        "spec.yaml: attack 'a': unknown key 'step_size'; did you mean 'steps'?",
+    ),
     (
         put("attacks", "a", value={**ATTACK, "eps": 0.03}),
         "spec.yaml: attack 'a': eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8",
@@ -120,7 +126,10 @@ RULES = [
         "so eps is at least 1; got 0.5, which is 127.5 levels if it is a share of 1",
     ),
     (put("attacks", "a", value={**ATTACK, "steps": 0}), "spec.yaml: attack 'a': steps must be at least 1; got 0"),
-    (put("attacks", "a", value={**ATTACK, "eps": "eight"}), "spec.yaml: attack 'a'.eps must be a finite number; got 'eight'"),
+    (
+        put("attacks", "a", value={**ATTACK, "eps": "eight"}),
+        "spec.yaml: attack 'a'.eps must be a finite number; got 'eight'",
+    ),
     (
         put("attacks", "a", value={**ATTACK, "views": 0}),
         "spec.yaml: attack 'a': views must be a whole number of at least 1; got 0",
@@ -263,5 +272,5 @@ def test_a_resolved_spec_needs_all_class_counts_to_agree(small):
         yaml.safe_load("{data: {source: digits}, teachers: {cnn: {path: x}, vit: {path: y}}}"),
         "x",
     )
-    with pytest.raises(ConfigError, match="^teacher 'vit' has 11 classes, the data has 10$"):
+    with pytest.raises(ConfigError, match=r"^teacher 'vit' has 11 classes, the data has 10$"):
         resolve(config, plan.source, cards, 1)

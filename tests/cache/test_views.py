@@ -52,7 +52,9 @@ def test_views_of_the_view_of_a_perturbed_image_add_up():
     images = torch.randint(0, 248, (9, 3, 5, 5), generator=generator)
     deltas = torch.randint(0, 8, (9, 3, 5, 5), generator=generator)
     offsets = torch.from_numpy(crop_flip_offsets(1, flip=False))
-    assert torch.equal(apply_views(images + deltas, offsets), apply_views(images, offsets) + apply_views(deltas, offsets))
+    assert torch.equal(
+        apply_views(images + deltas, offsets), apply_views(images, offsets) + apply_views(deltas, offsets)
+    )
 
 
 @pytest.mark.parametrize(("padding", "flip", "count"), [(4, True, 162), (4, False, 81), (1, False, 9), (0, False, 1)])

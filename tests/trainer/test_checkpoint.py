@@ -90,7 +90,7 @@ def test_weights_that_are_missing_or_do_not_fit(tmp_path):
     with pytest.raises(ModelError, match=r"of another shape: map\.weight is \(10, 32\), the network has \(5, 32\)"):
         load_student(tmp_path, CPU)
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(ModelError, match="model.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"model.safetensors is missing"):
         load_student(tmp_path, CPU)
 
 

@@ -232,7 +232,7 @@ def test_a_mistake_in_teacher_train(options, part, tmp_path):
     [
         (("--kwargs", "nothing"), "--kwargs must be JSON"),
         (("--mean", "a,b,c"), "--mean must be three numbers with commas between them; got 'a,b,c'"),
-        (("--std", "1,1"), "mean and std must be 3 finite numbers each"),
+        (("--std", "1,1"), "--std must be three numbers with commas between them; got '1,1'"),
     ],
 )
 def test_a_mistake_in_teacher_import(options, part, tmp_path):

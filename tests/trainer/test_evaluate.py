@@ -106,7 +106,9 @@ def test_worst_case_is_taken_image_by_image():
         return brightness(x[..., 2:])
 
     def both(x):  # bright where both halves are
-        return torch.stack([torch.maximum(left(x)[:, 0], right(x)[:, 0]), torch.minimum(left(x)[:, 1], right(x)[:, 1])], 1)
+        return torch.stack(
+            [torch.maximum(left(x)[:, 0], right(x)[:, 0]), torch.minimum(left(x)[:, 1], right(x)[:, 1])], 1
+        )
 
     attacks = {name: AttackOn(PGD(eps=8), model, name) for name, model in (("left", left), ("right", right))}
     scores = evaluate(both, source, attacks, device=CPU)
@@ -250,7 +252,7 @@ def test_a_teacher_can_be_given_by_folder(runs, tiny_teachers, tmp_path):
 
 
 def test_a_teacher_that_is_not_there_names_the_options(runs, tmp_path):
-    with pytest.raises(ConfigError, match="is not a teacher folder.*give --teacher NAME=FOLDER, or --no-transfer"):
+    with pytest.raises(ConfigError, match=r"is not a teacher folder.*give --teacher NAME=FOLDER, or --no-transfer"):
         ask(runs / "pgd", teachers={"cnn": str(tmp_path)})
 
 
@@ -266,7 +268,7 @@ def test_another_cache_in_the_place_of_the_own_one_is_refused(runs, tmp_path):
     run = shutil.copytree(runs / "pgd", tmp_path / "run")
     card = json.loads((run / "student" / "config.json").read_text())
     (run / "student" / "config.json").write_text(json.dumps({**card, "cache_root_hash": "f" * 64}))
-    with pytest.raises(ConfigError, match="is not the cache that .* was trained from: its root hash differs"):
+    with pytest.raises(ConfigError, match=r"is not the cache that .* was trained from: its root hash differs"):
         ask(run)
     with pytest.raises(CacheError, match="is not a run"):
         ask(tmp_path)

@@ -6,7 +6,6 @@ import torch
 from darht.cache.teachers import Preprocessing
 from darht.core.errors import ModelError
 from darht.core.nets import build
-from darht.core.vision import torchvision
 from darht.trainer.student import Student, StudentOutput
 
 PREPROCESSING = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -18,12 +17,16 @@ NETS = {
     "wrn-10-1": {"width": 4},
     "mobilenetv2": {"width_multiplier": 0.1},
     "timm:vit_tiny_patch16_224": VIT,
-    "python:timm.models.resnetv2:ResNetV2": {"layers": [1, 1], "channels": [32, 64], "basic": True, "bottle_ratio": 1.0},
+    "python:timm.models.resnetv2:ResNetV2": {
+        "layers": [1, 1],
+        "channels": [32, 64],
+        "basic": True,
+        "bottle_ratio": 1.0,
+    },
 }
 
 
 def make(arch, teachers=3, num_classes=5, preprocessing=PREPROCESSING):
-    torchvision()  # a callable of timm, named by python:, brings its own import of torchvision
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         student = Student(arch, NETS[arch], teachers=teachers, num_classes=num_classes, preprocessing=preprocessing)
