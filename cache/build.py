@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.commit import Commit, environment, is_done, write_commit
+from darht.cache.commit import Commit, State, environment, unit_state, write_commit
 from darht.cache.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.source import Source, load_source
-from darht.cache.spec import CacheConfig, CacheSpec, PrecisionSpec, load_config, resolve
+from darht.cache.spec import CacheSpec, PrecisionSpec, load_config, resolve
 from darht.cache.store import Store
 from darht.cache.teachers import Teacher, load_teacher
-from darht.cache.views import apply_views, crop_flip_offsets
+from darht.cache.views import apply_views, view_table
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.errors import CacheError, CorruptError, ModelError, SpecMismatchError
-from darht.core.files import write_atomic
+from darht.core.files import is_free, write_atomic
 from darht.core.rng import RowRng
 
 SPEC, ORIGIN = "spec.json", "origin.json"
@@ -71,7 +71,7 @@ def plan_build(config_path: Path, *, device: torch.device, download: bool = Fals
     folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
     source = load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
     loaded = {name: load_teacher(folder, device) for name, folder in folders.items()}
-    offsets = _offsets(config)
+    offsets = view_table(**vars(config.views), seed=config.seed)
     spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, len(offsets))
     arrays = layouts(spec)
     check_chunks(arrays)
@@ -109,15 +109,8 @@ def _try_teacher(name: str, teacher: Teacher, num_classes: int, images: Tensor) 
         )
 
 
-def _offsets(config: CacheConfig) -> np.ndarray:
-    if config.views.kind == "identity":
-        return np.zeros((1, 3), dtype=np.int8)
-    views = config.views
-    return crop_flip_offsets(views.padding, flip=views.flip, count=views.count, seed=config.seed)
-
-
 def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256, on_unit: OnUnit) -> BuildReport:
-    """Compute every unit of `plan` that `out` does not hold yet.
+    """Compute every unit of `plan` that `out` does not hold yet, or holds damaged.
 
     Args:
         plan: from `plan_build`.
@@ -137,7 +130,7 @@ def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256,
     worker = Worker(plan, store, device, batch_size)
     with _precision(plan.spec.precision):
         for array, shard in plan.units:
-            if is_done(out, array, shard):
+            if unit_state(out, array, shard, check_bytes=True)[0] is State.DONE:
                 report.reused += 1
                 on_unit(array, shard, 0.0)
                 continue
@@ -164,7 +157,7 @@ def claim_folder(out: Path, plan: Plan) -> None:
     path = out / SPEC
     if path.is_file() and path.read_bytes() != text.encode():
         _refuse_other_spec(path, plan.spec)
-    if not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not path.is_file() and not is_free(out):
         raise CacheError(f"{out} is not empty and holds no {SPEC}: choose a new or empty --out folder")
     if not path.is_file():
         write_atomic(path, text.encode())

@@ -21,7 +21,7 @@ from darht.cache.seal import Manifest
 from darht.cache.spec import CacheSpec
 from darht.core.config import canonical_json
 from darht.core.errors import CacheError
-from darht.core.files import sha256_bytes, write_atomic
+from darht.core.files import is_free, sha256_bytes, write_atomic
 
 INDEX, FORMAT = "index.json", "darht-webdataset"
 BLOCK_ROWS = 256  # of the blocks layout: a batch's worth, some 100 kB to 10 MB
@@ -60,7 +60,7 @@ def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
         CacheError: the folder is not empty.
         CorruptError: a checksum of the cache fails.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise CacheError(f"{out} is not empty: choose a new or empty --out folder")
     tars, step = [], cache.spec.store.rows_per_shard
     for number, first in enumerate(range(0, cache.rows, step)):

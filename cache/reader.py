@@ -12,6 +12,7 @@ from darht.cache.seal import Manifest, read_manifest, read_spec
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
+from darht.core.files import sha256_file
 
 
 class Cache:
@@ -89,4 +90,8 @@ def open_cache(folder: Path) -> Cache:
             raise IncompleteError(f"{path} is missing: run darht-cache build again")
         if path.stat().st_size != shard.size:
             raise CorruptError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.size}; build again")
+    for file in manifest.metadata:
+        path = folder / file.path
+        if not path.is_file() or sha256_file(path) != file.sha256:
+            raise CorruptError(f"{path} is not what was sealed: run darht-cache seal again, which writes it anew")
     return Cache(folder, spec, manifest)

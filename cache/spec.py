@@ -163,6 +163,15 @@ class CacheSpec:
     seed: int
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        check_version(self.format_version)
+
+
+def check_version(found: int) -> None:
+    """Raise ConfigError for a format that this code does not know."""
+    if found != FORMAT_VERSION:
+        raise ConfigError(f"format_version is {found}, this darht knows {FORMAT_VERSION}: use the darht that wrote it")
+
 
 def load_config(path: Path) -> CacheConfig:
     """Read and check the YAML file of a cache.
@@ -256,13 +265,20 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         raise ConfigError("; ".join(problems))
     return CacheSpec(
         data=_data_spec(config.data, source),
-        views=ViewSpec(kind=config.views.kind, padding=config.views.padding, flip=config.views.flip, count=views),
+        views=_view_spec(config.views, views),
         teachers={name: _teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
         store=config.store,
         precision=config.precision,
         seed=config.seed,
     )
+
+
+def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
+    """Settings without effect are not part of the identity: those of crops when there are none."""
+    if config.kind == "identity":
+        return ViewSpec(kind="identity", padding=0, flip=False, count=count)
+    return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
 def _data_spec(config: DataConfig, source: Source) -> DataSpec:

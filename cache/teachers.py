@@ -217,6 +217,7 @@ def import_teacher(
         ModelError: the file cannot be read, or does not fit the architecture.
     """
     net = build(arch, num_classes, kwargs)
+    Teacher(net, preprocessing)  # refuses a mean or std that could not be loaded again
     fit_state(net, read_state(weights, net.state_dict()), str(weights))
     origin = {"algorithm": "imported", "file": weights.name, "file_sha256": sha256_file(weights)}
     card = Card(

@@ -23,6 +23,18 @@ T = TypeVar("T")
 _BUILTINS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without tags, in which a key that stands twice in a mapping is an error and not a silent loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicate keys; keys that `<<` brings in may be overridden."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key '{twice[0]}' stands twice in one mapping")
+        return super().construct_mapping(node, deep)
+
+
 def load_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML (or JSON, which is YAML) file whose top level is a mapping.
 
@@ -30,7 +42,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -29,6 +29,7 @@ class TeacherPlan:
     arch: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     resize: int | None = None
+    algorithm: str = "pgd-at"
     set: dict[str, Any] = field(default_factory=dict)
 
 
@@ -101,6 +102,7 @@ def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, da
     words = ["darht-teacher", "train", *data, *_options(config.data, "limit", "test_limit")]
     words += ["--arch", plan.arch, "--kwargs", json.dumps(plan.kwargs)]
     words += ["--resize", str(plan.resize)] if plan.resize else []
+    words += ["--algorithm", plan.algorithm]
     for key, value in plan.set.items():
         words += ["--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}"]
     return Stage(f"teacher {name}", (*words, "--out", str(out / "teachers" / name)))

@@ -79,7 +79,8 @@ def teacher() -> None:
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
-@click.option("--set", "assignments", multiple=True, help="A training option, e.g. algorithm=trades, optim.epochs=30.")
+@click.option("--algorithm", default="pgd-at", show_default=True, help="standard, pgd-at, trades or fat.")
+@click.option("--set", "assignments", multiple=True, help="A training option, e.g. optim.epochs=30, eps=8, tau=2.")
 @click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
 def teacher_train(
     data: str,
@@ -92,6 +93,7 @@ def teacher_train(
     arch: str,
     kwargs: str,
     resize: int | None,
+    algorithm: str,
     assignments: tuple[str, ...],
     out: Path,
 ) -> None:
@@ -102,7 +104,7 @@ def teacher_train(
     from darht.trainer import teach
     from darht.trainer.config import TeachConfig
 
-    config = parse(TeachConfig, override({}, assignments), "--set")
+    config = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training")
     options, where = _json_option(kwargs, "--kwargs"), pick_device(device)
     teach.check_free(out)
     sources = {

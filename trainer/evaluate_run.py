@@ -11,7 +11,7 @@ from darht.cache.exported import open_shards
 from darht.cache.source import Source, load_source
 from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError
-from darht.trainer.checkpoint import StudentCard, load_student, read_run
+from darht.trainer.checkpoint import BEST, StudentCard, load_student, read_run
 from darht.trainer.evaluate import Score, evaluate, quick_attacks, write_report
 
 
@@ -46,7 +46,7 @@ def evaluate_run(
     device: torch.device,
     on_batch: Callable[[str, int, int], None],
 ) -> RunReport:
-    """Measure the student of a run on the test split and write `RUN/eval.json`.
+    """Measure the student of a run on the test split and write `RUN/eval.json` (`eval-last.json` for the last epoch's).
 
     Args:
         run: the folder that darht-train left.
@@ -80,7 +80,7 @@ def evaluate_run(
         seed=seed,
         on_batch=lambda name, images: on_batch(name, images, len(source.images)),
     )
-    path, note = run / "eval.json", _note(card)
+    path, note = run / ("eval.json" if which == BEST else f"eval-{which}.json"), _note(card)
     if teachers is not None and not loaded:
         note += "; where the teachers lie is not known, so transfer was not measured: give --teacher NAME=FOLDER"
     about = {"which": which, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe, "epoch": card.epoch}

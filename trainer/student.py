@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from darht.cache.teachers import Preprocessing, Teacher
 from darht.core.nets import backbone, build, fold_head, head_name
-from darht.trainer.seeding import borrowed_generator
+from darht.core.rng import borrowed_generator
 
 
 class StudentOutput(NamedTuple):

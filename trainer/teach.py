@@ -18,13 +18,13 @@ from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
 from darht.core.errors import CacheError
+from darht.core.files import is_free
 from darht.core.nets import build
-from darht.core.rng import RowRng
+from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.schedule import descend, make_optimizer
-from darht.trainer.seeding import borrowed_generator
-from darht.trainer.train import check_pixels, normalisation
+from darht.trainer.train import check_finite, check_pixels, normalisation
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -90,7 +90,9 @@ def _fit(teacher: Teacher, images: Tensor, labels: Tensor, config: TeachConfig, 
             generator = RowRng.create(config.seed, "inner", epoch, rows=rows)
             loss = outer_loss(teacher, x, labels[rows], config, generator)
             descend(loss, teacher, optimizer, config.optim, number / total)
-            on_step(number + 1, total, len(rows), float(loss.detach()))
+            value = float(loss.detach())
+            check_finite(value, epoch + 1)
+            on_step(number + 1, total, len(rows), value)
 
 
 def outer_loss(model: nn.Module, x: Tensor, y: Tensor, config: TeachConfig, generator: RowRng) -> Tensor:
@@ -170,5 +172,5 @@ def save(folder: Path, teacher: Teacher, card: Card) -> Card:
 
 def check_free(folder: Path) -> None:
     """Raise CacheError when `folder` already holds something, before hours go into training what cannot be saved."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise CacheError(f"{folder} is not empty: choose a new or empty --out folder")

@@ -1,5 +1,6 @@
 """Train a student from a sealed cache. No teacher is loaded; what they said is looked up."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from darht.cache.sampler import epoch_order
 from darht.cache.source import Source
 from darht.cache.teachers import Preprocessing
 from darht.core.config import to_plain
-from darht.core.errors import ConfigError, ModelError
+from darht.core.errors import ConfigError, DarhtError, ModelError
+from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
     BEST,
     LAST,
@@ -35,7 +37,6 @@ from darht.trainer.evaluate import AttackOn, correct_rows
 from darht.trainer.inner import draw_step
 from darht.trainer.losses import RECIPES
 from darht.trainer.schedule import descend, learning_rate, make_optimizer
-from darht.trainer.seeding import borrowed_generator
 from darht.trainer.student import Student
 
 OnStep = Callable[[int, int, int], None]
@@ -90,10 +91,11 @@ def train(
                 descend(loss, student, optimizer, config.optim, done)
                 losses.append(loss.detach())
                 on_step(number + 1, total, len(rows))
-        seconds = time.perf_counter() - start
+        seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
+        check_finite(mean, epoch + 1)
         row = {
             "epoch": epoch + 1,
-            "loss": round(float(torch.stack(losses).mean()), 6),
+            "loss": round(mean, 6),
             **score_holdout(student, data, config, device),
             "lr": round(learning_rate(config.optim, done), 8),
             "images_per_second": round(steps * len(rows) / seconds, 1),
@@ -106,10 +108,30 @@ def train(
 
 def check_recipe(config: TrainConfig, cache: Cache) -> None:
     """Raise ConfigError where the recipe asks for what the cache does not hold."""
-    if config.inner.kind == "cached" and not cache.spec.attacks:
-        raise ConfigError(f"inner: cached needs stored perturbations, {cache.folder} has no attacks; use inner: pgd")
-    if config.recipe == "rslad" and not any(teacher.role == "robust" for teacher in cache.spec.teachers.values()):
-        raise ConfigError(f"recipe rslad needs a robust teacher; those of {cache.folder} are all vanilla")
+    attacks, problems = cache.spec.attacks, []
+    if config.inner.kind == "cached" and not attacks:
+        problems.append(f"inner: cached needs stored perturbations, {cache.folder} has no attacks; use inner: pgd")
+    others = {attack.parameters["eps"] for attack in attacks.values()} - {config.inner.eps}
+    if config.inner.kind == "cached" and others:
+        stored = ", ".join(f"{eps:g}" for eps in sorted(others))
+        problems.append(
+            f"inner.eps is {config.inner.eps:g}, attacks of the cache have {stored}; set inner.eps to theirs"
+        )
+    robust = any(teacher.role == "robust" for teacher in cache.spec.teachers.values())
+    listens = config.recipe == "rslad" or (config.recipe == "darht" and config.clean_share < 1)
+    if listens and not robust:
+        problems.append(
+            f"recipe {config.recipe} needs a robust teacher on adversarial images; those of {cache.folder} are all "
+            "vanilla"
+        )
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
+    if not math.isfinite(loss):
+        raise DarhtError(f"the loss is {loss} in epoch {epoch}: lower optim.lr, or set optim.clip_norm or optim.warmup")
 
 
 def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:

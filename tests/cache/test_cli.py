@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_cache(invoke, tmp_path: Path, command):
         (
             "seal",
             lambda folder: shutil.rmtree(folder / "commits/image"),
-            "4 of 45 units are missing, first image shard 0",
+            "4 of 45 units are missing, first: image shard 0",
         ),
         ("seal", lambda folder: (folder / "commits/image/00001.json").write_text(""), "is not a commit record"),
     ],

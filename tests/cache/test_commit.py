@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from darht.cache.commit import Commit, check_unit, commit_path, environment, is_done, read_commit, write_commit
+from darht.cache.commit import Commit, State, commit_path, environment, read_commit, unit_state, write_commit
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import read_spec
 from darht.cache.store import Store
@@ -48,45 +48,54 @@ def test_the_environment_is_plain():
     assert canonical_json(environment(torch.device("cpu"), 64))
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(bytes(data))
+
+
 def test_done(unit):
-    assert is_done(*unit)
-    assert check_unit(*unit) == read_commit(*unit)
+    assert unit_state(*unit) == (State.DONE, "")
+    assert unit_state(*unit, check_bytes=True) == (State.DONE, "")
 
 
-def test_without_a_record_it_is_not_done(unit):
+def test_without_a_record_it_is_missing_although_the_shard_is_there(unit):
     commit_path(*unit).unlink()
-    assert read_commit(*unit) is None and not is_done(*unit)
-    with pytest.raises(CorruptError, match="has no commit record that fits it; run darht-cache build again"):
-        check_unit(*unit)
+    assert read_commit(*unit) is None
+    assert unit_state(*unit) == (State.MISSING, "logits/cnn/clean shard 1 has no commit record")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"fingerprint": "0" * 64}, {"size": 1}, {"shard": 0}, {"array": "logits/vit/clean"}]
-)
+@pytest.mark.parametrize("fields", [{"fingerprint": "0" * 64}, {"shard": 0}, {"array": "logits/vit/clean"}])
 def test_a_record_of_something_else_is_not_done(unit, fields):
     rewrite(unit, **fields)
-    assert not is_done(*unit)
+    state, reason = unit_state(*unit)
+    assert state is State.CORRUPT and reason.endswith("belongs to another unit or another spec")
+
+
+def test_another_size_is_not_done(unit):
+    rewrite(unit, size=1)
+    state, reason = unit_state(*unit)
+    assert state is State.CORRUPT and reason.endswith("bytes, its record says 1")
 
 
 def test_without_the_shard_it_is_not_done(unit):
     folder, array, shard = unit
     Store(folder).path(array, shard).unlink()
-    assert not is_done(*unit)
+    state, reason = unit_state(*unit)
+    assert state is State.CORRUPT and "is missing although its record" in reason
 
 
 def test_other_bytes_of_the_same_size_are_found_by_their_hash(unit):
     folder, array, shard = unit
-    path = Store(folder).path(array, shard)
-    data = bytearray(path.read_bytes())
-    data[10] ^= 1
-    path.write_bytes(bytes(data))
-    assert is_done(*unit)
-    with pytest.raises(CorruptError, match="does not have the sha256 of its commit record; remove it and build again"):
-        check_unit(*unit)
+    flip(Store(folder).path(array, shard))
+    assert unit_state(*unit)[0] is State.DONE
+    state, reason = unit_state(*unit, check_bytes=True)
+    assert state is State.CORRUPT and reason.endswith("does not have the sha256 of its record")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff", b'{"array": 3}'])
 def test_a_damaged_record(unit, damage):
     commit_path(*unit).write_bytes(damage)
     with pytest.raises(CorruptError, match=r"00001\.json is not a commit record: .*; remove it and run"):
-        is_done(*unit)
+        read_commit(*unit)
+    assert unit_state(*unit)[0] is State.CORRUPT

@@ -82,7 +82,7 @@ def test_a_run_from_an_export_equals_the_run_from_the_cache_bit_for_bit(
     exported: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     small = ("student.arch=resnet18", "student.kwargs.width=4", "student.kwargs.blocks=[1, 1, 1, 1]")
-    config = load_recipe(None, (*small, "inner.kind=cached", "optim.epochs=2", "optim.batch_size=32"))
+    config = load_recipe(None, (*small, "inner.kind=cached", "inner.eps=32", "optim.epochs=2", "optim.batch_size=32"))
     states = []
     for name, folder in (("zarr", tiny_cache), ("tar", exported)):
         train(config, open_shards(folder), tmp_path / name, device=torch.device("cpu"))

@@ -18,7 +18,8 @@ def read_cache(folder: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"format version {manifest['format_version']}")
     if hashlib.sha256(spec_bytes).hexdigest() != manifest["fingerprint"]:
         raise ValueError("the manifest belongs to another spec")
-    body = json.dumps({**manifest, "root_hash": ""}, sort_keys=True, separators=(",", ":")) + "\n"
+    body = {key: value for key, value in manifest.items() if key not in ("root_hash", "metadata")}
+    body = json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n"
     if hashlib.sha256(body.encode()).hexdigest() != manifest["root_hash"]:
         raise ValueError("the manifest was changed")
     for shard in manifest["shards"]:

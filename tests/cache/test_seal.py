@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from darht.cache.reader import open_cache
 from darht.cache.seal import Manifest, ShardRecord, holdout_rows, read_manifest, read_spec, root_hash, seal
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CacheError, CorruptError, IncompleteError
@@ -37,7 +38,7 @@ def test_what_a_manifest_says(tiny_cache: Path):
 def test_the_root_hash_is_pinned():
     shards = (ShardRecord("label", 0, "data.zarr/label/c/0", 12, "a" * 64),)
     manifest = Manifest("b" * 64, 3, (1,), shards, "whatever")
-    assert root_hash(manifest) == "7eeb75c837637eb026bb497220aa42a5b146416d5635848127ef5a1bc9328c60"
+    assert root_hash(manifest) == "b883023f7e4b6c1758c8964801aac569aa6b3600f5863421852f8e805ea41e9b"
     assert root_hash(dataclasses.replace(manifest, root_hash="")) == root_hash(manifest)
 
 
@@ -48,7 +49,6 @@ def test_the_root_hash_is_pinned():
         {"rows": 4},
         {"holdout": ()},
         {"shards": ()},
-        {"format_version": 2},
     ],
 )
 def test_the_root_hash_covers_every_field(fields):
@@ -58,12 +58,39 @@ def test_the_root_hash_covers_every_field(fields):
 
 def test_a_build_that_is_not_finished(copied: Path):
     (copied / "commits/label/00002.json").unlink()
-    (copied / "data.zarr/logits/vit/clean/c/3/0/0").unlink()
     with pytest.raises(IncompleteError) as caught:
         seal(copied)
     assert str(caught.value) == (
-        f"{copied}: 2 of 45 units are missing, first label shard 2: run darht-cache build again"
+        f"{copied}: 1 of 45 units are missing, first: label shard 2 has no commit record; run darht-cache build again"
     )
+    path = copied / "data.zarr/logits/vit/clean/c/3/0/0"
+    path.unlink()
+    with pytest.raises(
+        CorruptError, match=r"1 of 45 units are corrupt, first: .*c/3/0/0 is missing although its record"
+    ):
+        seal(copied)
+
+
+def test_what_describes_the_arrays_is_sealed_but_not_part_of_the_identity(copied: Path):
+    before = seal(copied)
+    path = copied / "data.zarr/label/zarr.json"
+    text = path.read_text()
+    assert {file.path for file in before.metadata} == {
+        found.relative_to(copied).as_posix() for found in (copied / "data.zarr").rglob("zarr.json")
+    }
+    path.write_text(text.replace("int16", "int32"))
+    with pytest.raises(CorruptError, match=r"label/zarr\.json is not what was sealed"):
+        open_cache(copied)
+    assert seal(copied) == before
+    assert path.read_text() == text
+    open_cache(copied)
+
+
+def test_a_manifest_of_another_version_is_refused(copied: Path):
+    path = copied / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version":1', '"format_version":2'))
+    with pytest.raises(CorruptError, match="format_version is 2, this darht knows 1"):
+        open_cache(copied)
 
 
 def test_a_flipped_bit_in_any_array(copied: Path):
@@ -71,7 +98,7 @@ def test_a_flipped_bit_in_any_array(copied: Path):
     for path in shards[::5]:
         data = path.read_bytes()
         path.write_bytes(bytes([data[0] ^ 4]) + data[1:])
-        with pytest.raises(CorruptError, match="does not have the sha256 of its commit record"):
+        with pytest.raises(CorruptError, match="does not have the sha256 of its record"):
             seal(copied)
         path.write_bytes(data)
     seal(copied)

@@ -38,8 +38,10 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch, step, erro
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and names(tmp_path) == ["file.bin"]
     if isinstance(error, OSError):
-        text = f"cannot write {path}: No space left on device; nothing was changed, run again once it can"
-        assert str(caught.value) == text
+        assert str(caught.value) == (
+            f"cannot write {path}: No space left on device; what was there before is whole: "
+            "run again once it can be written"
+        )
 
 
 def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path):

@@ -24,7 +24,8 @@ TINY = {
         "vit": {
             "arch": "timm:vit_tiny_patch16_224",
             "kwargs": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-            "set": {**TRAINING, "algorithm": "standard"},
+            "algorithm": "standard",
+            "set": TRAINING,
         },
     },
     "cache": {

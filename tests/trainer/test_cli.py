@@ -118,7 +118,7 @@ def test_a_run_is_resumed_and_not_overwritten(run, tiny_cache):
 def test_a_recipe_file(tiny_cache, tmp_path):
     recipe = {
         "recipe": "rslad",
-        "inner": {"kind": "cached"},
+        "inner": {"kind": "cached", "eps": 32},
         "optim": {"epochs": 1, "batch_size": 32},
         "student": {"kwargs": json.loads(SMALL)},
     }
@@ -139,7 +139,8 @@ def test_evaluate_a_run(run):
     assert len(json.loads((run / "eval.json").read_text())["scores"]) == 6
     plain = succeed(evaluate, run, "--limit", 40, "--device", "cpu", "--no-transfer", "--which", "last")
     assert "transfer" not in plain.stdout
-    assert json.loads((run / "eval.json").read_text())["which"] == "last"
+    assert json.loads((run / "eval-last.json").read_text())["which"] == "last"
+    assert json.loads((run / "eval.json").read_text())["which"] == "student"
 
 
 def test_teachers_are_given_as_name_and_folder(run, tiny_teachers, tmp_path):

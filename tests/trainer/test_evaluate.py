@@ -195,7 +195,7 @@ def runs(tiny_cache, tmp_path_factory):
     for kind in ("cached", "pgd"):
         config = TrainConfig(
             student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
-            inner=InnerConfig(kind=kind, eps=16, step=8, steps=1),
+            inner=InnerConfig(kind=kind, eps=32, step=8, steps=1),
             optim=OptimConfig(epochs=1, batch_size=32, lr=0.01),
         )
         train(config, cache, root / kind, device=CPU)
@@ -214,14 +214,14 @@ def test_a_run_is_measured_white_box_and_by_transfer_from_its_teachers(runs, tin
     names = ["clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case"]
     assert [score.name for score in report.scores] == names
     assert told == [(name, 40, 40) for name in names[:-1]]
-    assert {score.attack.get("eps", 16) for score in report.scores} == {16}  # the radius trained for
+    assert {score.attack.get("eps", 32) for score in report.scores} == {32}  # the radius trained for
     assert all(report.scores[-1].correct <= score.correct for score in report.scores)
     data = json.loads(report.path.read_text())
     assert report.path == runs / "pgd" / "eval.json"
     assert data["which"] == "student"
     assert data["epoch"] == 1
     assert data["cache_root_hash"] == open_cache(tiny_cache).root_hash
-    assert data["recipe"]["inner"]["eps"] == 16
+    assert data["recipe"]["inner"]["eps"] == 32
     assert data["data"] == {
         "source": "digits",
         "split": "test",

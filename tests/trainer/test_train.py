@@ -13,7 +13,7 @@ from darht.cache.build import build, plan_build
 from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
-from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
+from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, Progress, StudentCard, load_student
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.schedule import make_optimizer
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 TIMINGS = ("seconds", "images_per_second")
 CONFIG = TrainConfig(
     student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
-    inner=InnerConfig(eps=16, step=8, steps=2),
+    inner=InnerConfig(eps=32, step=8, steps=2),
     optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, warmup=0.2, schedule="cosine", clip_norm=5.0),
     phases=(0.2, 0.6),
     seed=7,
@@ -317,8 +317,9 @@ def test_another_recipe_in_the_same_folder_is_refused(resume, cache, whole):
 
 
 def test_another_cache_in_the_same_folder_is_refused(plain_cache, whole):
+    config = changed(recipe="at", student=dataclasses.replace(CONFIG.student, feature_map=False))
     with pytest.raises(SpecMismatchError, match="cache_root_hash: "):
-        train(CONFIG, plain_cache, whole("darht-pgd", CONFIG), device=CPU, resume=True)
+        train(config, plain_cache, whole("at-plain", config), device=CPU, resume=True)
 
 
 def test_the_same_run_again_needs_resume(cache, whole):
@@ -338,8 +339,29 @@ def test_cached_needs_stored_perturbations(plain_cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("changes", [{"recipe": "darht"}, {"recipe": "rslad", "clean_share": 1.0}])
+def test_vanilla_teachers_alone_do_not_supervise_adversarial_images(plain_cache, tmp_path, changes):
+    with pytest.raises(ConfigError, match="needs a robust teacher on adversarial images"):
+        train(changed(**changes), plain_cache, tmp_path / "run", device=CPU)
+
+
+def test_cached_examples_of_another_radius_are_refused(cache, tmp_path):
+    config = changed(inner={"kind": "cached", "eps": 8, "step": 2})
+    with pytest.raises(ConfigError, match=r"inner\.eps is 8, attacks of the cache have 32"):
+        train(config, cache, tmp_path / "run", device=CPU)
+
+
+def test_a_run_that_diverges_stops_and_says_what_to_change(cache, tmp_path):
+    config = changed(optim={"lr": 1e30})
+    with pytest.raises(DarhtError, match=r"the loss is (nan|inf) in epoch [12]: lower optim\.lr"):
+        train(config, cache, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run" / "log.csv").exists() or "nan" not in (tmp_path / "run" / "log.csv").read_text()
+
+
 def test_rslad_needs_a_robust_teacher(plain_cache, tmp_path):
-    with pytest.raises(ConfigError, match=r"recipe rslad needs a robust teacher; those of .* are all vanilla"):
+    with pytest.raises(
+        ConfigError, match=r"recipe rslad needs a robust teacher on adversarial images; those of .* are all vanilla"
+    ):
         train(changed(recipe="rslad"), plain_cache, tmp_path / "run", device=CPU)
 
 
