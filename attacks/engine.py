@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from darht.attacks.checks import check_inputs, check_labels
 from darht.attacks.exact import store
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
-from darht.attacks.prepare import folded, kernels, private_copy, replicas
-from darht.attacks.slots import Queue, Results, forward_all, run_lanes
+from darht.attacks.prepare import folded, kernels, private_copy, replicas, takes_channels_last
+from darht.attacks.slots import SMALLEST, Queue, Results, forward_all, run_lanes
 from darht.attacks.state import Attack, Rows, Rule
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
@@ -64,7 +64,12 @@ class Prepared:
 
     exact: list[Model]
     fast: list[Model]
-    folded: bool
+    folded: bool = False
+    channels_last: bool = False
+
+    def plain(self) -> "Prepared":
+        """The same without anything that changes float rounding."""
+        return Prepared(exact=self.exact, fast=self.exact)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,7 @@ class Engine:
         precision: `bf16` crafts under autocast; every hit is confirmed in float32 on the caller's model before it
             counts, and rows whose hit is not confirmed are attacked again in float32.
         fold: fold BatchNorm into the convolutions of a private copy.
-        channels_last: memory format of the private copy; off by default, since oneDNN brings its own on a CPU.
+        channels_last: memory layout of the private copy, where its forward pass works with it.
         compile: `torch.compile` the private copy, for the slots' constant shapes.
         lanes: batches worked on at once, each by one thread; by default as many as torch has threads on a CPU.
         unit: store perturbations as whole multiples of so many pixel levels (1, or eps / 127) and judge what is
@@ -89,7 +94,7 @@ class Engine:
     slots: int = 64
     precision: Precision = "float32"
     fold: bool = True
-    channels_last: bool = False
+    channels_last: bool = True
     compile: bool = False
     lanes: int | None = None
     unit: float | None = None
@@ -117,14 +122,19 @@ class Engine:
         todo = torch.arange(len(y), device=y.device)
         if self.rule == "first_hit":
             todo = todo[rows.clean.argmax(1) == y]
-        results = self._craft(attack, ready.fast, rows, todo, self.precision)
+        results = self._craft(attack, ready, rows, todo)
         logits = forward_all(ready.exact, results.x_adv, self.slots)
         again = (results.hit & (logits.argmax(1) == y)).nonzero().squeeze(1)
         if self.rule == "first_hit" and len(again):
-            second = self._craft(attack, ready.exact, rows, again, "float32")
+            second = replace(self, precision="float32")._craft(attack, ready.plain(), rows, again)
             results.x_adv[again] = second.x_adv[again]
             logits[again] = forward_all(ready.exact, results.x_adv[again], self.slots)
-        noticed = {"folded": ready.folded, "repeated_in_float32": len(again), "saved_by_rounding": 0}
+        noticed = {
+            "folded": ready.folded,
+            "channels_last": ready.channels_last,
+            "repeated_in_float32": len(again),
+            "saved_by_rounding": 0,
+        }
         results.x_adv, moved = store(results.x_adv, x, attack.threat, self.unit, whole=attack.whole_levels)
         if bool(moved.any()):
             fooled = logits.argmax(1) != y
@@ -138,7 +148,7 @@ class Engine:
             clean = forward_all(ready.exact, x, self.slots)
             check_labels(clean, y)
             rows = Rows(x=x, y=y, clean=clean, generator=generator)
-            results = self._craft(attack, ready.fast, rows, torch.arange(len(y), device=y.device), self.precision)
+            results = self._craft(attack, ready, rows, torch.arange(len(y), device=y.device))
         return store(results.x_adv, x, attack.threat, self.unit, whole=attack.whole_levels)[0]
 
     @contextmanager
@@ -152,24 +162,27 @@ class Engine:
     def _prepare(self, model: Model, x: Tensor) -> Prepared:
         copied = private_copy(model)
         if copied is None:
-            return Prepared(exact=[model], fast=[model], folded=False)
+            return Prepared(exact=[model], fast=[model])
         lanes = self.lanes or (torch.get_num_threads() if x.device.type == "cpu" else 1)
         lanes = max(1, min(lanes, -(-len(x) // self.slots)))
-        fused = folded(copied, x[: self.slots]) if self.fold else None
-        exact = replicas(copied, lanes)
+        exact, probe = replicas(copied, lanes), x[:SMALLEST]
+        fused = folded(copied, probe) if self.fold else None
         if fused is None and not self.compile and not self.channels_last:
-            return Prepared(exact=exact, fast=exact, folded=False)
+            return Prepared(exact=exact, fast=exact)
         quick = copy.deepcopy(copied) if fused is None else fused
-        if self.channels_last:
-            quick.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+        last = self.channels_last and takes_channels_last(quick, probe)
         fast = replicas(quick, lanes)
         if self.compile:
             fast = [torch.compile(part, dynamic=False) for part in fast]
-        return Prepared(exact=exact, fast=fast, folded=fused is not None)
+        return Prepared(exact=exact, fast=fast, folded=fused is not None, channels_last=last)
 
-    def _craft(self, attack: Attack, models: list[Model], rows: Rows, todo: Tensor, precision: Precision) -> Results:
+    def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
+        layout = torch.channels_last if ready.channels_last else torch.contiguous_format
+        rows = replace(rows, x=rows.x.contiguous(memory_format=layout))
         queue = Queue(attack, rows, todo, rule=self.rule, slots=self.slots)
-        return run_lanes(queue, models, precision)
+        results = run_lanes(queue, ready.fast, self.precision, layout)
+        results.x_adv = results.x_adv.contiguous()
+        return results
 
     def _outcome(
         self, attack: Attack, rows: Rows, results: Results, logits: Tensor, noticed: dict[str, int]
@@ -196,5 +209,5 @@ class Engine:
         )
 
 
-FULL = Engine(rule="full")
-"""What calling an attack uses: every row gets its whole budget, in float32."""
+FULL = Engine(rule="full", fold=False, channels_last=False)
+"""What calling an attack uses: every row gets its whole budget, with the bits that the caller's own kernels give."""

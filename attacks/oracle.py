@@ -25,9 +25,12 @@ class Oracle:
         backwards: backward passes so far.
     """
 
-    def __init__(self, model: Model, precision: Precision = "float32") -> None:
+    def __init__(
+        self, model: Model, precision: Precision = "float32", layout: torch.memory_format = torch.contiguous_format
+    ) -> None:
         self.model = model
         self.precision = precision
+        self.layout = layout
         self.forwards = 0
         self.backwards = 0
 
@@ -71,7 +74,7 @@ class Oracle:
     def _forward(self, z: Tensor) -> Tensor:
         self.forwards += 1
         with self._autocast(z.device.type):
-            logits = self.model(z)
+            logits = self.model(z.contiguous(memory_format=self.layout))
         if logits.dtype != z.dtype:
             logits = logits.to(z.dtype)
         if not bool(torch.isfinite(logits).all()):

@@ -48,6 +48,25 @@ def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
     return fused if bool((want - got).abs().max() <= _TOLERANCE * want.abs().max()) else None
 
 
+def takes_channels_last(model: nn.Module, probe: Tensor) -> bool:
+    """Turn a private copy to channels-last; False, and the copy as it was, where its forward needs the other layout."""
+    try:
+        with torch.no_grad():
+            want = model(probe)
+            _set_layout(model, torch.channels_last)
+            got = model(probe.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # a view() of what is no longer contiguous
+        _set_layout(model, torch.contiguous_format)
+        return False
+    return bool((want - got).abs().max() <= _TOLERANCE * want.abs().max())
+
+
+def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+
+
 def replicas(model: nn.Module, count: int) -> list[Model]:
     """`count` module trees over the same tensors: what a forward pass stores in its modules is each thread's own."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

@@ -152,7 +152,7 @@ class Lane:
         seen, state = self.seen, self.state
         fresh = state.looks == 1
         if bool(fresh.any()):
-            seen["zero_gradient"] = torch.where(fresh, ~state.gradient.flatten(1).any(1), seen["zero_gradient"])
+            seen["zero_gradient"] = torch.where(fresh, state.gradient.abs().amax((1, 2, 3)) == 0, seen["zero_gradient"])
         seen["first_hit"] = torch.where((seen["first_hit"] < 0) & state.hit, state.looks - 1, seen["first_hit"])
 
     def _leave_after_look(self) -> None:
@@ -204,9 +204,9 @@ class Lane:
         self.seen = {name: value[keep] for name, value in self.seen.items()}
 
 
-def run_lanes(queue: Queue, models: Sequence[Model], precision: Precision) -> Results:
+def run_lanes(queue: Queue, models: Sequence[Model], precision: Precision, layout: torch.memory_format) -> Results:
     """Work the queue off, one thread for each model; an exception in one lane ends them all and is raised."""
-    lanes = [Lane(queue, Oracle(model, precision)) for model in models]
+    lanes = [Lane(queue, Oracle(model, precision, layout)) for model in models]
     if len(lanes) == 1:
         lanes[0].work()
     else:
@@ -216,12 +216,12 @@ def run_lanes(queue: Queue, models: Sequence[Model], precision: Precision) -> Re
     return queue.results
 
 
-def forward_all(models: Sequence[Model], x: Tensor, slots: int, precision: Precision = "float32") -> Tensor:
-    """Logits `[N, C]` of all rows, in batches of the slots' shape."""
+def forward_all(models: Sequence[Model], x: Tensor, slots: int) -> Tensor:
+    """Logits `[N, C]` of all rows in float32, in batches of the slots' shape."""
     chunks = torch.split(torch.arange(len(x), device=x.device), slots)
 
     def answer(job: tuple[Model, Sequence[Tensor]]) -> list[Tensor]:
-        oracle = Oracle(job[0], precision)
+        oracle = Oracle(job[0])
         return [_forward_padded(oracle, x[chunk], slots) for chunk in job[1]]
 
     jobs = [(model, chunks[lane :: len(models)]) for lane, model in enumerate(models)]

@@ -108,9 +108,8 @@ class Threat:
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """How far the points are from the images, `[B]` in pixels of [0, 1]."""
-        delta = (x_adv - x).flatten(1)
-        reach: Tensor = delta.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
-        return reach
+        delta = x_adv - x
+        return delta.abs().amax((1, 2, 3)) if self.norm == "linf" else row_norms(delta).flatten()
 
     def direction(self, gradient: Tensor) -> Tensor:
         """The steepest ascent of unit norm: the sign in L-inf, the normalised gradient in L2."""
@@ -130,4 +129,5 @@ class Threat:
 
 def row_norms(value: Tensor) -> Tensor:
     """The Euclidean norm of each row, never 0, as `[B, 1, 1, 1]`."""
-    return value.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+    norms: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
+    return norms.clamp(min=1e-12)[:, None, None, None]

@@ -8,19 +8,22 @@ from darht.core.errors import ConfigError
 from darht.core.rng import derive_seed
 
 
-def crop_flip_offsets(padding: int, count: int | None, seed: int) -> np.ndarray:
+def crop_flip_offsets(padding: int, *, flip: bool = True, count: int | None = None, seed: int = 0) -> np.ndarray:
     """The table of views, int8 `[V, 3]` of (dy, dx, flip); view 0 is the identity.
 
     Args:
         padding: crops lie up to this many pixels off the image, whose outside is black.
-        count: None for all `(2 * padding + 1)**2 * 2`; otherwise the identity and a seeded subset without repetition.
+        flip: whether mirror images are views too; digits and text must not be mirrored.
+        count: None for all, `(2 * padding + 1)**2` and twice as many with `flip`; otherwise the identity and a
+            seeded subset without repetition.
         seed: of the subset.
 
     Raises:
         ConfigError: more views than there are.
     """
-    shifts = range(-padding, padding + 1)
-    table = [(dy, dx, flip) for dy in shifts for dx in shifts for flip in (0, 1) if (dy, dx, flip) != (0, 0, 0)]
+    shifts, mirrors = range(-padding, padding + 1), (0, 1) if flip else (0,)
+    table = [(dy, dx, mirror) for dy in shifts for dx in shifts for mirror in mirrors]
+    table.remove((0, 0, 0))
     if count is not None:
         if not 1 <= count <= len(table) + 1:
             raise ConfigError(f"views.count must lie in 1..{len(table) + 1} for padding {padding}; got {count}")

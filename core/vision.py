@@ -9,9 +9,10 @@ The declared operators have no implementation: calling them still fails, and dar
 import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 _MISSING_OPERATORS = ("nms", "qnms")
+_BROKEN = "torchvision does not load beside this torch; install the build that belongs to it"
 # The operator libraries live as long as this list: torch removes their operators when they are collected.
 _declared: list[Any] = []
 
@@ -26,10 +27,13 @@ def torchvision() -> ModuleType:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
-            raise ImportError(f"torchvision does not load beside this torch: {error}") from error
+            raise ImportError(f"{_BROKEN}: {error}") from error
     _forget_partial_import()
     _declare_operators()
-    return importlib.import_module("torchvision")
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        raise ImportError(f"{_BROKEN}: {error}") from error
 
 
 def _forget_partial_import() -> None:
@@ -42,7 +46,7 @@ def _declare_operators() -> None:
 
     if _declared:
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = cast(Any, torch.library.Library)("torchvision", "DEF")  # torch left its constructor untyped
     for name in _MISSING_OPERATORS:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)

@@ -1,0 +1,76 @@
+"""The command line of the cache: each command is one library call."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from darht.core.cli import Group
+
+
+@click.group(cls=Group)
+def cache() -> None:
+    """Build and look into caches of perturbations and teachers' logits."""
+
+
+@cache.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The cache folder; a stopped build goes on."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
+)
+@click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there.")
+def build(spec: Path, out: Path, device: str, batch_size: int, download: bool) -> None:
+    """Craft perturbations, ask every teacher, store both, and seal the cache."""
+    from darht.cache import build as builder
+    from darht.cache.layout import ArrayLayout
+    from darht.cache.seal import seal as seal_cache
+    from darht.core.device import pick_device
+
+    where = pick_device(device)
+    plan = builder.plan_build(spec, device=where, download=download)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("build", total=len(plan.units))
+
+        def on_unit(array: ArrayLayout, shard: int, seconds: float) -> None:
+            progress.update(task, advance=1, description=f"{array.name} {shard}")
+
+        report = builder.build(plan, out, device=where, batch_size=batch_size, on_unit=on_unit)
+    manifest = seal_cache(out)
+    spent = sum(report.seconds.values())
+    click.echo(f"{out}: {report.computed} units computed in {spent:.1f} s, {report.reused} reused; sealed")
+    click.echo(f"root hash {manifest.root_hash}")
+
+
+@cache.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def seal(folder: Path) -> None:
+    """Check every unit and write the manifest (build does it at its end)."""
+    from darht.cache.seal import seal as seal_cache
+
+    click.echo(f"root hash {seal_cache(folder).root_hash}")
+
+
+@cache.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def info(folder: Path) -> None:
+    """Print what a sealed cache holds."""
+    from darht.cache.info import summarise
+    from darht.cache.reader import open_cache
+
+    summary = summarise(open_cache(folder))
+    console = Console()
+    for name, value in summary.facts:
+        console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
+    table = Table("array", "type", "shape", header_style="bold")
+    for title in ("MB", "bytes/row", "of raw", "seconds"):
+        table.add_column(title, justify="right")
+    for row in summary.arrays:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,120 @@
+"""Which arrays a spec asks for: names, shapes, types, how they are cut, and what each of them depends on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from darht.cache.spec import AttackSpec, CacheSpec
+from darht.core.config import fingerprint, to_plain
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array of a cache.
+
+    Attributes:
+        name: path inside `data.zarr`.
+        shape: the whole array; axis 0 is cut into shards.
+        dtype: numpy's name.
+        rows_per_shard: rows of a unit.
+        rows_per_chunk: rows of the smallest read.
+        packed: bit-shuffled and compressed (pixels, perturbations) or stored plain (logits, labels).
+        fingerprint: of every part of the spec that changes this array's bytes.
+        attributes: stored beside the array.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows_per_shard: int
+    rows_per_chunk: int
+    packed: bool
+    fingerprint: str
+    attributes: dict[str, Any]
+
+    @property
+    def shards(self) -> int:
+        """How many units the array has."""
+        return -(-self.shape[0] // self.rows_per_shard)
+
+    def rows(self, shard: int) -> slice:
+        """The rows of a unit."""
+        return slice(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.shape[0]))
+
+    @property
+    def fill_value(self) -> float | int:
+        """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
+        return float("nan") if np.dtype(self.dtype).kind == "f" else 0
+
+
+def label_dtype(classes: int) -> str:
+    """int16 holds the labels of any data set below 32,768 classes."""
+    return "int16" if classes <= np.iinfo(np.int16).max else "int32"
+
+
+def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
+    """Every array of a cache, in the order in which a shard is computed: inputs before what is made from them."""
+    plain = to_plain(spec)
+    base = {key: plain[key] for key in ("format_version", "data", "store")}
+    N, image, V = spec.data.rows, spec.data.image_shape, spec.views.count
+    arrays = [
+        _array(spec, "source_index", (N,), "int64", base),
+        _array(spec, "label", (N,), label_dtype(len(spec.data.classes)), base),
+        _array(spec, "image", (N, *image), "uint8", base, packed=True),
+        _views(spec, base | {"views": plain["views"], "seed": spec.seed}),
+    ]
+    computed = base | {"precision": plain["precision"], "views": plain["views"], "seed": spec.seed}
+    for name, attack in spec.attacks.items():
+        arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name)))
+    for name, teacher in spec.teachers.items():
+        own = computed | {"teacher": _without_role(plain["teachers"][name])}
+        C = teacher.num_classes
+        arrays.append(_array(spec, f"logits/{name}/clean", (N, V, C), spec.store.logits, own))
+        for attack_name, attack in spec.attacks.items():
+            shape = (N, attack.views, C)
+            inputs = own | _attack_inputs(plain, attack_name)
+            arrays.append(_array(spec, f"logits/{name}/{attack_name}", shape, spec.store.logits, inputs))
+    return {array.name: array for array in arrays}
+
+
+def _attack_inputs(plain: dict[str, Any], name: str) -> dict[str, Any]:
+    attack = plain["attacks"][name]
+    return {"attack": {"name": name, **attack}, "victim": _without_role(plain["teachers"][attack["teacher"]])}
+
+
+def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in teacher.items() if key != "role"}
+
+
+def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
+    shape = (spec.data.rows, attack.views, *spec.data.image_shape)
+    about = {"scale": 1.0, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
+    return _array(spec, f"delta/{name}", shape, "int8", inputs, packed=True, attributes=about)
+
+
+def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
+    V = spec.views.count
+    return ArrayLayout("views/offset", (V, 3), "int8", V, V, False, fingerprint(inputs), {"columns": "dy, dx, flip"})
+
+
+def _array(
+    spec: CacheSpec,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    inputs: dict[str, Any],
+    *,
+    packed: bool = False,
+    attributes: dict[str, Any] | None = None,
+) -> ArrayLayout:
+    return ArrayLayout(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        rows_per_shard=spec.store.rows_per_shard,
+        rows_per_chunk=spec.store.rows_per_chunk,
+        packed=packed,
+        fingerprint=fingerprint({"array": name, **inputs}),
+        attributes=attributes or {},
+    )

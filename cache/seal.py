@@ -1,0 +1,141 @@
+"""Seal a cache: check every unit, then write the manifest whose root hash is the cache's identity."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from darht.cache.build import SPEC
+from darht.cache.commit import check_unit, is_done
+from darht.cache.layout import layouts
+from darht.cache.spec import FORMAT_VERSION, CacheSpec
+from darht.cache.store import DATA, shard_key
+from darht.core.config import canonical_json, fingerprint, parse
+from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.files import write_atomic
+from darht.core.rng import RowRng
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard in the manifest's table."""
+
+    array: str
+    shard: int
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Attributes:
+        fingerprint: sha256 of `spec.json`.
+        rows: N.
+        holdout: source indices kept from training, for selection.
+        shards: every shard of every array.
+        root_hash: sha256 of the canonical JSON of all the fields above.
+        format_version: of the cache.
+    """
+
+    fingerprint: str
+    rows: int
+    holdout: tuple[int, ...]
+    shards: tuple[ShardRecord, ...]
+    root_hash: str
+    format_version: int = FORMAT_VERSION
+
+
+def read_spec(folder: Path) -> CacheSpec:
+    """Read `spec.json`.
+
+    Raises:
+        CacheError: there is none.
+        CorruptError: it is not a spec.
+    """
+    path = folder / SPEC
+    if not path.is_file():
+        raise CacheError(f"{folder} is not a cache: {path} is missing; darht-cache build SPEC.yaml --out DIR makes one")
+    try:
+        return parse(CacheSpec, json.loads(path.read_bytes()), SPEC)
+    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        raise CorruptError(f"{path} is not a cache spec: {error}") from error
+
+
+def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
+    """The rows kept from training: each by a hash of its own index, so the choice does not move when rows are added."""
+    words = RowRng.create(seed, "holdout", rows=torch.arange(rows)).words((1,))[:, 0]
+    return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())
+
+
+def seal(folder: Path) -> Manifest:
+    """Check every unit's bytes and write the manifest; sealing a sealed cache again gives the same manifest.
+
+    Raises:
+        IncompleteError: units are missing; the message counts them.
+        CorruptError: a shard differs from its record.
+    """
+    spec = read_spec(folder)
+    arrays = layouts(spec)
+    missing = [
+        (name, shard)
+        for name, array in arrays.items()
+        for shard in range(array.shards)
+        if not is_done(folder, array, shard)
+    ]
+    if missing:
+        total, (name, shard) = sum(array.shards for array in arrays.values()), missing[0]
+        raise IncompleteError(
+            f"{folder}: {len(missing)} of {total} units are missing, first {name} shard {shard}: "
+            "run darht-cache build again"
+        )
+    commits = [check_unit(folder, array, shard) for array in arrays.values() for shard in range(array.shards)]
+    shards = tuple(
+        ShardRecord(c.array, c.shard, f"{DATA}/{shard_key(arrays[c.array], c.shard)}", c.size, c.sha256)
+        for c in commits
+    )
+    manifest = _manifest(spec, shards)
+    write_atomic(folder / MANIFEST, canonical_json(manifest).encode())
+    return manifest
+
+
+def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...]) -> Manifest:
+    body = Manifest(
+        fingerprint=fingerprint(spec),
+        rows=spec.data.rows,
+        holdout=holdout_rows(spec.data.rows, spec.data.holdout, spec.seed),
+        shards=shards,
+        root_hash="",
+    )
+    return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})
+
+
+def root_hash(manifest: Manifest) -> str:
+    """The sha256 over every field of a manifest but the root hash itself."""
+    return fingerprint({**manifest.__dict__, "root_hash": ""})
+
+
+def read_manifest(folder: Path, spec: CacheSpec) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        IncompleteError: the cache is not sealed.
+        CorruptError: the manifest does not parse, its root hash is wrong, or it belongs to another spec.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise IncompleteError(f"{folder} is not sealed: {path} is missing; finish it with darht-cache build, then seal")
+    try:
+        manifest = parse(Manifest, json.loads(path.read_bytes()), MANIFEST)
+    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        raise CorruptError(f"{path} is not a manifest: {error}; run darht-cache seal again") from error
+    if manifest.root_hash != root_hash(manifest):
+        raise CorruptError(f"{path} does not have the root hash it names; run darht-cache seal again")
+    if manifest.fingerprint != fingerprint(spec):
+        raise CorruptError(f"{path} belongs to another spec than {folder / SPEC}; run darht-cache seal again")
+    return manifest

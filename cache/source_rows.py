@@ -1,0 +1,56 @@
+"""What every reader of a source returns, and the few rules that all readers share."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darht.core.errors import DataError
+
+
+class Rows(NamedTuple):
+    """The rows of one split, in source order."""
+
+    images: NDArray[np.uint8]  # [N, 3, H, W]
+    labels: NDArray[np.int64]  # [N]
+    classes: tuple[str, ...]  # C names
+
+
+def rows_to_take(limit: int | None, available: int, where: str) -> int:
+    """How many of the `available` rows a limit asks for; None asks for all.
+
+    Raises:
+        DataError: there are no rows, or fewer than the limit.
+    """
+    if available < 1:
+        raise DataError(f"{where} holds no rows; at least 1 is needed")
+    if limit is not None and limit > available:
+        raise DataError(f"limit must be at most the number of rows; got {limit} > {available} rows in {where}")
+    return available if limit is None else limit
+
+
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """The lines of a UTF-8 text file that are not blank.
+
+    Raises:
+        DataError: the file is missing or is not text; the message ends with `remedy`.
+    """
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} as text: {one_line(error)}; {remedy}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The reason an error gives, on one line and without the path that our own message names already."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def shown(items: Iterable[object], most: int = 5) -> str:
+    """The first few items, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

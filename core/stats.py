@@ -1,0 +1,14 @@
+"""Intervals for measured shares."""
+
+import math
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share (Wilson 1927), 95 % by default; (0, 1) when nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share = successes / count
+    scale = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)

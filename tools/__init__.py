@@ -1,0 +1,1 @@
+"""Inspect caches, and run whole experiments."""

@@ -1,0 +1,1 @@
+"""Train teachers and students, and say how robust they are."""

@@ -1,0 +1,142 @@
+"""What a run leaves behind: the student's folder in the hub layout, and a checkpoint to go on from."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from darht.cache.teachers import Preprocessing, fit_state, read_state
+from darht.core.config import canonical_json, parse, spec_diff
+from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
+from darht.core.files import write_atomic
+from darht.trainer.student import Student
+
+WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
+BEST, LAST = "student", "last"
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """What is needed to build a student again, and where it came from."""
+
+    arch: str
+    kwargs: dict[str, Any]
+    teachers: tuple[str, ...]
+    num_classes: int
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    cache_root_hash: str
+    recipe: dict[str, Any]
+    epoch: int
+    selection: dict[str, Any] = field(default_factory=dict)
+    format_version: int = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: finished epochs, their log, and the best score so far."""
+
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+
+
+def save_student(folder: Path, student: Student, card: StudentCard) -> None:
+    """Write `model.safetensors` and `config.json`, each atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
+    write_atomic(folder / CONFIG, (json.dumps(json.loads(canonical_json(card)), indent=2) + "\n").encode())
+
+
+def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCard]:
+    """The student of a hub-layout folder, frozen, in eval mode.
+
+    Raises:
+        ModelError: files are missing or do not fit.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no student: {path} is missing; darht-train --out RUN makes RUN/{BEST}")
+    try:
+        card = parse(StudentCard, json.loads(path.read_text()), CONFIG)
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise ModelError(f"{path} is not a student's card: {error}") from error
+    student = Student(
+        card.arch,
+        card.kwargs,
+        teachers=len(card.teachers),
+        num_classes=card.num_classes,
+        preprocessing=card.preprocessing,
+    )
+    fit_state(student, read_state(folder / WEIGHTS), str(folder / WEIGHTS))
+    return student.to(device).eval().requires_grad_(False), card
+
+
+def claim_run(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
+    """Make `out` the folder of this run, or check that it may be gone on with.
+
+    Raises:
+        CacheError: it holds a run and `resume` was not asked for, or it is not empty.
+        SpecMismatchError: it holds a run of another recipe or cache.
+    """
+    path = out / RUN
+    if path.is_file():
+        differences = spec_diff(json.loads(path.read_text())["identity"], json.loads(canonical_json(identity)))
+        if differences:
+            raise SpecMismatchError(f"{out} holds another run: {'; '.join(differences)}; choose another --out folder")
+        if not resume:
+            raise CacheError(f"{out} holds a run of this recipe already: add --resume, or choose another --out folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CacheError(f"{out} is not empty and holds no run: choose a new or empty --out folder")
+
+
+def write_run(out: Path, identity: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Write `run.json`: what identifies the run, and notes (paths) that do not."""
+    write_atomic(out / RUN, (json.dumps({"identity": identity, **notes}, indent=2) + "\n").encode())
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Read `run.json`.
+
+    Raises:
+        CacheError: the folder holds no run.
+    """
+    path = out / RUN
+    if not path.is_file():
+        raise CacheError(f"{out} is not a run: {path} is missing; darht-train --shards CACHE --out DIR makes one")
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+def save_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Everything that the next epoch depends on, in one atomic file."""
+    buffer = io.BytesIO()
+    state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    torch.save(state, buffer)
+    write_atomic(out / CHECKPOINT, buffer.getvalue())
+
+
+def load_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer) -> Progress:
+    """Go on where the checkpoint stands; a run that was stopped in its first epoch starts again."""
+    path = out / CHECKPOINT
+    if not path.is_file():
+        return Progress()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    student.load_state_dict(state["student"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
+
+
+def write_log(out: Path, history: list[dict[str, Any]]) -> None:
+    """The log of all finished epochs as `log.jsonl` and `log.csv`."""
+    write_atomic(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomic(out / "log.csv", text.getvalue().encode())

@@ -1,0 +1,276 @@
+"""The command lines that train and evaluate: each command is one library call."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from darht.core.cli import Command, Group
+from darht.core.errors import ConfigError
+
+_FOLDER = click.Path(path_type=Path)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _json_option(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{what} must be JSON, such as '{{\"width\": 16}}'; got {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} must be a JSON mapping; got {text!r}")
+    return value
+
+
+def _floats(text: str, what: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{what} must be three numbers with commas between them; got {text!r}") from error
+
+
+def _data_options(function: Any) -> Any:
+    for option in (
+        click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
+        click.option("--image-size", type=click.IntRange(min=1), help="Side to which an imagefolder is cut."),
+        click.option("--root", type=_FOLDER, help="Where the data set lies; none for digits."),
+        click.option("--data", required=True, help="digits, cifar10, cifar100, tiny-imagenet, imagefolder or npz."),
+    ):
+        function = option(function)
+    return function
+
+
+def _device_option(function: Any) -> Any:
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(function)
+
+
+@click.group(cls=Group)
+def teacher() -> None:
+    """Train, import and check teachers."""
+
+
+@teacher.command("train")
+@_data_options
+@_device_option
+@click.option("--limit", type=int, help="Train on the first N rows only.")
+@click.option("--test-limit", type=int, help="Measure on the first N test rows only.")
+@click.option(
+    "--arch", required=True, help="resnet18, preact_resnet18, wrn-D-W, mobilenetv2, timm:NAME, python:M:F ..."
+)
+@click.option("--kwargs", default="{}", help="JSON options of the architecture.")
+@click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
+@click.option("--set", "assignments", multiple=True, help="A training option, e.g. algorithm=trades, optim.epochs=30.")
+@click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
+def teacher_train(
+    data: str,
+    root: Path | None,
+    image_size: int | None,
+    download: bool,
+    device: str,
+    limit: int | None,
+    test_limit: int | None,
+    arch: str,
+    kwargs: str,
+    resize: int | None,
+    assignments: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
+    from darht.cache.source import load_source
+    from darht.core.config import override, parse
+    from darht.core.device import pick_device
+    from darht.trainer import teach
+    from darht.trainer.config import TeachConfig
+
+    config = parse(TeachConfig, override({}, assignments), "--set")
+    options, where = _json_option(kwargs, "--kwargs"), pick_device(device)
+    teach.check_free(out)
+    sources = {
+        split: load_source(data, root, split, limit=rows, image_size=image_size, download=download)
+        for split, rows in (("train", limit), ("test", test_limit))
+    }
+    with _progress() as progress:
+        task = progress.add_task("train", total=None, note="")
+
+        def on_step(step: int, total: int, images: int, loss: float) -> None:
+            progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
+
+        model, card = teach.teach(config, sources["train"], arch, options, resize=resize, device=where, on_step=on_step)
+    card = teach.save(out, model, card)
+    _report_check(out, model, sources["test"], eps=config.eps, device=where)
+
+
+@teacher.command("import")
+@click.argument("weights", type=_FOLDER)
+@click.option(
+    "--arch", required=True, help="The architecture that the weights belong to; python:module:callable works."
+)
+@click.option("--kwargs", default="{}", help="JSON options of the architecture.")
+@click.option("--classes", default=10, show_default=True, type=click.IntRange(min=2), help="C, the class count.")
+@click.option("--mean", default="0,0,0", show_default=True, help="Per channel, of pixels in [0, 1].")
+@click.option("--std", default="1,1,1", show_default=True, help="Per channel, of pixels in [0, 1].")
+@click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants.")
+@click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
+def teacher_import(
+    weights: Path, arch: str, kwargs: str, classes: int, mean: str, std: str, resize: int | None, out: Path
+) -> None:
+    """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors)."""
+    from darht.cache.teachers import Preprocessing, import_teacher
+    from darht.trainer.teach import check_free
+
+    check_free(out)
+    preprocessing = Preprocessing(resize, _floats(mean, "--mean"), _floats(std, "--std"))
+    options = _json_option(kwargs, "--kwargs")
+    card = import_teacher(weights, out, arch=arch, num_classes=classes, kwargs=options, preprocessing=preprocessing)
+    click.echo(f"{out}: {card.arch}, {card.num_classes} classes, weights {card.weights_sha256[:12]}")
+
+
+@teacher.command("check")
+@click.argument("folder", type=_FOLDER)
+@_data_options
+@_device_option
+@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
+@click.option("--limit", type=int, help="The first N rows only.")
+@click.option("--eps", default=8.0, show_default=True, help="Radius of PGD-20 in pixel levels.")
+def teacher_check(
+    folder: Path,
+    data: str,
+    root: Path | None,
+    image_size: int | None,
+    download: bool,
+    device: str,
+    split: str,
+    limit: int | None,
+    eps: float,
+) -> None:
+    """Measure clean and PGD-20 accuracy, parameters and speed, and note the accuracies in the card."""
+    from darht.cache.source import load_source
+    from darht.cache.teachers import load_teacher
+    from darht.core.device import pick_device
+
+    where = pick_device(device)
+    model, _ = load_teacher(folder, where)
+    source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
+    _report_check(folder, model, source, eps=eps, device=where)
+
+
+def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:
+    from darht.trainer.check import check_teacher
+
+    result = check_teacher(folder, model, source, eps=eps, device=device)
+    click.echo(
+        f"{folder}: clean {result.clean.accuracy:.1f} %, PGD-20 at {eps:g}/255 {result.robust.accuracy:.1f} % "
+        f"({result.clean.count} {source.split} images), {result.parameters:,} parameters, "
+        f"{result.images_per_second:.0f} images/s forward"
+    )
+
+
+@click.command(cls=Command)
+@click.option("--shards", type=_FOLDER, required=True, help="A sealed cache.")
+@click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
+@click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
+@click.option(
+    "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
+)
+@click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take in memory.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@_device_option
+def train(
+    shards: Path, out: Path, recipe: Path | None, assignments: tuple[str, ...], memory: float, resume: bool, device: str
+) -> None:
+    """Train a feature-map student from a cache, without any teacher in memory."""
+    from darht.cache.reader import open_cache
+    from darht.core.device import pick_device
+    from darht.trainer import train as trainer
+    from darht.trainer.config import load_recipe
+
+    config, where = load_recipe(recipe, assignments), pick_device(device)
+    cache = open_cache(shards)
+    seen = [0, 0.0]
+    with _progress() as progress:
+        task = progress.add_task("train", total=None, note="")
+
+        def on_step(step: int, total: int, images: int) -> None:
+            seen[0] += images
+            speed = seen[0] / max(1e-9, progress.tasks[task].elapsed or 0)
+            progress.update(task, completed=step, total=total, note=f"steps, {speed:.0f} images/s")
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            held = (
+                f", held out: clean {row['holdout_clean']:.1f} %, PGD {row['holdout_pgd']:.1f} %"
+                if "holdout_pgd" in row
+                else ""
+            )
+            progress.console.print(f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}", highlight=False)
+
+        state = trainer.train(
+            config, cache, out, device=where, memory_gib=memory, resume=resume, on_step=on_step, on_epoch=on_epoch
+        )
+    seconds = sum(row["seconds"] for row in state.history)
+    best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
+    click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
+
+
+@click.command(cls=Command)
+@click.argument("run", type=_FOLDER)
+@click.option(
+    "--which", default="student", show_default=True, type=click.Choice(["student", "last"]), help="Best or last."
+)
+@click.option("--root", type=_FOLDER, help="Where the data set lies, when not where the cache was built from.")
+@click.option("--limit", type=int, help="The first N test rows only.")
+@click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from.")
+@click.option("--no-transfer", is_flag=True, help="Leave out the examples transferred from teachers.")
+@click.option("--seed", default=0, show_default=True)
+@_device_option
+def evaluate(
+    run: Path,
+    which: str,
+    root: Path | None,
+    limit: int | None,
+    teachers: tuple[str, ...],
+    no_transfer: bool,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure a run's student on the test split: clean, FGSM, PGD-20, and examples transferred from every teacher."""
+    from darht.core.device import pick_device
+    from darht.trainer.evaluate_run import evaluate_run
+
+    given = dict(item.split("=", 1) for item in teachers if "=" in item)
+    if len(given) != len(teachers):
+        raise ConfigError(f"--teacher reads NAME=FOLDER; got {', '.join(teachers)}")
+    with _progress() as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_batch(name: str, images: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total, note="images")
+            progress.update(tasks[name], advance=images)
+
+        result = evaluate_run(
+            run,
+            which=which,
+            root=root,
+            limit=limit,
+            teachers=None if no_transfer else given,
+            seed=seed,
+            device=pick_device(device),
+            on_batch=on_batch,
+        )
+    console = Console()
+    table = Table("measured", "accuracy %", "95 % interval", "images", "attack", header_style="bold")
+    for score in result.scores:
+        low, high = score.interval
+        table.add_row(
+            score.name, f"{score.accuracy:.1f}", f"{low:.1f} - {high:.1f}", str(score.count), result.describe(score)
+        )
+    console.print(table)
+    console.print(f"{result.note}\nwritten to {result.path}", highlight=False, soft_wrap=True)

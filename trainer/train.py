@@ -1,0 +1,203 @@
+"""Train a student from a sealed cache. No teacher is loaded; what they said is looked up."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import darht
+from darht.cache.loader import TrainingSet, load_training_set
+from darht.cache.reader import Cache
+from darht.cache.sampler import epoch_order
+from darht.cache.source import Source
+from darht.cache.teachers import Preprocessing
+from darht.core.config import to_plain
+from darht.core.errors import ConfigError
+from darht.core.rng import derive_seed
+from darht.trainer.checkpoint import (
+    BEST,
+    LAST,
+    Progress,
+    StudentCard,
+    claim_run,
+    load_checkpoint,
+    save_checkpoint,
+    save_student,
+    write_log,
+    write_run,
+)
+from darht.trainer.config import TrainConfig
+from darht.trainer.evaluate import AttackOn, correct_rows
+from darht.trainer.inner import draw_step
+from darht.trainer.losses import RECIPES
+from darht.trainer.schedule import descend, learning_rate, make_optimizer
+from darht.trainer.student import Student
+
+OnStep = Callable[[int, int, int], None]
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+def train(
+    config: TrainConfig,
+    cache: Cache,
+    out: Path,
+    *,
+    device: torch.device,
+    memory_gib: float = 8.0,
+    resume: bool = False,
+    on_step: OnStep = lambda step, total, images: None,
+    on_epoch: OnEpoch = lambda row: None,
+) -> Progress:
+    """Train the student that `config` describes and leave it in `out`.
+
+    Args:
+        config: the recipe.
+        cache: a sealed cache.
+        out: the run's folder: `student/` (best on held-out rows), `last/`, `log.csv`, `log.jsonl`, `checkpoint.pt`.
+        device: where to train.
+        memory_gib: the most that the cache may take in memory.
+        resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
+        on_step: told step, steps in all, and images, after each step.
+        on_epoch: told the log's row after each epoch.
+
+    Raises:
+        ConfigError: recipe and cache do not go together.
+        CacheError: the folder cannot be used as asked.
+    """
+    check_recipe(config, cache)
+    identity = run_identity(config, cache)
+    claim_run(out, identity, resume=resume)
+    data = load_training_set(cache, device=device, adversarial=config.inner.kind == "cached", budget_gib=memory_gib)
+    student = make_student(config, data, cache.spec.data.classes).to(device)
+    optimizer = make_optimizer(student, config.optim)
+    progress = load_checkpoint(out, student, optimizer)
+    write_run(out, identity, {"cache": str(cache.folder.resolve())})
+    steps = max(1, len(data.training) // config.optim.batch_size)
+    total = steps * config.optim.epochs
+    while progress.epoch < config.optim.epochs:
+        start, losses, epoch = time.perf_counter(), [], progress.epoch
+        student.train()
+        for number, rows in enumerate(_batches(data, config, epoch, steps), start=epoch * steps):
+            done = number / total
+            step = draw_step(student, data, rows, config, epoch=epoch, number=number, done=done)
+            loss = RECIPES[config.recipe].loss(student, step, config)
+            descend(loss, student, optimizer, config.optim, done)
+            losses.append(loss.detach())
+            on_step(number + 1, total, len(rows))
+        seconds = time.perf_counter() - start
+        row = {
+            "epoch": epoch + 1,
+            "loss": round(float(torch.stack(losses).mean()), 6),
+            **score_holdout(student, data, config, device),
+            "lr": round(learning_rate(config.optim, done), 8),
+            "images_per_second": round(steps * len(rows) / seconds, 1),
+            "seconds": round(seconds, 3),
+        }
+        save_epoch(out, student, optimizer, progress, row=row, card=_card(config, cache, student, row))
+        on_epoch(row)
+    return progress
+
+
+def check_recipe(config: TrainConfig, cache: Cache) -> None:
+    """Raise ConfigError where the recipe asks for what the cache does not hold."""
+    if config.inner.kind == "cached" and not cache.spec.attacks:
+        raise ConfigError(f"inner: cached needs stored perturbations, {cache.folder} has no attacks; use inner: pgd")
+    if config.recipe == "rslad" and not any(teacher.role == "robust" for teacher in cache.spec.teachers.values()):
+        raise ConfigError(f"recipe rslad needs a robust teacher; those of {cache.folder} are all vanilla")
+
+
+def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
+    """What makes two runs the same: recipe, cache and code version."""
+    return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, "darht": darht.__version__}
+
+
+def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...]) -> Student:
+    """The untrained student; its weights follow from the seed, and the caller's generators are left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "student"))
+        return Student(
+            config.student.arch,
+            config.student.kwargs,
+            teachers=len(data.teachers) if config.student.feature_map else 0,
+            num_classes=len(classes),
+            preprocessing=normalisation(data.images[torch.from_numpy(data.training)]),
+        )
+
+
+def normalisation(images: Tensor) -> Preprocessing:
+    """Mean and standard deviation per channel of uint8 images `[N, 3, H, W]`, to four digits, in units of [0, 1]."""
+    values = images.double().flatten(2) / 255
+    mean, std = values.mean((0, 2)), values.std((0, 2), correction=0).clamp(min=1e-2)
+    return Preprocessing(mean=tuple(round(v, 4) for v in mean.tolist()), std=tuple(round(v, 4) for v in std.tolist()))
+
+
+def _batches(data: TrainingSet, config: TrainConfig, epoch: int, steps: int) -> list[Tensor]:
+    """This epoch's batches; rows beyond the last whole batch wait for another epoch's order."""
+    order = torch.from_numpy(epoch_order(data.training, config.seed, epoch)).to(data.images.device)
+    return list(order.split(config.optim.batch_size)[:steps])
+
+
+def score_holdout(student: Student, data: TrainingSet, config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Clean and PGD accuracy in per cent on the rows held out of the training split; empty when there are none."""
+    if not len(data.holdout):
+        return {}
+    held = Source(
+        name="holdout",
+        split="train",
+        images=data.images.cpu().numpy()[data.holdout],
+        labels=data.labels.cpu().numpy()[data.holdout],
+        classes=(),
+        sha256="",
+    )
+    was_training = student.training
+    student.eval()
+    try:
+        clean = correct_rows(lambda x: student(x).logits, held, None, device=device)
+        attack = AttackOn(config.inner.pgd())
+        robust = correct_rows(lambda x: student(x).logits, held, attack, device=device, seed=config.seed)
+    finally:
+        student.train(was_training)
+    return {"holdout_clean": _per_cent(clean), "holdout_pgd": _per_cent(clean & robust)}
+
+
+def _per_cent(right: np.ndarray) -> float:
+    return round(100 * float(right.mean()), 3)
+
+
+def _card(config: TrainConfig, cache: Cache, student: Student, row: dict[str, Any]) -> StudentCard:
+    return StudentCard(
+        arch=student.arch,
+        kwargs=student.kwargs,
+        teachers=tuple(cache.spec.teachers) if config.student.feature_map else (),
+        num_classes=student.num_classes,
+        preprocessing=student.preprocessing,
+        classes=cache.spec.data.classes,
+        cache_root_hash=cache.root_hash,
+        recipe=to_plain(config),
+        epoch=row["epoch"],
+        selection={key: value for key, value in row.items() if key.startswith("holdout")},
+    )
+
+
+def save_epoch(
+    out: Path,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    row: dict[str, Any],
+    card: StudentCard,
+) -> None:
+    """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
+    score = row.get("holdout_pgd", float(row["epoch"]))  # with nothing held out the last epoch is the best
+    save_student(out / LAST, student, card)
+    if score >= progress.best:
+        save_student(out / BEST, student, card)
+    progress.epoch, progress.best = row["epoch"], max(score, progress.best)
+    progress.history.append(row)
+    write_log(out, progress.history)
+    save_checkpoint(out, student, optimizer, progress)
