@@ -2,13 +2,43 @@
 
 from typing import Any
 
+from darht.attacks.apgd import APGD, APGDT
+from darht.attacks.autoattack import AutoAttack, Evaluation
+from darht.attacks.cw import CW, CWLinf
 from darht.attacks.engine import Engine, Outcome
+from darht.attacks.fab import FABT
 from darht.attacks.fgsm import FGSM
 from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
+from darht.attacks.square import Square
 from darht.attacks.threat import Threat, parse_eps
 
-ATTACKS: dict[str, type[Any]] = {"pgd": PGD, "fgsm": FGSM, "mim": MIM}
+ATTACKS: dict[str, type[Any]] = {
+    "pgd": PGD,
+    "fgsm": FGSM,
+    "mim": MIM,
+    "apgd": APGD,
+    "apgd-t": APGDT,
+    "fab-t": FABT,
+    "cw": CW,
+    "cw-linf": CWLinf,
+    "square": Square,
+}
 """The attacks against one model that a spec can name, by `kind`."""
 
-__all__ = ["ATTACKS", "FGSM", "MIM", "PGD", "Engine", "Outcome", "Threat", "parse_eps"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "ATTACKS",
+    "FABT",
+    "FGSM",
+    "MIM",
+    "PGD",
+    "AutoAttack",
+    "Engine",
+    "Evaluation",
+    "Outcome",
+    "Square",
+    "Threat",
+    "parse_eps",
+]

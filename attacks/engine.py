@@ -177,12 +177,8 @@ class Engine:
         return Prepared(exact=exact, fast=fast, folded=fused is not None, channels_last=last)
 
     def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
-        layout = torch.channels_last if ready.channels_last else torch.contiguous_format
-        rows = replace(rows, x=rows.x.contiguous(memory_format=layout))
         queue = Queue(attack, rows, todo, rule=self.rule, slots=self.slots)
-        results = run_lanes(queue, ready.fast, self.precision, layout)
-        results.x_adv = results.x_adv.contiguous()
-        return results
+        return run_lanes(queue, ready.fast, self.precision)
 
     def _outcome(
         self, attack: Attack, rows: Rows, results: Results, logits: Tensor, noticed: dict[str, int]

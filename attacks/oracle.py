@@ -25,12 +25,9 @@ class Oracle:
         backwards: backward passes so far.
     """
 
-    def __init__(
-        self, model: Model, precision: Precision = "float32", layout: torch.memory_format = torch.contiguous_format
-    ) -> None:
+    def __init__(self, model: Model, precision: Precision = "float32") -> None:
         self.model = model
         self.precision = precision
-        self.layout = layout
         self.forwards = 0
         self.backwards = 0
 
@@ -69,12 +66,12 @@ class Oracle:
                 "no gradient reaches the pixels (the model detaches, rounds through numpy or runs under no_grad): "
                 "attack it with Square, which needs none"
             )
-        return found
+        return found.contiguous()
 
     def _forward(self, z: Tensor) -> Tensor:
         self.forwards += 1
         with self._autocast(z.device.type):
-            logits = self.model(z.contiguous(memory_format=self.layout))
+            logits = self.model(z)
         if logits.dtype != z.dtype:
             logits = logits.to(z.dtype)
         if not bool(torch.isfinite(logits).all()):

@@ -49,12 +49,16 @@ def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
 
 
 def takes_channels_last(model: nn.Module, probe: Tensor) -> bool:
-    """Turn a private copy to channels-last; False, and the copy as it was, where its forward needs the other layout."""
+    """Turn a private copy's weights to channels-last; False, and the copy as it was, where its forward forbids that.
+
+    The convolutions then work in that layout by themselves; pixels and gradients stay as they are, because steps that
+    treat channels apart are slow in it.
+    """
     try:
         with torch.no_grad():
             want = model(probe)
             _set_layout(model, torch.channels_last)
-            got = model(probe.contiguous(memory_format=torch.channels_last))
+            got = model(probe)
     except RuntimeError:  # a view() of what is no longer contiguous
         _set_layout(model, torch.contiguous_format)
         return False

@@ -204,9 +204,9 @@ class Lane:
         self.seen = {name: value[keep] for name, value in self.seen.items()}
 
 
-def run_lanes(queue: Queue, models: Sequence[Model], precision: Precision, layout: torch.memory_format) -> Results:
+def run_lanes(queue: Queue, models: Sequence[Model], precision: Precision) -> Results:
     """Work the queue off, one thread for each model; an exception in one lane ends them all and is raised."""
-    lanes = [Lane(queue, Oracle(model, precision, layout)) for model in models]
+    lanes = [Lane(queue, Oracle(model, precision)) for model in models]
     if len(lanes) == 1:
         lanes[0].work()
     else:

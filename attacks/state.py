@@ -34,9 +34,7 @@ class Rows:
 
     def __getitem__(self, index: Tensor) -> "Rows":
         """The rows at these positions."""
-        return Rows(
-            x=keep_layout(self.x, index), y=self.y[index], clean=self.clean[index], generator=self.generator[index]
-        )
+        return Rows(x=self.x[index], y=self.y[index], clean=self.clean[index], generator=self.generator[index])
 
     def in_run(self, run: int) -> "Rows":
         """The same rows with the random numbers of another run; run 0 draws from the generator as it is."""
@@ -74,7 +72,6 @@ class State:
     def begin(cls, rows: Rows, query: Tensor, **more: Tensor) -> Self:
         """Rows that have not looked yet and will look at `query` first."""
         no = torch.zeros(len(rows.x), dtype=torch.bool, device=rows.x.device)
-        query = query.contiguous(memory_format=layout_of(rows.x))
         return cls(
             x=rows.x,
             y=rows.y,
@@ -95,24 +92,12 @@ class State:
 
     def take(self, index: Tensor) -> Self:
         """The rows at these positions, copied."""
-        return dataclasses.replace(self, **{name: keep_layout(value, index) for name, value in self.tensors().items()})
+        return dataclasses.replace(self, **{name: value[index] for name, value in self.tensors().items()})
 
     def put(self, slots: Tensor, fresh: "State") -> None:
         """Write the rows of `fresh` into these slots."""
         for name, value in fresh.tensors().items():
             getattr(self, name)[slots] = value
-
-
-def keep_layout(value: Tensor, index: Tensor) -> Tensor:
-    """`value[index]` in the memory layout of `value`."""
-    picked = value[index]
-    return picked if value.ndim != 4 else picked.contiguous(memory_format=layout_of(value))
-
-
-def layout_of(value: Tensor) -> torch.memory_format:
-    """Channels-last where the tensor is that and not contiguous as well."""
-    last = not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 class Attack(Protocol):
