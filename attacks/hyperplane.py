@@ -12,6 +12,7 @@ from darht.attacks.threat import Norm
 
 _PASSES = 40  # the set of free coordinates shrinks at each pass; 4 to 8 suffice in practice
 _TINY = 1e-12
+_FAR = 1e12  # finite, so that a coordinate of weight 0 stays where it is
 
 
 def to_hyperplane(point: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
@@ -40,14 +41,14 @@ def to_hyperplane(point: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Ten
 
 
 def _solve(limit: Tensor, slope: Tensor, most: Tensor, wanted: Tensor) -> Tensor:
-    """The t with sum(where(t < limit, slope * t, most)) = wanted, `[B, 1, 1, 1]`; infinite if there is none."""
+    """The t with sum(where(t < limit, slope * t, most)) = wanted, `[B, 1, 1, 1]`; very large if there is none."""
     everything = most.sum((1, 2, 3), keepdim=True)
     size = torch.zeros_like(wanted)
     for _ in range(_PASSES):
         free = (limit > size).to(slope.dtype)
         steep = (slope * free).sum((1, 2, 3), keepdim=True)
         fixed = everything - (most * free).sum((1, 2, 3), keepdim=True)
-        further = torch.where(steep > 0, (wanted - fixed) / steep.clamp(min=_TINY), torch.inf)
+        further = torch.where(steep > 0, (wanted - fixed) / steep.clamp(min=_TINY), _FAR)
         grown = torch.maximum(size, further)
         if bool((grown <= size).all()):
             break
