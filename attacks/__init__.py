@@ -10,7 +10,9 @@ from darht.attacks.fab import FABT
 from darht.attacks.fgsm import FGSM
 from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
+from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
 from darht.attacks.square import Square
+from darht.attacks.surrogate import Transfer
 from darht.attacks.threat import Threat, parse_eps
 
 ATTACKS: dict[str, type[Any]] = {
@@ -35,12 +37,16 @@ __all__ = [
     "FGSM",
     "MIM",
     "PGD",
+    "SAGA",
+    "SET_ATTACKS",
     "AutoAttack",
+    "AutoSAGA",
     "CWLinf",
     "Engine",
     "Evaluation",
     "Outcome",
     "Square",
     "Threat",
+    "Transfer",
     "parse_eps",
 ]

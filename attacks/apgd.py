@@ -108,7 +108,7 @@ class _AutoPGD:
 
     def _begin(self, rows: Rows, target: Tensor) -> APGDState:
         radius, x = self.threat.radius, rows.x
-        noise = self._noise(rows).to(x.dtype)
+        noise = self._noise(rows)
         query = (x + radius * noise).clamp(0.0, 1.0)
         per_row = x.new_zeros(len(x))
         return APGDState.begin(
@@ -127,11 +127,11 @@ class _AutoPGD:
         )
 
     def _noise(self, rows: Rows) -> Tensor:
-        shape = tuple(rows.x.shape[1:])
+        shape, dtype = tuple(rows.x.shape[1:]), rows.x.dtype
         if self.norm == "linf":
-            cube = 2 * rows.generator.uniform(shape) - 1
+            cube = 2 * rows.generator.uniform(shape).to(dtype) - 1
             return cube / (cube.abs().amax((1, 2, 3), keepdim=True) + _TINY)
-        return _unit(rows.generator.normal(shape))
+        return _unit(rows.generator.normal(shape).to(dtype))
 
     def look(self, oracle: Oracle, state: State) -> None:
         """Evaluate the iterate; keep it where its loss is the best; at a checkpoint perhaps halve the step."""
