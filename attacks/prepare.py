@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from darht.attacks.objectives import Model
 
@@ -35,17 +36,30 @@ def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
     None where there is nothing to fold, where the forward pass cannot be traced, or where the trace does not answer
     the `probe` pixels as the model does (a random or input-dependent branch would be frozen by tracing).
     """
-    from torch.fx.experimental.optimization import fuse
-
     if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
         return None
     try:
-        fused = fuse(model).requires_grad_(False).eval()
+        fused = _fold(fx.symbolic_trace(copy.deepcopy(model))).requires_grad_(False).eval()
         with torch.no_grad():
             want, got = model(probe), fused(probe)
     except Exception:  # tracing runs foreign code with proxies: whatever it raises means "not traceable"
         return None
     return fused if bool((want - got).abs().max() <= _TOLERANCE * want.abs().max()) else None
+
+
+def _fold(traced: fx.GraphModule) -> fx.GraphModule:
+    for node in list(traced.graph.nodes):
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        norm, conv = traced.get_submodule(str(node.target)), traced.get_submodule(str(before.target))
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
 
 
 def takes_channels_last(model: nn.Module, probe: Tensor) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darht.attacks.objectives import Model
+from darht.attacks.objectives import Model, margin
 from darht.attacks.oracle import Oracle, Precision
 from darht.attacks.state import Attack, Rows, Rule, State
 
@@ -68,6 +68,7 @@ class Queue:
         self.attack, self.rule, self.slots = attack, rule, slots
         classes = rows.clean.shape[1]
         runs = attack.runs(classes)
+        self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
         self.results = Results.empty(rows.x, classes, runs)
         self.lock = threading.Lock()
         self._chunks = self._prepare(rows, todo, runs)
@@ -98,21 +99,23 @@ class Queue:
     def give(self, state: State, rows: Tensor, run: Tensor, seen: dict[str, Tensor]) -> None:
         """Keep a result if it beats what the row has: under `first_hit` the earliest run that hits, else the score."""
         with self.lock:
-            best = self.results
-            best.forwards[rows, run], best.backwards[rows, run] = seen["forwards"], seen["backwards"]
-            better = state.score > best.score[rows]
-            if self.rule == "first_hit":
-                hit, had = state.hit, best.hit[rows]
-                better = (hit & ~had) | (hit & had & (run < best.run[rows])) | (~hit & ~had & better)
-            to = rows[better]
-            best.x_adv[to], best.score[to], best.logits[to] = (
-                state.best[better],
-                state.score[better],
-                state.logits[better],
-            )
-            best.hit[to], best.first_hit[to] = state.hit[better], seen["first_hit"][better]
-            best.zero_gradient[to] = seen["zero_gradient"][better]
-            best.run[to] = torch.where(state.hit[better], run[better], best.forwards.shape[1])
+            for number in run.unique().tolist():  # two runs of a row may end together
+                of = (run == number).nonzero().squeeze(1)
+                self._keep(state.take(of), rows[of], number, {name: value[of] for name, value in seen.items()})
+
+    def _keep(self, state: State, rows: Tensor, run: int, seen: dict[str, Tensor]) -> None:
+        best, hit = self.results, state.hit
+        best.forwards[rows, run], best.backwards[rows, run] = seen["forwards"], seen["backwards"]
+        better = state.score > best.score[rows]
+        if self.rule == "first_hit":
+            had = best.hit[rows]
+            better = (hit & ~had) | (hit & had & (run < best.run[rows])) | (~hit & ~had & better)
+        to = rows[better]
+        best.x_adv[to], best.score[to], best.logits[to] = state.best[better], state.score[better], state.logits[better]
+        best.hit[to], best.first_hit[to] = hit[better], seen["first_hit"][better]
+        best.zero_gradient[to] = seen["zero_gradient"][better]
+        if self.rule == "first_hit":
+            best.run[rows[better & hit]] = run
 
 
 class Lane:
@@ -120,6 +123,7 @@ class Lane:
 
     def __init__(self, queue: Queue, oracle: Oracle) -> None:
         self.queue, self.oracle, self.attack = queue, oracle, queue.attack
+        self.unseen: list[tuple[State, Tensor, Tensor, dict[str, Tensor]]] = []
 
     def work(self) -> None:
         """Look, let rows leave, move, let rows leave, fill the slots; until nobody is left."""
@@ -130,8 +134,9 @@ class Lane:
             self._note()
             self._leave_after_look()
             self.attack.move(self.oracle, self.state)
-            self._leave(self.state.done | self._overtaken())
+            self._leave_after_move()
             self._fill()
+        self._look_last()
 
     def _begin(self) -> bool:
         taken = self.queue.take(self.queue.slots)
@@ -169,15 +174,42 @@ class Lane:
             return torch.zeros_like(self.state.done)
         return results.hit[self.rows] & (results.run[self.rows] < self.run)
 
-    def _leave(self, leaving: Tensor) -> None:
+    def _leave_after_move(self) -> None:
+        self._leave(self._overtaken())
+        self._leave(self.state.done, unseen=self.queue.judged)
+
+    def _leave(self, leaving: Tensor, *, unseen: bool = False) -> None:
         slots = (leaving & (self.rows != _NOBODY)).nonzero().squeeze(1)
         if len(slots) == 0:
             return
         seen = {name: value[slots] for name, value in self.seen.items()}
         seen["forwards"] = self.oracle.forwards - seen["forwards"]
         seen["backwards"] = self.oracle.backwards - seen["backwards"]
-        self.queue.give(self.state.take(slots), self.rows[slots], self.run[slots], seen)
+        left = self.state.take(slots), self.rows[slots], self.run[slots], seen
         self.rows[slots] = _NOBODY
+        if not unseen:
+            return self.queue.give(*left)
+        self.unseen.append(left)
+        if sum(len(rows) for _, rows, _, _ in self.unseen) >= self.queue.slots:
+            self._look_last()
+        return None
+
+    def _look_last(self) -> None:
+        """Rows whose last move nobody has looked at yet are judged together, by a forward pass each."""
+        if not self.unseen:
+            return
+        size = self.queue.slots
+        points = torch.cat([state.best for state, _, _, _ in self.unseen])
+        answers = torch.cat([forward_padded(self.oracle, chunk, size) for chunk in torch.split(points, size)])
+        parts = torch.split(answers, [len(rows) for _, rows, _, _ in self.unseen])
+        for (state, rows, run, seen), logits in zip(self.unseen, parts, strict=True):
+            state.logits = logits
+            state.score = margin(state.logits, state.y)
+            state.hit = state.logits.argmax(1) != state.y
+            seen["first_hit"] = torch.where((seen["first_hit"] < 0) & state.hit, state.looks, seen["first_hit"])
+            seen["forwards"] += 1
+            self.queue.give(state, rows, run, seen)
+        self.unseen = []
 
     def _fill(self) -> None:
         free = (self.rows == _NOBODY).nonzero().squeeze(1)
@@ -222,7 +254,7 @@ def forward_all(models: Sequence[Model], x: Tensor, slots: int) -> Tensor:
 
     def answer(job: tuple[Model, Sequence[Tensor]]) -> list[Tensor]:
         oracle = Oracle(job[0])
-        return [_forward_padded(oracle, x[chunk], slots) for chunk in job[1]]
+        return [forward_padded(oracle, x[chunk], slots) for chunk in job[1]]
 
     jobs = [(model, chunks[lane :: len(models)]) for lane, model in enumerate(models)]
     if len(models) == 1:
@@ -232,6 +264,7 @@ def forward_all(models: Sequence[Model], x: Tensor, slots: int) -> Tensor:
     return torch.cat([parts[k % len(models)][k // len(models)] for k in range(len(chunks))])
 
 
-def _forward_padded(oracle: Oracle, x: Tensor, slots: int) -> Tensor:
+def forward_padded(oracle: Oracle, x: Tensor, slots: int) -> Tensor:
+    """Logits of up to `slots` rows, in a batch filled up with copies."""
     index = torch.arange(padded(len(x), slots), device=x.device) % len(x)
     return oracle.logits(x[index])[: len(x)]

@@ -55,6 +55,7 @@ class State:
         hit: `query` was misclassified, inside the ball, at the last look.
         done: the whole budget is spent.
         looks: how often the attack has looked.
+        gradient: at the last look, NaN where none was computed yet.
     """
 
     x: Tensor
@@ -82,7 +83,7 @@ class State:
             hit=no,
             done=no.clone(),
             looks=torch.zeros_like(rows.y),
-            gradient=torch.zeros_like(rows.x),
+            gradient=torch.full_like(rows.x, torch.nan),
             **more,
         )
 

@@ -179,7 +179,7 @@ def transfer_matrix(
         for target, model in models.items():
             held = torch.isin(used, chosen[source, target])
             alive = held.clone()
-            for x_adv in made:
+            for x_adv in made if bool(held.any()) else ():
                 alive[held] &= forward_all([model], x_adv[held], engine.slots).argmax(1) == y[used][held]
             line.append(Cell(correct=int(alive.sum()), count=int(held.sum())))
             on_cell(source, target, line[-1])
