@@ -177,7 +177,7 @@ class Engine:
         return Prepared(exact=exact, fast=fast, folded=fused is not None, channels_last=last)
 
     def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
-        queue = Queue(attack, rows, todo, rule=self.rule, slots=self.slots)
+        queue = Queue(attack, rows, todo, rule=self.rule, slots=self.slots, constant=self.compile)
         return run_lanes(queue, ready.fast, self.precision)
 
     def _outcome(

@@ -75,7 +75,7 @@ class SAGA:
             return torch.cat([self._attack(members, x[chunk], y[chunk]) for chunk in chunks])
 
     def _attack(self, members: list[Oracle], x: Tensor, y: Tensor) -> Tensor:
-        index = torch.arange(padded(len(x), _SLOTS), device=x.device) % len(x)
+        index = torch.arange(padded(len(x), _SLOTS, constant=x.is_cuda), device=x.device) % len(x)
         clean, labels = to_levels(x[index]), y[index]
         delta = torch.zeros_like(clean)
         blend = self._blend(len(members))

@@ -2,7 +2,7 @@
 
 A batch on the CPU is always a multiple of 16 rows, filled up with copies: convolutions and matrix products then give a
 row the same bits wherever it stands and whatever stands beside it. A fooled row leaves (where the rule is `first_hit`)
-and the next one takes its slot; when the queue is empty the batch is cut to half, and to half again.
+and the next one takes its slot; when the queue is empty the batch shrinks. On a GPU, and compiled, it does not.
 """
 
 import threading
@@ -21,12 +21,9 @@ SMALLEST = 16
 _NOBODY = -1
 
 
-def padded(count: int, slots: int) -> int:
-    """The batch size for `count` rows: the smallest halving of `slots`, not below 16, that holds them."""
-    size = slots
-    while size // 2 >= max(count, SMALLEST) and size % 2 == 0:
-        size //= 2
-    return size
+def padded(count: int, slots: int, *, constant: bool = False) -> int:
+    """The batch size for `count` rows: the next multiple of 16, or always `slots` where shapes must not change."""
+    return slots if constant else min(slots, -(-count // SMALLEST) * SMALLEST)
 
 
 @dataclass
@@ -64,8 +61,11 @@ class Results:
 class Queue:
     """Rows that wait, run by run; shared by the lanes."""
 
-    def __init__(self, attack: Attack, rows: Rows, todo: Tensor, *, rule: Rule, slots: int) -> None:
+    def __init__(
+        self, attack: Attack, rows: Rows, todo: Tensor, *, rule: Rule, slots: int, constant: bool = False
+    ) -> None:
         self.attack, self.rule, self.slots = attack, rule, slots
+        self.constant = constant or rows.x.is_cuda
         classes = rows.clean.shape[1]
         runs = attack.runs(classes)
         self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
@@ -143,7 +143,7 @@ class Lane:
         if taken is None:
             return False
         fresh, rows, run = taken
-        size = padded(len(rows), self.queue.slots)
+        size = padded(len(rows), self.queue.slots, constant=self.queue.constant)
         self.state = fresh.take(torch.arange(size, device=rows.device) % len(rows))
         self.rows = torch.full((size,), _NOBODY, device=rows.device)
         self.rows[: len(rows)] = rows
@@ -227,7 +227,7 @@ class Lane:
 
     def _shrink(self) -> None:
         living = (self.rows != _NOBODY).nonzero().squeeze(1)
-        size = padded(len(living), len(self.rows))
+        size = padded(len(living), len(self.rows), constant=self.queue.constant)
         if len(living) == 0 or size == len(self.rows):
             return
         empty = (self.rows == _NOBODY).nonzero().squeeze(1)
@@ -266,5 +266,5 @@ def forward_all(models: Sequence[Model], x: Tensor, slots: int) -> Tensor:
 
 def forward_padded(oracle: Oracle, x: Tensor, slots: int) -> Tensor:
     """Logits of up to `slots` rows, in a batch filled up with copies."""
-    index = torch.arange(padded(len(x), slots), device=x.device) % len(x)
+    index = torch.arange(padded(len(x), slots, constant=x.is_cuda), device=x.device) % len(x)
     return oracle.logits(x[index])[: len(x)]

@@ -132,8 +132,13 @@ def test_robust_accuracy_does_not_rise_with_epsilon():
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("name", "clean", "under", "eps"),
-    [("cnn_sgd", 76.10, 15.0, 2), ("cnn_a_adv4", 60.07, 24.0, 8), ("resnet2b_adv", 69.25, 41.2, 4), ("resnet8_mlperf", 87.19, 0.0, 2)],
-)  # fmt: skip
+    [
+        ("cnn_sgd", 76.10, 15.0, 2),
+        ("cnn_a_adv4", 60.07, 24.0, 8),
+        ("resnet2b_adv", 69.25, 41.2, 4),
+        ("resnet8_mlperf", 87.19, 0.0, 2),
+    ],
+)
 def test_real_networks_reproduce_their_accuracies(name, clean, under, eps, zoo, cifar_test):
     x, y = cifar_test[0][:500], cifar_test[1][:500]
     found = Engine().run(ATTACKS["pgd"](eps=eps, step=max(1, eps // 4), steps=20), zoo(name), x, y, generator=rng(500))
