@@ -10,22 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.commit import Commit, environment, is_done, write_commit
-from darht.cache.layout import ArrayLayout, layouts
+from darht.cache.commit import Commit, State, environment, unit_state, write_commit
+from darht.cache.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.source import Source, load_source
-from darht.cache.spec import CacheConfig, CacheSpec, PrecisionSpec, load_config, resolve
+from darht.cache.spec import CacheSpec, PrecisionSpec, load_config, resolve
 from darht.cache.store import Store
 from darht.cache.teachers import Teacher, load_teacher
-from darht.cache.views import apply_views, crop_flip_offsets
+from darht.cache.views import apply_views, view_table
 from darht.core.config import canonical_json, spec_diff, to_plain
-from darht.core.errors import CacheError, ModelError, SpecMismatchError
-from darht.core.files import write_atomic
+from darht.core.errors import CacheError, CorruptError, ModelError, SpecMismatchError
+from darht.core.files import is_free, write_atomic
 from darht.core.rng import RowRng
 
 SPEC, ORIGIN = "spec.json", "origin.json"
@@ -66,35 +66,51 @@ def plan_build(config_path: Path, *, device: torch.device, download: bool = Fals
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
     """
     config, base = load_config(config_path), config_path.parent
-    root = None if config.data.root is None else base / config.data.root
     data = config.data
+    root = None if data.root is None else base / Path(data.root).expanduser()
+    folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
     source = load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
-    loaded = {name: load_teacher(base / teacher.path, device) for name, teacher in config.teachers.items()}
-    offsets = _offsets(config)
+    loaded = {name: load_teacher(folder, device) for name, folder in folders.items()}
+    offsets = view_table(**vars(config.views), seed=config.seed)
     spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, len(offsets))
+    arrays = layouts(spec)
+    check_chunks(arrays)
+    for name, (teacher, card) in loaded.items():
+        _try_teacher(name, teacher, card.num_classes, torch.from_numpy(source.images[:1]).to(device))
     return Plan(
         spec=spec,
         source=source,
         offsets=torch.from_numpy(offsets),
         teachers={name: teacher for name, (teacher, _) in loaded.items()},
-        arrays=layouts(spec),
+        arrays=arrays,
         origin={
             "data_root": None if root is None else str(root.resolve()),
             "image_size": data.image_size,
-            "teachers": {name: str((base / teacher.path).resolve()) for name, teacher in config.teachers.items()},
+            "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
         },
     )
 
 
-def _offsets(config: CacheConfig) -> np.ndarray:
-    if config.views.kind == "identity":
-        return np.zeros((1, 3), dtype=np.int8)
-    views = config.views
-    return crop_flip_offsets(views.padding, flip=views.flip, count=views.count, seed=config.seed)
+def _try_teacher(name: str, teacher: Teacher, num_classes: int, images: Tensor) -> None:
+    """One forward pass before the first unit: a teacher made for other images would else fail after hours of work."""
+    size = "x".join(map(str, images.shape[1:]))
+    try:
+        with torch.no_grad():
+            shape = tuple(teacher(images.float() / 255).shape)
+    except Exception as error:  # timm asserts, torch and user code refuse sizes in their own ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(
+            f"teacher '{name}' does not take images of {size} ({reason}); give its card the resize that it needs"
+        ) from error
+    if shape != (len(images), num_classes):
+        raise ModelError(
+            f"teacher '{name}' must give logits of shape {(len(images), num_classes)}, as its card says; "
+            f"got {shape} for images of {size}"
+        )
 
 
 def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256, on_unit: OnUnit) -> BuildReport:
-    """Compute every unit of `plan` that `out` does not hold yet.
+    """Compute every unit of `plan` that `out` does not hold yet, or holds damaged.
 
     Args:
         plan: from `plan_build`.
@@ -114,7 +130,7 @@ def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256,
     worker = Worker(plan, store, device, batch_size)
     with _precision(plan.spec.precision):
         for array, shard in plan.units:
-            if is_done(out, array, shard):
+            if unit_state(out, array, shard, check_bytes=True)[0] is State.DONE:
                 report.reused += 1
                 on_unit(array, shard, 0.0)
                 continue
@@ -135,18 +151,27 @@ def claim_folder(out: Path, plan: Plan) -> None:
     Raises:
         SpecMismatchError: it holds another spec.
         CacheError: it is not empty and not a cache, or it is a file.
+        CorruptError: its spec does not parse.
     """
     text = canonical_json(plan.spec)
     path = out / SPEC
-    if path.is_file() and path.read_text() != text:
-        differences = spec_diff(json.loads(path.read_text()), to_plain(plan.spec))
-        raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; choose another --out folder")
-    if not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if path.is_file() and path.read_bytes() != text.encode():
+        _refuse_other_spec(path, plan.spec)
+    if not path.is_file() and not is_free(out):
         raise CacheError(f"{out} is not empty and holds no {SPEC}: choose a new or empty --out folder")
     if not path.is_file():
         write_atomic(path, text.encode())
     Store(out).create(plan.arrays)
     write_atomic(out / ORIGIN, (json.dumps(_relative_origin(plan.origin, out), indent=2) + "\n").encode())
+
+
+def _refuse_other_spec(path: Path, spec: CacheSpec) -> NoReturn:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptError(f"{path} is not a cache spec: {error}; choose another --out folder") from error
+    differences = spec_diff(found, to_plain(spec)) or ["only the way it is written"]
+    raise SpecMismatchError(f"{path.parent} holds another spec: {'; '.join(differences)}; choose another --out folder")
 
 
 def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:
@@ -211,7 +236,9 @@ class Worker:
             if delta is not None:
                 x = (x.short() + torch.from_numpy(delta[(row - rows.start).numpy(), view.numpy()])).to(torch.uint8)
             logits.append(model(x.to(self.device).float() / 255).cpu())
-        values = torch.cat(logits).view(-1, *array.shape[1:]).numpy().astype(array.dtype)
+        exact = torch.cat(logits).view(-1, *array.shape[1:]).numpy()
+        with np.errstate(over="ignore"):  # the next lines say it better
+            values = exact.astype(array.dtype)
         if not np.isfinite(values).all():
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(

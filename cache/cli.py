@@ -1,16 +1,17 @@
 """The command line of the cache: each command is one library call."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from darht.core.cli import Group
+from darht.core.cli import StateGroup
 
 
-@click.group(cls=Group)
+@click.group(cls=StateGroup)
 def cache() -> None:
     """Build and look into caches of perturbations and teachers' logits."""
 
@@ -34,8 +35,9 @@ def build(spec: Path, out: Path, device: str, batch_size: int, download: bool) -
 
     where = pick_device(device)
     plan = builder.plan_build(spec, device=where, download=download)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    console, units = Console(stderr=True), (BarColumn(), MofNCompleteColumn(), TextColumn("units"))
+    columns = (TextColumn("{task.description}"), *units, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("build", total=len(plan.units))
 
         def on_unit(array: ArrayLayout, shard: int, seconds: float) -> None:
@@ -59,6 +61,27 @@ def seal(folder: Path) -> None:
 
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "_format", required=True, type=click.Choice(["webdataset"]), help="What to write.")
+@click.option(
+    "--layout",
+    default="samples",
+    show_default=True,
+    type=click.Choice(["samples", "blocks"]),
+    help="One entry per row for everybody, or one per 256 rows, which reads faster.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
+def export(folder: Path, _format: str, layout: Literal["samples", "blocks"], out: Path) -> None:
+    """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well."""
+    from darht.cache.export import export_webdataset
+    from darht.cache.reader import open_cache
+
+    index = export_webdataset(open_cache(folder), out, layout)
+    size = sum(tar.size for tar in index.tars)
+    click.echo(f"{out}: {len(index.tars)} tars, {size / 1e6:.2f} MB, {index.manifest.rows} rows, layout {layout}")
+
+
+@cache.command()
+@click.argument("folder", type=click.Path(path_type=Path))
 def info(folder: Path) -> None:
     """Print what a sealed cache holds."""
     from darht.cache.info import summarise
@@ -68,7 +91,9 @@ def info(folder: Path) -> None:
     console = Console()
     for name, value in summary.facts:
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    table = Table("array", "type", "shape", header_style="bold")
+    table = Table(header_style="bold")
+    for title in ("array", "type", "shape"):
+        table.add_column(title, no_wrap=title == "array")  # a name is for copying; a shape may take two lines
     for title in ("MB", "bytes/row", "of raw", "seconds"):
         table.add_column(title, justify="right")
     for row in summary.arrays:

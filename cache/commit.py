@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -90,28 +91,33 @@ def read_commit(folder: Path, array: ArrayLayout, shard: int) -> Commit | None:
         ) from error
 
 
-def is_done(folder: Path, array: ArrayLayout, shard: int) -> bool:
-    """The record exists, names this array's fingerprint, and the shard has the recorded size."""
-    commit = read_commit(folder, array, shard)
-    path = Store(folder).path(array, shard)
-    return (
-        commit is not None
-        and commit.fingerprint == array.fingerprint
-        and path.is_file()
-        and path.stat().st_size == commit.size
-    )
+class State(Enum):
+    """Whether a unit counts."""
+
+    DONE = "done"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
 
 
-def check_unit(folder: Path, array: ArrayLayout, shard: int) -> Commit:
-    """The record of a unit whose shard has the recorded sha256.
+def unit_state(folder: Path, array: ArrayLayout, shard: int, *, check_bytes: bool = False) -> tuple[State, str]:
+    """Whether a unit is done, and the reason when it is not.
 
-    Raises:
-        CorruptError: no valid record, or other bytes.
+    Done means: the record exists, names this unit and its array's fingerprint, and the shard has the recorded size and,
+    with `check_bytes`, the recorded sha256. A unit without a record is missing, whatever else is there.
     """
-    commit = read_commit(folder, array, shard) if is_done(folder, array, shard) else None
-    path = Store(folder).path(array, shard)
+    try:
+        commit = read_commit(folder, array, shard)
+    except CorruptError as error:
+        return State.CORRUPT, str(error)
     if commit is None:
-        raise CorruptError(f"{path} has no commit record that fits it; run darht-cache build again")
-    if sha256_file(path) != commit.sha256:
-        raise CorruptError(f"{path} does not have the sha256 of its commit record; remove it and build again")
-    return commit
+        return State.MISSING, f"{array.name} shard {shard} has no commit record"
+    path, record = Store(folder).path(array, shard), commit_path(folder, array, shard)
+    if (commit.array, commit.shard, commit.fingerprint) != (array.name, shard, array.fingerprint):
+        return State.CORRUPT, f"{record} belongs to another unit or another spec"
+    if not path.is_file():
+        return State.CORRUPT, f"{path} is missing although its record {record} exists"
+    if path.stat().st_size != commit.size:
+        return State.CORRUPT, f"{path} has {path.stat().st_size} bytes, its record says {commit.size}"
+    if check_bytes and sha256_file(path) != commit.sha256:
+        return State.CORRUPT, f"{path} does not have the sha256 of its record"
+    return State.DONE, ""

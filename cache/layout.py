@@ -1,12 +1,17 @@
 """Which arrays a spec asks for: names, shapes, types, how they are cut, and what each of them depends on."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from darht.cache.spec import AttackSpec, CacheSpec
+from darht.cache.views import view_table
 from darht.core.config import fingerprint, to_plain
+from darht.core.errors import ConfigError
+
+_MAX_CHUNK = 2**31 - 1  # what blosc takes in one buffer
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,21 @@ class ArrayLayout:
         return float("nan") if np.dtype(self.dtype).kind == "f" else 0
 
 
+def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
+    """Every chunk fits the codec.
+
+    Raises:
+        ConfigError: chunks that are too large, with the most rows that fit.
+    """
+    rows = {name: math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for name, array in arrays.items()}
+    worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
+    if arrays[worst].rows_per_chunk * rows[worst] > _MAX_CHUNK:
+        raise ConfigError(
+            f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
+            f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
+        )
+
+
 def label_dtype(classes: int) -> str:
     """int16 holds the labels of any data set below 32,768 classes."""
     return "int16" if classes <= np.iinfo(np.int16).max else "int32"
@@ -56,31 +76,44 @@ def label_dtype(classes: int) -> str:
 def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     """Every array of a cache, in the order in which a shard is computed: inputs before what is made from them."""
     plain = to_plain(spec)
-    base = {key: plain[key] for key in ("format_version", "data", "store")}
+    base = {key: plain[key] for key in ("format_version", "store")} | {"data": _content(plain["data"])}
+    table = view_table(**plain["views"], seed=spec.seed)
     N, image, V = spec.data.rows, spec.data.image_shape, spec.views.count
     arrays = [
         _array(spec, "source_index", (N,), "int64", base),
         _array(spec, "label", (N,), label_dtype(len(spec.data.classes)), base),
         _array(spec, "image", (N, *image), "uint8", base, packed=True),
-        _views(spec, base | {"views": plain["views"], "seed": spec.seed}),
+        _views(spec, base | {"views": table.tolist()}),
     ]
-    computed = base | {"precision": plain["precision"], "views": plain["views"], "seed": spec.seed}
+    computed = base | {"precision": plain["precision"]}
     for name, attack in spec.attacks.items():
-        arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name)))
+        arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
     for name, teacher in spec.teachers.items():
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
         C = teacher.num_classes
-        arrays.append(_array(spec, f"logits/{name}/clean", (N, V, C), spec.store.logits, own))
+        clean = own | {"views": table.tolist()}
+        arrays.append(_array(spec, f"logits/{name}/clean", (N, V, C), spec.store.logits, clean))
         for attack_name, attack in spec.attacks.items():
             shape = (N, attack.views, C)
-            inputs = own | _attack_inputs(plain, attack_name)
+            inputs = own | _attack_inputs(plain, attack_name, table)
             arrays.append(_array(spec, f"logits/{name}/{attack_name}", shape, spec.store.logits, inputs))
     return {array.name: array for array in arrays}
 
 
-def _attack_inputs(plain: dict[str, Any], name: str) -> dict[str, Any]:
+def _content(data: dict[str, Any]) -> dict[str, Any]:
+    """The part of the data that changes bytes: which rows are held out does not."""
+    return {key: value for key, value in data.items() if key != "holdout"}
+
+
+def _attack_inputs(plain: dict[str, Any], name: str, table: np.ndarray) -> dict[str, Any]:
+    """What an attack's perturbations depend on; of the views only the first few, which it runs on."""
     attack = plain["attacks"][name]
-    return {"attack": {"name": name, **attack}, "victim": _without_role(plain["teachers"][attack["teacher"]])}
+    return {
+        "seed": plain["seed"],
+        "attack": {"name": name, **attack},
+        "attack_views": table[: attack["views"]].tolist(),
+        "victim": _without_role(plain["teachers"][attack["teacher"]]),
+    }
 
 
 def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from darht.cache.seal import Manifest, read_manifest, read_spec
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
+from darht.core.files import sha256_file
 
 
 class Cache:
@@ -49,7 +50,7 @@ class Cache:
         if name not in self.arrays:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
         array = self.arrays[name]
-        rows = rows or slice(0, array.shape[0])
+        rows = slice(*(rows or slice(None)).indices(array.shape[0]))
         values = self._store.read(array, rows)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise CorruptError(
@@ -89,4 +90,8 @@ def open_cache(folder: Path) -> Cache:
             raise IncompleteError(f"{path} is missing: run darht-cache build again")
         if path.stat().st_size != shard.size:
             raise CorruptError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.size}; build again")
+    for file in manifest.metadata:
+        path = folder / file.path
+        if not path.is_file() or sha256_file(path) != file.sha256:
+            raise CorruptError(f"{path} is not what was sealed: run darht-cache seal again, which writes it anew")
     return Cache(folder, spec, manifest)

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from darht.cache.build import SPEC
-from darht.cache.commit import check_unit, is_done
-from darht.cache.layout import layouts
-from darht.cache.spec import FORMAT_VERSION, CacheSpec
-from darht.cache.store import DATA, shard_key
-from darht.core.config import canonical_json, fingerprint, parse
+from darht.cache.commit import State, read_commit, unit_state
+from darht.cache.layout import ArrayLayout, layouts
+from darht.cache.spec import FORMAT_VERSION, CacheSpec, check_version
+from darht.cache.store import DATA, Store, shard_key
+from darht.core.config import canonical_json, fingerprint, parse, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.files import write_atomic
+from darht.core.files import sha256_file, write_atomic
 from darht.core.rng import RowRng
 
 MANIFEST = "manifest.json"
@@ -31,6 +31,15 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
+class FileRecord:
+    """One metadata file in the manifest's table."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of `manifest.json`.
 
@@ -39,7 +48,9 @@ class Manifest:
         rows: N.
         holdout: source indices kept from training, for selection.
         shards: every shard of every array.
-        root_hash: sha256 of the canonical JSON of all the fields above.
+        root_hash: sha256 of the canonical JSON of the manifest without `metadata` and `root_hash`.
+        metadata: every `zarr.json`; its bytes may differ between releases of zarr, so it is checked but is not part of
+            the identity.
         format_version: of the cache.
     """
 
@@ -48,7 +59,11 @@ class Manifest:
     holdout: tuple[int, ...]
     shards: tuple[ShardRecord, ...]
     root_hash: str
+    metadata: tuple[FileRecord, ...] = ()
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_version(self.format_version)
 
 
 def read_spec(folder: Path) -> CacheSpec:
@@ -82,42 +97,48 @@ def seal(folder: Path) -> Manifest:
     """
     spec = read_spec(folder)
     arrays = layouts(spec)
-    missing = [
-        (name, shard)
-        for name, array in arrays.items()
-        for shard in range(array.shards)
-        if not is_done(folder, array, shard)
-    ]
-    if missing:
-        total, (name, shard) = sum(array.shards for array in arrays.values()), missing[0]
-        raise IncompleteError(
-            f"{folder}: {len(missing)} of {total} units are missing, first {name} shard {shard}: "
-            "run darht-cache build again"
-        )
-    commits = [check_unit(folder, array, shard) for array in arrays.values() for shard in range(array.shards)]
-    shards = tuple(
-        ShardRecord(c.array, c.shard, f"{DATA}/{shard_key(arrays[c.array], c.shard)}", c.size, c.sha256)
-        for c in commits
+    units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
+    states = [unit_state(folder, array, shard, check_bytes=True) for array, shard in units]
+    for state, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
+        reasons = [reason for found, reason in states if found is state]
+        if reasons:
+            raise error(
+                f"{folder}: {len(reasons)} of {len(units)} units are {state.value}, first: {reasons[0]}; "
+                "run darht-cache build again"
+            )
+    shards = tuple(_record(folder, array, shard) for array, shard in units)
+    Store(folder).create(arrays)
+    metadata = tuple(
+        FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_file(path))
+        for path in sorted((folder / DATA).rglob("zarr.json"))
     )
-    manifest = _manifest(spec, shards)
+    manifest = _manifest(spec, shards, metadata)
     write_atomic(folder / MANIFEST, canonical_json(manifest).encode())
     return manifest
 
 
-def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...]) -> Manifest:
+def _record(folder: Path, array: ArrayLayout, shard: int) -> ShardRecord:
+    commit = read_commit(folder, array, shard)
+    assert commit is not None  # its state was done a moment ago
+    return ShardRecord(array.name, shard, f"{DATA}/{shard_key(array, shard)}", commit.size, commit.sha256)
+
+
+def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[FileRecord, ...]) -> Manifest:
     body = Manifest(
         fingerprint=fingerprint(spec),
         rows=spec.data.rows,
         holdout=holdout_rows(spec.data.rows, spec.data.holdout, spec.seed),
         shards=shards,
+        metadata=metadata,
         root_hash="",
     )
     return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})
 
 
 def root_hash(manifest: Manifest) -> str:
-    """The sha256 over every field of a manifest but the root hash itself."""
-    return fingerprint({**manifest.__dict__, "root_hash": ""})
+    """The sha256 over the fields of a manifest that identify the contents."""
+    body = to_plain(manifest)
+    return fingerprint({key: value for key, value in body.items() if key not in ("metadata", "root_hash")})
 
 
 def read_manifest(folder: Path, spec: CacheSpec) -> Manifest:

@@ -19,7 +19,7 @@ from darht.core.errors import ConfigError
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_RESERVED_ATTACKS = ("clean", "jacobian")
+_RESERVED = {"teacher": ("zarr.json",), "attack": ("zarr.json", "clean", "jacobian")}
 _MAX_INT8 = 127
 
 
@@ -163,6 +163,15 @@ class CacheSpec:
     seed: int
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        check_version(self.format_version)
+
+
+def check_version(found: int) -> None:
+    """Raise ConfigError for a format that this code does not know."""
+    if found != FORMAT_VERSION:
+        raise ConfigError(f"format_version is {found}, this darht knows {FORMAT_VERSION}: use the darht that wrote it")
+
 
 def load_config(path: Path) -> CacheConfig:
     """Read and check the YAML file of a cache.
@@ -184,7 +193,7 @@ def _name_problems(config: CacheConfig) -> list[str]:
         for what, name in names
         if not _NAME.fullmatch(name)
     ]
-    problems += [f"attack name '{name}' is taken by the format" for name in config.attacks if name in _RESERVED_ATTACKS]
+    problems += [f"{what} name '{name}' is taken by the format" for what, name in names if name in _RESERVED[what]]
     return problems if config.teachers else [*problems, "at least one teacher is needed under 'teachers'"]
 
 
@@ -210,12 +219,17 @@ def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> At
         raise ConfigError(f"attack '{name}': kind must be one of {', '.join(ATTACKS)}; got {kind!r}")
     if teacher not in teachers:
         close = difflib.get_close_matches(str(teacher), teachers, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"teachers are {', '.join(teachers)}"
+        hint = f"did you mean '{close[0]}'?" if close else f"teachers are {', '.join(teachers) or 'none'}"
         raise ConfigError(f"attack '{name}' names teacher {teacher!r}, which is not there; {hint}")
     if not isinstance(views, int) or isinstance(views, bool) or views < 1:
         raise ConfigError(f"attack '{name}': views must be a whole number of at least 1; got {views!r}")
     own = {key: value for key, value in raw.items() if key not in ("kind", "teacher", "views")}
     attack = parse(ATTACKS[kind], own, f"attack '{name}'")
+    if attack.eps < 1:
+        raise ConfigError(
+            f"attack '{name}': eps is in pixel levels of 255 and a stored perturbation is whole levels, so eps is at "
+            f"least 1; got {attack.eps:g}, which is {attack.eps * 255:.4g} levels if it is a share of 1"
+        )
     if attack.norm == "linf" and attack.eps > _MAX_INT8:
         raise ConfigError(
             f"attack '{name}': a stored perturbation is int8, so eps is at most {_MAX_INT8}; got {attack.eps:g}"
@@ -251,13 +265,20 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         raise ConfigError("; ".join(problems))
     return CacheSpec(
         data=_data_spec(config.data, source),
-        views=ViewSpec(kind=config.views.kind, padding=config.views.padding, flip=config.views.flip, count=views),
+        views=_view_spec(config.views, views),
         teachers={name: _teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
         store=config.store,
         precision=config.precision,
         seed=config.seed,
     )
+
+
+def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
+    """Settings without effect are not part of the identity: those of crops when there are none."""
+    if config.kind == "identity":
+        return ViewSpec(kind="identity", padding=0, flip=False, count=count)
+    return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
 def _data_spec(config: DataConfig, source: Source) -> DataSpec:

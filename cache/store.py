@@ -61,12 +61,15 @@ class Store:
 
         Raises:
             IncompleteError: a shard file is missing (zarr would give the fill value in silence).
-            CorruptError: a checksum fails.
+            CorruptError: a checksum fails, or a shard file is empty (zarr would give the fill value here too).
         """
         first, last = rows.start // array.rows_per_shard, -(-rows.stop // array.rows_per_shard)
         for shard in range(first, last):
-            if not self.path(array, shard).is_file():
-                raise IncompleteError(f"{self.path(array, shard)} is missing: run darht-cache build again")
+            path = self.path(array, shard)
+            if not path.is_file():
+                raise IncompleteError(f"{path} is missing: run darht-cache build again")
+            if path.stat().st_size == 0:
+                raise CorruptError(f"{path} is empty: run darht-cache build again")
         try:
             values: np.ndarray = self._open(array)[rows]
         except (ValueError, RuntimeError) as error:

@@ -5,8 +5,8 @@ A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (t
 
 import dataclasses
 import json
-import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,20 @@ def load_teacher(folder: Path, device: torch.device) -> tuple[Teacher, Card]:
     if found != card.weights_sha256:
         raise ModelError(f"{path} has sha256 {found[:12]}, its card says {card.weights_sha256[:12]}: not these weights")
     net = build(card.arch, card.num_classes, card.kwargs)
-    fit_state(net, read_state(path), str(path))
+    fit_state(net, _load_safetensors(path), str(path))
     teacher = Teacher(net, card.preprocessing).to(device).eval()
     return teacher.requires_grad_(False), card
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
     """Read the weights of a foreign file (`.pt`, `.pth`, `.th`, `.safetensors`) without executing anything in it.
 
     Containers such as `{"state_dict": ...}` are opened and prefixes such as `module.` are stripped where every key
     has them.
+
+    Args:
+        path: the file.
+        own: the names in the network that the weights are for; a prefix that they all have is its own and stays.
 
     Raises:
         ModelError: a missing file, a web page saved under the name of weights, or something else than tensors.
@@ -142,7 +146,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} is a web page, not weights: the download link gave an HTML page; fetch the file again"
         )
     loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
-    return _strip_prefixes(_open_containers(loaded, path))
+    return _strip_prefixes(_open_containers(loaded, path), own)
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -154,9 +158,11 @@ def _load_safetensors(path: Path) -> Any:
 
 def _load_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n", 1)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle protocol: the file then loads or fails
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ModelError(f"{path} does not load as plain weights (weights_only=True): {reason}") from error
 
 
@@ -169,10 +175,11 @@ def _open_containers(loaded: Any, path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefixes(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        is_own = bool(own) and all(name.startswith(prefix) for name in own)
+        if not is_own and all(name.startswith(prefix) for name in state):
+            return _strip_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()}, own)
     return state
 
 
@@ -210,7 +217,8 @@ def import_teacher(
         ModelError: the file cannot be read, or does not fit the architecture.
     """
     net = build(arch, num_classes, kwargs)
-    fit_state(net, read_state(weights), str(weights))
+    Teacher(net, preprocessing)  # refuses a mean or std that could not be loaded again
+    fit_state(net, read_state(weights, net.state_dict()), str(weights))
     origin = {"algorithm": "imported", "file": weights.name, "file_sha256": sha256_file(weights)}
     card = Card(
         arch=arch,

@@ -32,6 +32,13 @@ def crop_flip_offsets(padding: int, *, flip: bool = True, count: int | None = No
     return np.array([(0, 0, 0), *table], dtype=np.int8)
 
 
+def view_table(kind: str, *, padding: int, flip: bool, count: int | None, seed: int) -> np.ndarray:
+    """The table of views of a spec, int8 `[V, 3]`: only the identity, or crops and flips."""
+    if kind == "identity":
+        return np.zeros((1, 3), dtype=np.int8)
+    return crop_flip_offsets(padding, flip=flip, count=count, seed=seed)
+
+
 def apply_views(images: Tensor, offsets: Tensor) -> Tensor:
     """Crop and flip each image: pixel (i, j) of the result is pixel (i + dy, j' + dx) of the image, or 0 outside of it.
 

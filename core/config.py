@@ -3,10 +3,12 @@
 A mistake in a file is reported with the place, the numbers and the fix, and all mistakes are reported at once.
 """
 
+import copy
 import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,7 +20,19 @@ import yaml
 from darht.core.errors import ConfigError
 
 T = TypeVar("T")
-_BUILTINS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_BUILTINS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without tags, in which a key that stands twice in a mapping is an error and not a silent loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicate keys; keys that `<<` brings in may be overridden."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key '{twice[0]}' stands twice in one mapping")
+        return super().construct_mapping(node, deep)
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
@@ -28,7 +42,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -127,21 +141,19 @@ def _convert_dict(arguments: tuple[Any, ...], value: Any, where: str, problems: 
 
 
 def _convert_builtin(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str) and _is_number(value):
-        return float(value)  # YAML reads 5e-4 as text; people write it all the same
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    converted = _number(value) if hint is float else value
+    if not isinstance(converted, hint) or (hint is int and isinstance(value, bool)):
         problems.append(f"{where} must be {_BUILTINS.get(hint, hint)}; got {value!r}")
-    return value
+    return converted
 
 
-def _is_number(text: str) -> bool:
+def _number(value: Any) -> float | None:
+    """A finite float, or None; text counts, because YAML reads 5e-4 as text and people write it all the same."""
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and math.isfinite(number) else None
 
 
 def to_plain(value: Any) -> Any:
@@ -190,9 +202,10 @@ def override(data: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, An
     """Apply `a.b=value` assignments (the value is YAML) to a copy of a mapping.
 
     Raises:
-        ConfigError: an assignment without `=`, or one that descends into something that is not a mapping.
+        ConfigError: an assignment without `=`, one that descends into something that is not a mapping, or a value that
+            is not YAML.
     """
-    result: dict[str, Any] = json.loads(json.dumps(data))
+    result = copy.deepcopy(data)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
@@ -203,5 +216,8 @@ def override(data: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, An
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"'{assignment}': '{parent}' is not a mapping")
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"'{assignment}': the value is not valid YAML: {' '.join(str(error).split())}") from error
     return result

@@ -6,10 +6,10 @@ from darht.core.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one and the CPU elsewhere; anything else is what torch calls it.
+    """`auto` is CUDA where there is one and the CPU elsewhere; `cpu`, `cuda` and `cuda:N` are what torch calls them.
 
     Raises:
-        ConfigError: a device that torch does not know or this machine does not have.
+        ConfigError: a device that torch does not know, darht does not compute on, or this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -17,6 +17,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device '{name}': use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name} is not supported: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device {name} is not there: torch sees {count} CUDA devices; use --device cpu or auto")

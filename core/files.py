@@ -30,8 +30,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         _fsync_folder(path.parent)
     except OSError as error:
         raise DarhtError(
-            f"cannot write {path}: {error.strerror}; nothing was changed, run again once it can"
+            f"cannot write {path}: {error.strerror}; what was there before is whole: run again once it can be written"
         ) from error
+
+
+def is_free(folder: Path) -> bool:
+    """True for a folder that is absent, or empty but for what `write_atomic` leaves when it is killed."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name.startswith(".") and path.name.endswith(".tmp") for path in folder.iterdir())
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -46,3 +53,8 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The sha256 of bytes in memory, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

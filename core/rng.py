@@ -6,8 +6,10 @@ tensor arithmetic so that CPU and GPU give the same bits. The key is a hash of (
 on its order, nor on which worker computes it, nor on what was drawn before.
 """
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,3 +102,14 @@ class RowRng:
         pair = self.words((2, *shape), draw).double()
         radius = torch.sqrt(-2.0 * torch.log((pair[:, 0] + 1.0) * 2.0**-32))
         return (radius * torch.cos(pair[:, 1] * (2.0 * math.pi * 2.0**-32))).float()
+
+
+@contextlib.contextmanager
+def borrowed_generator(seed: int, *purpose: object) -> Iterator[None]:
+    """Seed torch's global generators for the block, for what draws from them (fresh weights, dropout).
+
+    They are given back in the state in which the caller had them.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(derive_seed(seed, *purpose))
+        yield

@@ -11,4 +11,5 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
     scale = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # All or none right puts an end of the interval on the share itself, which rounding must not pass.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

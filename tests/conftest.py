@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -61,3 +62,61 @@ def tiny_imagenet_root() -> Path:
         shutil.copyfile(pack.parent / "tin_words200.txt", folder / "tiny-imagenet-200" / "words.txt")
 
     return prepared("tiny-imagenet", unpack)
+
+
+@pytest.fixture(scope="session")
+def tiny_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of two untrained teachers of 10 classes at 8x8 pixels: `cnn` (a ResNet) and `vit`."""
+    import torch
+
+    from darht.cache.teachers import Card, Preprocessing, save_teacher
+    from darht.core.nets import build
+
+    small_vit = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    networks: dict[str, tuple[str, dict[str, object]]] = {
+        "cnn": ("resnet18", {"width": 4, "blocks": [1, 1, 1, 1]}),
+        "vit": ("timm:vit_tiny_patch16_224", small_vit),
+    }
+    root = tmp_path_factory.mktemp("teachers")
+    normalised = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    for seed, (name, (arch, kwargs)) in enumerate(networks.items()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = build(arch, 10, kwargs)
+        card = Card(arch=arch, kwargs=kwargs, num_classes=10, preprocessing=normalised, weights_sha256="")
+        save_teacher(root / name, net, card)
+    return {name: root / name for name in networks}
+
+
+@pytest.fixture(scope="session")
+def tiny_cache_config(tiny_teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of `tiny_cache`: 100 digits, 9 views, both teachers, `pgd-cnn` on one view and `pgd-vit` on two."""
+    path = tmp_path_factory.mktemp("config") / "cache.yaml"
+    attack = {"kind": "pgd", "eps": 32, "step": 8, "steps": 2}
+    config = {
+        "data": {"source": "digits", "limit": 100, "holdout": 0.1},
+        "teachers": {name: {"path": str(folder)} for name, folder in tiny_teachers.items()},
+        "attacks": {
+            "pgd-cnn": {**attack, "teacher": "cnn"},
+            "pgd-vit": {**attack, "teacher": "vit", "views": 2},
+        },
+        "views": {"padding": 1, "flip": False},
+        "store": {"rows_per_shard": 32, "rows_per_chunk": 8},
+        "seed": 10,  # holds 11 rows out
+    }
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed cache; read only: a test that damages it copies it first."""
+    import torch
+
+    from darht.cache.build import build, plan_build
+    from darht.cache.seal import seal
+
+    folder, cpu = tmp_path_factory.mktemp("cache") / "tiny", torch.device("cpu")
+    build(plan_build(tiny_cache_config, device=cpu), folder, device=cpu, on_unit=lambda array, shard, seconds: None)
+    seal(folder)
+    return folder

@@ -9,7 +9,9 @@ import torch
 
 from darht.cache.source import Source
 from darht.cache.teachers import Teacher, read_card, write_card
+from darht.core.errors import ConfigError
 from darht.trainer.evaluate import Score, evaluate, quick_attacks
+from darht.trainer.train import check_pixels
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,17 @@ class TeacherCheck:
 
 
 def check_teacher(folder: Path, model: Teacher, source: Source, *, eps: float, device: torch.device) -> TeacherCheck:
-    """Clean and PGD-20 accuracy on a split, written into the card of `folder`; the forward speed is only returned."""
-    attacks = {"pgd-20": quick_attacks(eps, {})["pgd-20"]}
+    """Clean and PGD-20 accuracy on a split, written into the card of `folder`; the forward speed is only returned.
+
+    Raises:
+        ConfigError: eps is not in pixel levels, or teacher and data differ in their class counts.
+        ModelError: the teacher does not take images of this size.
+    """
+    card, attacks = read_card(folder), {"pgd-20": quick_attacks(eps, {})["pgd-20"]}
+    if card.num_classes != len(source.classes):
+        raise ConfigError(f"{folder} has {card.num_classes} classes, {source.name} has {len(source.classes)}")
+    check_pixels(model, torch.from_numpy(source.images[:1]).to(device), card.arch)
     clean, _, worst = evaluate(model, source, attacks, device=device)
-    card = read_card(folder)
     key = f"{source.name} {source.split}"
     measured = {
         "rows": clean.count,

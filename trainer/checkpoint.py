@@ -13,7 +13,8 @@ import torch
 from darht.cache.teachers import Preprocessing, fit_state, read_state
 from darht.core.config import canonical_json, parse, spec_diff
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
-from darht.core.files import write_atomic
+from darht.core.files import is_free, write_atomic
+from darht.core.rng import borrowed_generator
 from darht.trainer.student import Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
@@ -66,14 +67,15 @@ def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCa
         card = parse(StudentCard, json.loads(path.read_text()), CONFIG)
     except (json.JSONDecodeError, ConfigError) as error:
         raise ModelError(f"{path} is not a student's card: {error}") from error
-    student = Student(
-        card.arch,
-        card.kwargs,
-        teachers=len(card.teachers),
-        num_classes=card.num_classes,
-        preprocessing=card.preprocessing,
-    )
-    fit_state(student, read_state(folder / WEIGHTS), str(folder / WEIGHTS))
+    with borrowed_generator(0, "load"):
+        student = Student(
+            card.arch,
+            card.kwargs,
+            teachers=len(card.teachers),
+            num_classes=card.num_classes,
+            preprocessing=card.preprocessing,
+        )
+    fit_state(student, read_state(folder / WEIGHTS, student.state_dict()), str(folder / WEIGHTS))
     return student.to(device).eval().requires_grad_(False), card
 
 
@@ -91,7 +93,7 @@ def claim_run(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
             raise SpecMismatchError(f"{out} holds another run: {'; '.join(differences)}; choose another --out folder")
         if not resume:
             raise CacheError(f"{out} holds a run of this recipe already: add --resume, or choose another --out folder")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not is_free(out):
         raise CacheError(f"{out} is not empty and holds no run: choose a new or empty --out folder")
 
 

@@ -1,6 +1,8 @@
 """The command lines that train and evaluate: each command is one library call."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from darht.core.cli import Command, Group
-from darht.core.errors import ConfigError
+from darht.core.errors import ConfigError, DarhtError
 
 _FOLDER = click.Path(path_type=Path)
 
 
-def _progress() -> Progress:
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A progress bar on stderr that a mistake wipes away, so that its one line stands alone."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        try:
+            yield progress
+        except DarhtError:
+            progress.live.transient = True
+            raise
 
 
 def _json_option(text: str, what: str) -> dict[str, Any]:
@@ -32,9 +41,12 @@ def _json_option(text: str, what: str) -> dict[str, Any]:
 
 def _floats(text: str, what: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"{what} must be three numbers with commas between them; got {text!r}") from error
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise ConfigError(f"{what} must be three numbers with commas between them; got {text!r}")
+    return values
 
 
 def _data_options(function: Any) -> Any:
@@ -67,7 +79,8 @@ def teacher() -> None:
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
-@click.option("--set", "assignments", multiple=True, help="A training option, e.g. algorithm=trades, optim.epochs=30.")
+@click.option("--algorithm", default="pgd-at", show_default=True, help="standard, pgd-at, trades or fat.")
+@click.option("--set", "assignments", multiple=True, help="A training option, e.g. optim.epochs=30, eps=8, tau=2.")
 @click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
 def teacher_train(
     data: str,
@@ -80,6 +93,7 @@ def teacher_train(
     arch: str,
     kwargs: str,
     resize: int | None,
+    algorithm: str,
     assignments: tuple[str, ...],
     out: Path,
 ) -> None:
@@ -90,7 +104,7 @@ def teacher_train(
     from darht.trainer import teach
     from darht.trainer.config import TeachConfig
 
-    config = parse(TeachConfig, override({}, assignments), "--set")
+    config = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training")
     options, where = _json_option(kwargs, "--kwargs"), pick_device(device)
     teach.check_free(out)
     sources = {
@@ -174,7 +188,7 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 
 
 @click.command(cls=Command)
-@click.option("--shards", type=_FOLDER, required=True, help="A sealed cache.")
+@click.option("--shards", type=_FOLDER, required=True, help="A sealed cache, or its WebDataset export.")
 @click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
 @click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
 @click.option(
@@ -187,13 +201,13 @@ def train(
     shards: Path, out: Path, recipe: Path | None, assignments: tuple[str, ...], memory: float, resume: bool, device: str
 ) -> None:
     """Train a feature-map student from a cache, without any teacher in memory."""
-    from darht.cache.reader import open_cache
+    from darht.cache.exported import open_shards
     from darht.core.device import pick_device
     from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
 
     config, where = load_recipe(recipe, assignments), pick_device(device)
-    cache = open_cache(shards)
+    cache = open_shards(shards)
     seen = [0, 0.0]
     with _progress() as progress:
         task = progress.add_task("train", total=None, note="")

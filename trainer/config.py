@@ -30,6 +30,16 @@ class OptimConfig:
             raise ConfigError(f"epochs and batch_size must be at least 1; got {self.epochs} and {self.batch_size}")
         if self.lr <= 0 or not 0 <= self.warmup < 1:
             raise ConfigError(f"lr must be above 0 and warmup a share in [0, 1); got {self.lr:g} and {self.warmup:g}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must lie in [0, 1); got {self.momentum:g}")
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov needs a momentum above 0; got 0: set momentum: 0.9, or nesterov: false")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay must be at least 0; got {self.weight_decay:g}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"clip_norm must be above 0, or null for no limit; got {self.clip_norm:g}")
+        if not all(0 <= milestone <= 1 for milestone in self.milestones):
+            raise ConfigError(f"milestones are shares of the run in [0, 1]; got {list(self.milestones)}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ class TrainConfig:
             raise ConfigError(f"clean_share is a share in [0, 1]; got {self.clean_share:g}")
         if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
             raise ConfigError(f"phases are two rising shares in [0, 1]; got {list(self.phases)}")
+        if not 0 <= self.rslad_clean <= 1:
+            raise ConfigError(f"rslad_clean is a share in [0, 1]; got {self.rslad_clean:g}")
         if self.recipe == "darht" and not self.student.feature_map:
             raise ConfigError("recipe darht trains the feature map; set student.feature_map: true, or recipe: rslad")
 
@@ -125,6 +137,10 @@ class TeachConfig:
         self.pgd()
         if self.tau < 0:
             raise ConfigError(f"tau counts steps and is at least 0; got {self.tau}")
+        if self.beta < 0:
+            raise ConfigError(f"beta must be at least 0; got {self.beta:g}")
+        if not 0 <= self.padding <= 127:
+            raise ConfigError(f"padding must lie in 0..127 pixels; got {self.padding}")
 
     def pgd(self) -> PGD:
         """The attack's settings, checked."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from darht.cache.reader import open_cache
+from darht.cache.exported import open_shards
 from darht.cache.source import Source, load_source
 from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError
-from darht.trainer.checkpoint import StudentCard, load_student, read_run
+from darht.trainer.checkpoint import BEST, StudentCard, load_student, read_run
 from darht.trainer.evaluate import Score, evaluate, quick_attacks, write_report
 
 
@@ -46,7 +46,7 @@ def evaluate_run(
     device: torch.device,
     on_batch: Callable[[str, int, int], None],
 ) -> RunReport:
-    """Measure the student of a run on the test split and write `RUN/eval.json`.
+    """Measure the student of a run on the test split and write `RUN/eval.json` (`eval-last.json` for the last epoch's).
 
     Args:
         run: the folder that darht-train left.
@@ -63,14 +63,14 @@ def evaluate_run(
     """
     facts = read_run(run)
     student, card = load_student(run / which, device)
-    cache = open_cache(Path(facts["cache"]))
+    cache = open_shards((run / facts["cache"]).resolve())
     if cache.root_hash != card.cache_root_hash:
         raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
     origin = cache.origin()
     source = _test_split(cache.spec.data.source, root, origin, limit)
     if source.classes != card.classes:
         raise ConfigError(f"the test split has classes {source.classes[:3]}..., the student {card.classes[:3]}...")
-    loaded = {} if teachers is None else _teachers(origin.get("teachers", {}) | teachers, device)
+    loaded = {} if teachers is None else _teachers(origin.get("teachers", {}) | teachers, card.num_classes, device)
     attacks = quick_attacks(card.recipe["inner"]["eps"], loaded)
     scores = evaluate(
         lambda x: student(x).logits,
@@ -80,7 +80,9 @@ def evaluate_run(
         seed=seed,
         on_batch=lambda name, images: on_batch(name, images, len(source.images)),
     )
-    path, note = run / "eval.json", _note(card)
+    path, note = run / ("eval.json" if which == BEST else f"eval-{which}.json"), _note(card)
+    if teachers is not None and not loaded:
+        note += "; where the teachers lie is not known, so transfer was not measured: give --teacher NAME=FOLDER"
     about = {"which": which, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe, "epoch": card.epoch}
     write_report(path, scores, source, {**about, "note": note})
     return RunReport(scores, path, note)
@@ -92,11 +94,17 @@ def _test_split(name: str, root: Path | None, origin: dict[str, Any], limit: int
     return load_source(name, where, "test", limit=limit, image_size=origin.get("image_size"))
 
 
-def _teachers(folders: dict[str, str], device: torch.device) -> dict[str, Teacher]:
+def _teachers(folders: dict[str, str], num_classes: int, device: torch.device) -> dict[str, Teacher]:
     try:
-        return {name: load_teacher(Path(folder), device)[0] for name, folder in folders.items()}
+        loaded = {name: load_teacher(Path(folder), device) for name, folder in folders.items()}
     except DarhtError as error:
         raise ConfigError(f"{error}; give --teacher NAME=FOLDER, or --no-transfer") from error
+    others = [
+        f"'{name}' has {card.num_classes}" for name, (_, card) in loaded.items() if card.num_classes != num_classes
+    ]
+    if others:
+        raise ConfigError(f"the student has {num_classes} classes, teacher {', '.join(others)}: they cannot transfer")
+    return {name: teacher for name, (teacher, _) in loaded.items()}
 
 
 def _note(card: StudentCard) -> str:

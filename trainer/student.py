@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from darht.cache.teachers import Preprocessing, Teacher
 from darht.core.nets import backbone, build, fold_head, head_name
+from darht.core.rng import borrowed_generator
 
 
 class StudentOutput(NamedTuple):
@@ -67,7 +68,8 @@ class Student(nn.Module):
         Map and head are linear with nothing between them, so they are one linear layer: `W = W_head W_map`,
         `b = W_head b_map + b_head`. Products are taken in float64.
         """
-        plain = build(self.arch, self.num_classes, self.kwargs).to(self.head.weight)
+        with borrowed_generator(0, "fold"):
+            plain = build(self.arch, self.num_classes, self.kwargs).to(self.head.weight)
         name = head_name(plain, self.num_classes)
         weight, bias = self.head.weight.double(), self.head.bias.double()
         if self.teachers:

@@ -18,12 +18,13 @@ from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
 from darht.core.errors import CacheError
+from darht.core.files import is_free
 from darht.core.nets import build
-from darht.core.rng import RowRng, derive_seed
+from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.schedule import descend, make_optimizer
-from darht.trainer.train import normalisation
+from darht.trainer.train import check_finite, check_pixels, normalisation
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -51,14 +52,17 @@ def teach(
 
     Returns:
         The teacher in eval mode, and its card without weights hash and accuracies.
+
+    Raises:
+        ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
     """
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
     norm = normalisation(images)
     preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "teacher"))
+    with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
+        check_pixels(teacher, images, arch)
         _fit(teacher, images, labels, config, on_step)
     card = Card(
         arch=arch,
@@ -86,7 +90,9 @@ def _fit(teacher: Teacher, images: Tensor, labels: Tensor, config: TeachConfig, 
             generator = RowRng.create(config.seed, "inner", epoch, rows=rows)
             loss = outer_loss(teacher, x, labels[rows], config, generator)
             descend(loss, teacher, optimizer, config.optim, number / total)
-            on_step(number + 1, total, len(rows), float(loss.detach()))
+            value = float(loss.detach())
+            check_finite(value, epoch + 1)
+            on_step(number + 1, total, len(rows), value)
 
 
 def outer_loss(model: nn.Module, x: Tensor, y: Tensor, config: TeachConfig, generator: RowRng) -> Tensor:
@@ -166,5 +172,5 @@ def save(folder: Path, teacher: Teacher, card: Card) -> Card:
 
 def check_free(folder: Path) -> None:
     """Raise CacheError when `folder` already holds something, before hours go into training what cannot be saved."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise CacheError(f"{folder} is not empty: choose a new or empty --out folder")

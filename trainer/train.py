@@ -1,5 +1,7 @@
 """Train a student from a sealed cache. No teacher is loaded; what they said is looked up."""
 
+import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import darht
 from darht.cache.loader import TrainingSet, load_training_set
@@ -16,8 +18,8 @@ from darht.cache.sampler import epoch_order
 from darht.cache.source import Source
 from darht.cache.teachers import Preprocessing
 from darht.core.config import to_plain
-from darht.core.errors import ConfigError
-from darht.core.rng import derive_seed
+from darht.core.errors import ConfigError, DarhtError, ModelError
+from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
     BEST,
     LAST,
@@ -65,33 +67,35 @@ def train(
         on_epoch: told the log's row after each epoch.
 
     Raises:
-        ConfigError: recipe and cache do not go together.
+        ConfigError, ModelError: recipe and cache do not go together, or the network and the images.
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
     identity = run_identity(config, cache)
     claim_run(out, identity, resume=resume)
     data = load_training_set(cache, device=device, adversarial=config.inner.kind == "cached", budget_gib=memory_gib)
-    student = make_student(config, data, cache.spec.data.classes).to(device)
+    student = make_student(config, data, cache.spec.data.classes)
     optimizer = make_optimizer(student, config.optim)
     progress = load_checkpoint(out, student, optimizer)
-    write_run(out, identity, {"cache": str(cache.folder.resolve())})
+    write_run(out, identity, {"cache": os.path.relpath(cache.folder.resolve(), out.resolve())})
     steps = max(1, len(data.training) // config.optim.batch_size)
     total = steps * config.optim.epochs
     while progress.epoch < config.optim.epochs:
         start, losses, epoch = time.perf_counter(), [], progress.epoch
         student.train()
-        for number, rows in enumerate(_batches(data, config, epoch, steps), start=epoch * steps):
-            done = number / total
-            step = draw_step(student, data, rows, config, epoch=epoch, number=number, done=done)
-            loss = RECIPES[config.recipe].loss(student, step, config)
-            descend(loss, student, optimizer, config.optim, done)
-            losses.append(loss.detach())
-            on_step(number + 1, total, len(rows))
-        seconds = time.perf_counter() - start
+        with borrowed_generator(config.seed, "dropout", epoch):
+            for number, rows in enumerate(_batches(data, config, epoch, steps), start=epoch * steps):
+                done = number / total
+                step = draw_step(student, data, rows, config, epoch=epoch, number=number, done=done)
+                loss = RECIPES[config.recipe].loss(student, step, config)
+                descend(loss, student, optimizer, config.optim, done)
+                losses.append(loss.detach())
+                on_step(number + 1, total, len(rows))
+        seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
+        check_finite(mean, epoch + 1)
         row = {
             "epoch": epoch + 1,
-            "loss": round(float(torch.stack(losses).mean()), 6),
+            "loss": round(mean, 6),
             **score_holdout(student, data, config, device),
             "lr": round(learning_rate(config.optim, done), 8),
             "images_per_second": round(steps * len(rows) / seconds, 1),
@@ -104,10 +108,30 @@ def train(
 
 def check_recipe(config: TrainConfig, cache: Cache) -> None:
     """Raise ConfigError where the recipe asks for what the cache does not hold."""
-    if config.inner.kind == "cached" and not cache.spec.attacks:
-        raise ConfigError(f"inner: cached needs stored perturbations, {cache.folder} has no attacks; use inner: pgd")
-    if config.recipe == "rslad" and not any(teacher.role == "robust" for teacher in cache.spec.teachers.values()):
-        raise ConfigError(f"recipe rslad needs a robust teacher; those of {cache.folder} are all vanilla")
+    attacks, problems = cache.spec.attacks, []
+    if config.inner.kind == "cached" and not attacks:
+        problems.append(f"inner: cached needs stored perturbations, {cache.folder} has no attacks; use inner: pgd")
+    others = {attack.parameters["eps"] for attack in attacks.values()} - {config.inner.eps}
+    if config.inner.kind == "cached" and others:
+        stored = ", ".join(f"{eps:g}" for eps in sorted(others))
+        problems.append(
+            f"inner.eps is {config.inner.eps:g}, attacks of the cache have {stored}; set inner.eps to theirs"
+        )
+    robust = any(teacher.role == "robust" for teacher in cache.spec.teachers.values())
+    listens = config.recipe == "rslad" or (config.recipe == "darht" and config.clean_share < 1)
+    if listens and not robust:
+        problems.append(
+            f"recipe {config.recipe} needs a robust teacher on adversarial images; those of {cache.folder} are all "
+            "vanilla"
+        )
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
+    if not math.isfinite(loss):
+        raise DarhtError(f"the loss is {loss} in epoch {epoch}: lower optim.lr, or set optim.clip_norm or optim.warmup")
 
 
 def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
@@ -116,22 +140,49 @@ def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 
 def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...]) -> Student:
-    """The untrained student; its weights follow from the seed, and the caller's generators are left alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "student"))
-        return Student(
+    """The untrained student on the data's device; its weights follow from the seed.
+
+    Raises:
+        ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
+    """
+    with borrowed_generator(config.seed, "student"):
+        student = Student(
             config.student.arch,
             config.student.kwargs,
             teachers=len(data.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
             preprocessing=normalisation(data.images[torch.from_numpy(data.training)]),
-        )
+        ).to(data.images.device)
+    check_pixels(student, data.images, config.student.arch)
+    return student
+
+
+def check_pixels(model: nn.Module, images: Tensor, arch: str) -> None:
+    """Ask a network about one image of uint8 `[N, 3, H, W]`, so that a size that it refuses is a message, not a crash.
+
+    Raises:
+        ModelError: the network does not take images of this size.
+    """
+    was_training, (H, W) = model.training, images.shape[2:]
+    try:
+        with torch.no_grad():
+            model.eval()(images[:1].float() / 255)
+    except Exception as error:  # timm asserts, torch raises what it likes: whatever the network says is the answer
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{arch} does not take images of {W}x{H} pixels ({reason}); change its kwargs") from error
+    finally:
+        model.train(was_training)
 
 
 def normalisation(images: Tensor) -> Preprocessing:
-    """Mean and standard deviation per channel of uint8 images `[N, 3, H, W]`, to four digits, in units of [0, 1]."""
-    values = images.double().flatten(2) / 255
-    mean, std = values.mean((0, 2)), values.std((0, 2), correction=0).clamp(min=1e-2)
+    """Mean and standard deviation per channel of uint8 images `[N, 3, H, W]`, to four digits, in units of [0, 1].
+
+    They come from counts of the 256 levels: images as floats would take eight times the cache's memory.
+    """
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    shares, levels = (counts / counts.sum(1, keepdim=True)).cpu(), torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ levels
+    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt().clamp(min=1e-2)
     return Preprocessing(mean=tuple(round(v, 4) for v in mean.tolist()), std=tuple(round(v, 4) for v in std.tolist()))
 
 
@@ -148,8 +199,8 @@ def score_holdout(student: Student, data: TrainingSet, config: TrainConfig, devi
     held = Source(
         name="holdout",
         split="train",
-        images=data.images.cpu().numpy()[data.holdout],
-        labels=data.labels.cpu().numpy()[data.holdout],
+        images=data.images[torch.from_numpy(data.holdout)].cpu().numpy(),
+        labels=data.labels[torch.from_numpy(data.holdout)].cpu().numpy(),
         classes=(),
         sha256="",
     )

@@ -114,6 +114,7 @@ def _python(path: str) -> Factory:
     module_name, _, name = path.partition(":")
     if not module_name or not name or ":" in name:
         raise ConfigError(f"a Python architecture reads python:package.module:callable; got 'python:{path}'")
+    torchvision()  # first, because the module may import it, or timm, which does
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's: whatever it raises while it loads is the answer

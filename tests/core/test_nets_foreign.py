@@ -1,5 +1,7 @@
 """Networks of timm, torchvision and the user's own modules."""
 
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -145,3 +147,13 @@ def test_a_callable_without_signature_is_called_all_the_same():
 def test_backbone_without_a_classifier(user_module):
     with pytest.raises(ModelError, match="headless has no single linear layer"):
         backbone(f"python:{user_module}:headless")
+
+
+def test_a_python_module_that_imports_timm_first_is_given_a_working_torchvision() -> None:
+    code = (
+        "from darht.core.nets import build\n"
+        "kwargs = {'layers': [1], 'channels': [32], 'basic': True, 'bottle_ratio': 1.0, 'stem_chs': 32}\n"
+        "print(sum(p.numel() for p in build('python:timm.models.resnetv2:ResNetV2', 10, kwargs).parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0

@@ -1,0 +1,129 @@
+"""A sealed cache as WebDataset shards: tar files that any WebDataset user can read, and darht-train as well.
+
+Two layouts. `samples` has one entry per row (`.png`, `.cls`, `.delta.npy`, `.logits.npz`, `.json`), for people who
+train with their own code. `blocks` has one `.npz` per block of rows, which reads many times faster.
+`index.json` beside the tars lists rows, bytes and sha256 of each, and is written last. The same cache gives the same
+bytes.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from darht.cache.reader import Cache
+from darht.cache.seal import Manifest
+from darht.cache.spec import CacheSpec
+from darht.core.config import canonical_json
+from darht.core.errors import CacheError
+from darht.core.files import is_free, sha256_bytes, write_atomic
+
+INDEX, FORMAT = "index.json", "darht-webdataset"
+BLOCK_ROWS = 256  # of the blocks layout: a batch's worth, some 100 kB to 10 MB
+Layout = Literal["samples", "blocks"]
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TarRecord:
+    """One tar in the index: its rows [first, past the last], its entries, bytes and sha256."""
+
+    path: str
+    rows: tuple[int, ...]
+    entries: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """The contents of `index.json`: what was exported, how, and the tars."""
+
+    layout: Layout
+    spec: CacheSpec
+    manifest: Manifest
+    offsets: tuple[tuple[int, ...], ...]
+    tars: tuple[TarRecord, ...]
+    format: str = FORMAT
+    format_version: int = 1
+
+
+def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
+    """Write a sealed cache as tar shards, one for each shard of rows, and `index.json` last.
+
+    Raises:
+        CacheError: the folder is not empty.
+        CorruptError: a checksum of the cache fails.
+    """
+    if not is_free(out):
+        raise CacheError(f"{out} is not empty: choose a new or empty --out folder")
+    tars, step = [], cache.spec.store.rows_per_shard
+    for number, first in enumerate(range(0, cache.rows, step)):
+        rows = slice(first, min(first + step, cache.rows))
+        arrays = {name: cache.read(name, rows) for name in cache.arrays if name != "views/offset"}
+        data, entries = _tar(_samples(cache, arrays, rows) if layout == "samples" else _blocks(arrays, rows))
+        path = f"shard-{number:05d}.tar"
+        write_atomic(out / path, data)
+        tars.append(TarRecord(path, (rows.start, rows.stop), entries, len(data), sha256_bytes(data)))
+    offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
+    index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
+    write_atomic(out / INDEX, canonical_json(index).encode())
+    return index
+
+
+def _tar(entries: Iterator[Entry]) -> tuple[bytes, int]:
+    buffer, count = io.BytesIO(), 0
+    writer = webdataset.TarWriter(buffer, user="darht", group="darht", encoder=False, mtime=0)
+    for count, entry in enumerate(entries, start=1):  # noqa: B007
+        writer.write(entry)
+    writer.close()
+    return buffer.getvalue(), count
+
+
+def _blocks(arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
+    for first in range(0, rows.stop - rows.start, BLOCK_ROWS):
+        block = {name: values[first : first + BLOCK_ROWS] for name, values in arrays.items()}
+        yield {"__key__": f"{rows.start + first:08d}", "npz": _npz(block)}
+
+
+def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
+    attacks, classes = cache.spec.attacks, cache.spec.data.classes
+    for i in range(rows.stop - rows.start):
+        label = int(arrays["label"][i])
+        about = {
+            "source_index": rows.start + i,
+            "class": classes[label],
+            "delta": {name: attack.views for name, attack in attacks.items()},
+            "cache": cache.root_hash,
+        }
+        entry = {"__key__": f"{rows.start + i:08d}", "png": _png(arrays["image"][i]), "cls": str(label).encode()}
+        entry["json"] = canonical_json(about).encode()
+        entry["logits.npz"] = _npz(
+            {n.removeprefix("logits/"): v[i] for n, v in arrays.items() if n.startswith("logits/")}
+        )
+        if attacks:
+            entry["delta.npy"] = _npy(np.concatenate([arrays[f"delta/{name}"][i] for name in attacks]))
+        yield entry
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(values), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

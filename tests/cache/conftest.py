@@ -1,0 +1,91 @@
+"""Fixtures of the cache's tests: variants of the tiny config, copies of the tiny cache, its command line."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from darht.cache.build import OnUnit, Plan, build, plan_build
+from darht.cache.cli import cache
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def variant(tiny_cache_config: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`variant(change)` writes the tiny config, changed in place by `change`, and gives the YAML's path."""
+    original = yaml.safe_load(tiny_cache_config.read_text())
+
+    def write(change: Callable[[dict[str, Any]], object] = lambda config: None, name: str = "spec.yaml") -> Path:
+        config = copy.deepcopy(original)
+        change(config)
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small(variant: Callable[..., Path]) -> Callable[..., Plan]:
+    """`small(change)` plans a build of 40 rows in shards of 16, with three views and one attack on the ResNet."""
+
+    def plan(change: Callable[[dict[str, Any]], object] = lambda config: None) -> Plan:
+        def shrink(config: dict[str, Any]) -> None:
+            config["data"]["limit"] = 40
+            config["views"]["count"] = 3
+            config["store"] = {"rows_per_shard": 16, "rows_per_chunk": 4}
+            del config["attacks"]["pgd-vit"]
+            change(config)
+
+        return plan_build(variant(shrink), device=CPU)
+
+    return plan
+
+
+@pytest.fixture
+def build_into() -> Callable[..., Path]:
+    """`build_into(plan, folder)` computes all units, without a seal."""
+
+    def run(plan: Plan, folder: Path, on_unit: OnUnit = lambda array, shard, seconds: None, **options: Any) -> Path:
+        build(plan, folder, device=CPU, on_unit=on_unit, **options)
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def copied(tiny_cache: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny cache, to be damaged."""
+    return Path(shutil.copytree(tiny_cache, tmp_path / "copy"))
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    """`invoke("info", folder)` runs `darht-cache info folder`; an exception that is no exit is a failure."""
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(cache, [str(argument) for argument in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def refusal(invoke: Callable[..., Result], variant: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """`refusal(change)` builds from a changed config: that must fail with 2 and one line, which it gives."""
+
+    def run(change: Callable[[dict[str, Any]], object] = lambda config: None, out: Path | None = None) -> str:
+        result = invoke("build", variant(change), "--out", out or tmp_path / "out", "--device", "cpu")
+        assert result.exit_code == 2, result.output
+        assert result.output.startswith("error: ") and result.output.count("\n") == 1, result.output
+        return result.output.removeprefix("error: ").rstrip("\n")
+
+    return run

@@ -1,0 +1,134 @@
+"""Whole experiments: the commands that are run, what is skipped, and the main job on a handful of digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from darht.cache.spec import load_config
+from darht.core.errors import ConfigError
+from darht.tools.cli import experiment
+from darht.tools.experiment import load_experiment, plan_stages, run_experiment, write_inputs
+from darht.trainer.config import load_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml"]
+TINY_NET = {"arch": "resnet18", "kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}
+TRAINING = {"eps": 32, "step": 8, "steps": 1, "padding": 1, "flip": False, "optim.epochs": 1, "optim.batch_size": 32}
+TINY = {
+    "data": {"source": "digits", "limit": 80, "test_limit": 40, "holdout": 0.1},
+    "teachers": {
+        "resnet": {**TINY_NET, "set": TRAINING},
+        "vit": {
+            "arch": "timm:vit_tiny_patch16_224",
+            "kwargs": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+            "algorithm": "standard",
+            "set": TRAINING,
+        },
+    },
+    "cache": {
+        "views": {"padding": 1, "flip": False},
+        "attacks": {"pgd": {"teacher": "resnet", "eps": 32, "step": 8, "steps": 1}},
+    },
+    "students": {
+        "cached": {
+            "student": TINY_NET,
+            "inner": {"kind": "cached", "eps": 32, "step": 8, "steps": 1},
+            "optim": {"epochs": 1, "batch_size": 32},
+        }
+    },
+}
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_files_that_an_experiment_writes_are_valid(name: str, tmp_path: Path) -> None:
+    config = load_experiment(RECIPES / name)
+    write_inputs(config, tmp_path, root=None)
+    spec = load_config(tmp_path / "cache.yaml")
+    assert list(spec.teachers) == list(config.teachers)
+    for student in config.students:
+        recipe = load_recipe(tmp_path / "recipes" / f"{student}.yaml", ())
+        assert recipe.inner.eps == config.cache["attacks"]["pgd-resnet"]["eps"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p for p in RECIPES.glob("*.yaml") if p.name not in EXPERIMENTS), ids=lambda p: p.stem
+)
+def test_every_training_recipe_is_valid_and_begins_with_its_command(path: Path) -> None:
+    assert load_recipe(path, ()).recipe == path.stem
+    assert "darht-train --shards CACHE --recipe recipes/" + path.name in path.read_text().split("recipe:")[0]
+
+
+def test_the_commands_name_the_data_and_the_limits(tiny_recipe: Path, tmp_path: Path) -> None:
+    stages = plan_stages(load_experiment(tiny_recipe), tmp_path, root=Path("somewhere"))
+    assert [stage.name for stage in stages] == [
+        "teacher resnet", "teacher vit", "cache", "info", "transfer", "neighbours", "train cached", "eval cached",
+    ]  # fmt: skip
+    assert "--root somewhere --limit 80 --test-limit 40" in stages[0].line
+    assert stages[-1].line.endswith("--limit 40")
+
+
+def test_a_finished_stage_is_not_run_again_but_a_changed_one_is(tiny_recipe: Path, tmp_path: Path) -> None:
+    config, out, ran = load_experiment(tiny_recipe), tmp_path / "out", []
+
+    def call(words: tuple[str, ...]) -> None:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(words)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, out, root=None, call=call, tell=lambda line: None)
+    assert len(ran) == 3
+
+    again: list[tuple[str, ...]] = []
+    told: list[str] = []
+    seconds = run_experiment(config, out, root=None, call=again.append, tell=told.append)
+    assert [words[0] for words in again] == [
+        "darht-cache",
+        "darht-inspect",
+        "darht-inspect",
+        "darht-train",
+        "darht-eval",
+    ]
+    assert sum(line.startswith("# done before: ") for line in told) == 3
+    assert len(seconds) == 8
+
+    again.clear()
+    run_experiment(config, out, root=tmp_path, call=again.append, tell=told.append)  # another root: teachers again
+    assert [words[:2] for words in again] == [("darht-teacher", "train")] * 2
+
+
+def test_the_main_job_on_a_handful_of_digits(tiny_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(experiment, [str(tiny_recipe), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    for path in ("teachers/resnet/teacher.json", "cache/manifest.json", "run/cached/student/model.safetensors"):
+        assert (out / path).is_file()
+    report = json.loads((out / "run" / "cached" / "eval.json").read_text())
+    names = [score["name"] for score in report["scores"]]
+    assert names == ["clean", "fgsm", "pgd-20", "transfer:resnet", "transfer:vit", "worst case"]
+    assert report["cache_root_hash"] == json.loads((out / "cache" / "manifest.json").read_text())["root_hash"]
+    assert "$ darht-cache build" in result.output
+    assert "root hash" in result.output
+
+
+def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:
+    for change, said in (
+        ({"data": {"source": "digits", "rows": 3}}, "data takes"),
+        ({"student": {}}, "did you mean 'students'"),
+    ):
+        path = tmp_path / "wrong.yaml"
+        path.write_text(yaml.safe_dump({**TINY, **change}))
+        with pytest.raises(ConfigError, match=said):
+            load_experiment(path)
+        result = CliRunner().invoke(experiment, [str(path), "--out", str(tmp_path / "out")])
+        assert result.exit_code == 2 and result.output.startswith("error: ") and len(result.output.splitlines()) == 1

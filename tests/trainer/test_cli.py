@@ -1,0 +1,262 @@
+"""The command lines on tiny data: what works, and what a mistake says in one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from darht.cache.teachers import load_teacher, read_card
+from darht.core.nets import build
+from darht.trainer.cli import evaluate, teacher, train
+
+CPU = torch.device("cpu")
+SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
+STUDENT = ("student.arch=resnet18", "student.kwargs.width=4", "student.kwargs.blocks=[1, 1, 1, 1]")
+FAST = ("optim.epochs=1", "optim.batch_size=32", "inner.steps=1", *STUDENT)
+
+
+def call(command, *arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def assigned(*assignments):
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def succeed(command, *arguments):
+    result = call(command, *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(command, *arguments, code=2):
+    """The one line that a mistake is answered with."""
+    result = call(command, *arguments)
+    assert isinstance(result.exception, SystemExit), result.exception  # no traceback
+    if code is not None:
+        assert result.exit_code == code
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("error: ")
+    assert result.stdout == ""
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    result = succeed(train, "--shards", tiny_cache, "--out", out, *assigned(*FAST), "--device", "cpu")
+    assert f"{out}: 1 epochs, " in result.stdout
+    assert "best held-out PGD accuracy" in result.stdout
+    assert "epoch 1: loss" in result.stderr
+    return out
+
+
+TEACHER = ("--data", "digits", "--arch", "resnet18", "--device", "cpu")
+TEACHER_FAST = assigned("optim.epochs=1", "optim.batch_size=64", "steps=1", "padding=1", "flip=false")
+
+
+def test_train_a_teacher_and_check_it(tmp_path):
+    out, options = tmp_path / "teacher", ("--kwargs", SMALL, "--limit", 128, "--test-limit", 40, "--out")
+    result = succeed(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
+    assert f"{out}: clean" in result.stdout
+    assert "PGD-20 at 8/255" in result.stdout
+    assert "(40 test images)" in result.stdout
+    card = read_card(out)
+    assert card.training["algorithm"] == "pgd-at"
+    assert card.accuracy["digits test"]["rows"] == 40
+    load_teacher(out, CPU)
+
+    check = ("check", out, "--data", "digits", "--device", "cpu", "--split", "train", "--limit", 50, "--eps", 4)
+    assert "(50 train images)" in succeed(teacher, *check).stdout
+    assert read_card(out).accuracy["digits train"]["eps"] == 4
+    assert "is not empty" in fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
+
+
+def test_import_foreign_weights(tmp_path):
+    net = build("resnet18", 10, json.loads(SMALL))
+    torch.save({"state_dict": {f"module.{name}": value for name, value in net.state_dict().items()}}, tmp_path / "w.pt")
+    options = ("--arch", "resnet18", "--kwargs", SMALL, "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--out")
+    result = succeed(teacher, "import", tmp_path / "w.pt", *options, tmp_path / "new")
+    assert result.stdout.startswith(f"{tmp_path / 'new'}: resnet18, 10 classes, weights ")
+    loaded, card = load_teacher(tmp_path / "new", CPU)
+    assert card.preprocessing.mean == (0.5, 0.5, 0.5)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(loaded(x), net.eval()((x - 0.5) / 0.2))
+    assert "is not empty" in fail(teacher, "import", tmp_path / "w.pt", *options, tmp_path / "new")
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path):
+    state = build("resnet18", 10, json.loads(SMALL)).state_dict()
+    state["extra"] = state.pop("linear.bias")
+    torch.save(state, tmp_path / "w.pth")
+    said = fail(
+        teacher, "import", tmp_path / "w.pth", "--arch", "resnet18", "--kwargs", SMALL, "--out", tmp_path / "new"
+    )
+    assert "1 missing: linear.bias; 1 unexpected: extra" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_web_page_saved_as_weights_is_named_as_such(tmp_path):
+    (tmp_path / "w.pt").write_text("<!DOCTYPE html><html><title>Quota exceeded</title></html>")
+    said = fail(teacher, "import", tmp_path / "w.pt", "--arch", "resnet18", "--out", tmp_path / "new")
+    assert "is a web page, not weights" in said
+
+
+def test_a_run_is_resumed_and_not_overwritten(run, tiny_cache):
+    arguments = ("--shards", tiny_cache, "--out", run, "--device", "cpu")
+    assert "add --resume" in fail(train, *arguments, *assigned(*FAST))
+    assert "1 epochs" in succeed(train, *arguments, *assigned(*FAST), "--resume").stdout
+    assert "recipe.seed: 0 -> 1" in fail(train, *arguments, *assigned(*FAST, "seed=1"), "--resume")
+
+
+def test_a_recipe_file(tiny_cache, tmp_path):
+    recipe = {
+        "recipe": "rslad",
+        "inner": {"kind": "cached", "eps": 32},
+        "optim": {"epochs": 1, "batch_size": 32},
+        "student": {"kwargs": json.loads(SMALL)},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "run"
+    succeed(train, "--shards", tiny_cache, "--out", out, "--recipe", tmp_path / "r.yaml", "--device", "cpu")
+    identity = json.loads((out / "run.json").read_text())["identity"]
+    assert identity["recipe"]["recipe"] == "rslad"
+    assert identity["recipe"]["inner"]["kind"] == "cached"
+
+
+def test_evaluate_a_run(run):
+    result = succeed(evaluate, run, "--limit", 40, "--device", "cpu")
+    for name in ("clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case"):
+        assert name in result.stdout
+    assert "inner: pgd, 1 steps on the student" in result.stdout
+    assert f"written to {run / 'eval.json'}" in result.stdout
+    assert len(json.loads((run / "eval.json").read_text())["scores"]) == 6
+    plain = succeed(evaluate, run, "--limit", 40, "--device", "cpu", "--no-transfer", "--which", "last")
+    assert "transfer" not in plain.stdout
+    assert json.loads((run / "eval-last.json").read_text())["which"] == "last"
+    assert json.loads((run / "eval.json").read_text())["which"] == "student"
+
+
+def test_teachers_are_given_as_name_and_folder(run, tiny_teachers, tmp_path):
+    said = fail(evaluate, run, "--teacher", tiny_teachers["cnn"], "--device", "cpu")
+    assert said.startswith("error: --teacher reads NAME=FOLDER; got ")
+    said = fail(evaluate, run, "--teacher", f"cnn={tmp_path}", "--limit", 40, "--device", "cpu")
+    assert "is not a teacher folder" in said
+    succeed(evaluate, run, "--teacher", f"cnn={tiny_teachers['cnn']}", "--limit", 40, "--device", "cpu")
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    assert "is not a run" in fail(evaluate, tmp_path, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "part"),
+    [
+        ("optim.epoch=1", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("inner.eps=0.03", "eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8"),
+        ("recipe=ard", "must be one of darht, rslad, at"),
+        ("optim.lr", "an assignment reads key=value"),
+        ("student.arch=resnet19", "unknown architecture 'resnet19'; did you mean 'resnet18'?"),
+        ("student.kwargs.widht=8", "does not know widht; its kwargs are"),
+    ],
+)
+def test_a_mistake_in_a_recipe(assignment, part, tiny_cache, tmp_path):
+    arguments = ("--shards", tiny_cache, "--out", tmp_path / "run", "--device", "cpu")
+    assert part in fail(train, *arguments, *assigned(*FAST, assignment))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_a_recipe_file(tiny_cache, tmp_path):
+    arguments = ("--shards", tiny_cache, "--out", tmp_path / "run", "--device", "cpu", "--recipe")
+    assert "cannot read" in fail(train, *arguments, tmp_path / "none.yaml")
+    (tmp_path / "r.yaml").write_text("recpie: darht\n")
+    said = fail(train, *arguments, tmp_path / "r.yaml")
+    assert said == "error: r.yaml: unknown key 'recpie'; did you mean 'recipe'?"
+
+
+def test_epsilon_of_a_check(tiny_teachers, tmp_path):
+    folder = shutil.copytree(tiny_teachers["cnn"], tmp_path / "cnn")
+    arguments = ("check", folder, "--data", "digits", "--limit", 40, "--device", "cpu", "--eps", 0.03)
+    assert "write eps: 8" in fail(teacher, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("command", ["teacher", "train", "evaluate"])
+def test_a_cuda_device_that_is_not_there(command, run, tiny_cache, tiny_teachers, tmp_path):
+    commands = {
+        "teacher": (teacher, "check", tiny_teachers["cnn"], "--data", "digits"),
+        "train": (train, "--shards", tiny_cache, "--out", tmp_path / "run"),
+        "evaluate": (evaluate, run),
+    }
+    said = fail(*commands[command], "--device", "cuda")
+    assert said == "error: device cuda is not there: torch sees 0 CUDA devices; use --device cpu or auto"
+
+
+def test_an_unsealed_cache(tiny_cache, tmp_path):
+    folder = shutil.copytree(tiny_cache, tmp_path / "cache")
+    (folder / "manifest.json").unlink()
+    said = fail(train, "--shards", folder, "--out", tmp_path / "run", "--device", "cpu", code=None)
+    assert "is not sealed" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_cache(tmp_path):
+    assert "is not a cache" in fail(train, "--shards", tmp_path, "--out", tmp_path / "run", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--kwargs", "{width: 4}"), "--kwargs must be JSON, such as '{\"width\": 16}'; got '{width: 4}'"),
+        (("--kwargs", "[4]"), "--kwargs must be a JSON mapping; got '[4]'"),
+        (("--kwargs", '{"widht": 4}'), "resnet18 does not know widht"),
+        (("--set", "algorithm=madry"), "must be one of standard, pgd-at, trades, fat; got 'madry'"),
+        (("--set", "eps=0.03"), "write eps: 8"),
+        (("--set", "algoritm=fat"), "unknown key 'algoritm'; did you mean 'algorithm'?"),
+        (("--limit", "3"), "have no images in the train split of digits"),
+        (("--root", "somewhere"), "comes with scikit-learn and reads no folder"),
+    ],
+)
+def test_a_mistake_in_teacher_train(options, part, tmp_path):
+    assert part in fail(teacher, "train", *TEACHER, "--out", tmp_path / "new", *options)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--kwargs", "nothing"), "--kwargs must be JSON"),
+        (("--mean", "a,b,c"), "--mean must be three numbers with commas between them; got 'a,b,c'"),
+        (("--std", "1,1"), "--std must be three numbers with commas between them; got '1,1'"),
+    ],
+)
+def test_a_mistake_in_teacher_import(options, part, tmp_path):
+    torch.save(build("resnet18", 10, json.loads(SMALL)).state_dict(), tmp_path / "w.pt")
+    arguments = ("import", tmp_path / "w.pt", "--arch", "resnet18", "--out", tmp_path / "new")
+    kwargs = () if "--kwargs" in options else ("--kwargs", SMALL)
+    assert part in fail(teacher, *arguments, *kwargs, *options)
+
+
+def test_a_teacher_that_does_not_take_the_images(tiny_teachers, tmp_path):
+    arguments = ("train", "--data", "digits", "--arch", "timm:vit_tiny_patch16_224", "--device", "cpu")
+    said = fail(teacher, *arguments, "--kwargs", '{"depth": 1}', "--limit", 60, "--out", tmp_path / "new")
+    assert "does not take images of 8x8 pixels" in said
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys, click.testing, darht.trainer.cli as cli\n"
+        "for command in ([cli.teacher], [cli.teacher, 'train'], [cli.teacher, 'import'], [cli.teacher, 'check'],\n"
+        "                [cli.train], [cli.evaluate]):\n"
+        "    result = click.testing.CliRunner().invoke(command[0], [*command[1:], '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
+        "print([name for name in ('torch', 'zarr', 'timm', 'torchvision', 'sklearn') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

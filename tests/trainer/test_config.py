@@ -1,0 +1,109 @@
+"""Recipes as data: defaults, overrides, and every rule that a recipe can break."""
+
+import pytest
+
+from darht.core.config import parse, to_plain
+from darht.core.errors import ConfigError
+from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TeachConfig, TrainConfig, load_recipe
+
+
+def test_no_file_and_no_assignments_give_the_defaults():
+    assert load_recipe(None, ()) == TrainConfig()
+
+
+def test_defaults_are_those_of_the_released_code():
+    config = TrainConfig()
+    assert config.phases == (50 / 350, 118 / 350)
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.1, 0.9, 5e-4)
+    assert (config.inner.eps, config.inner.step, config.inner.steps) == (8.0, 2.0, 10)
+    assert config.rslad_clean == 1 / 6
+    assert TeachConfig().beta == 6.0
+
+
+def test_a_file_is_read_and_assignments_change_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("recipe: rslad\noptim: {epochs: 3, weight_decay: 5e-4}\nstudent: {kwargs: {width: 8}}\n")
+    config = load_recipe(path, ("optim.epochs=7", "student.kwargs.blocks=[1, 1]", "phases=[0, 0.5]"))
+    assert config.recipe == "rslad"
+    assert config.optim == OptimConfig(epochs=7, weight_decay=5e-4)
+    assert config.student.kwargs == {"width": 8, "blocks": [1, 1]}
+    assert config.phases == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), TrainConfig(recipe="at", optim=OptimConfig(clip_norm=1.0))])
+def test_plain_form_parses_back_to_the_same_recipe(config):
+    assert parse(TrainConfig, to_plain(config), "recipe") == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.epoch=3", "recipe.optim: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("recpie=at", "recipe: unknown key 'recpie'; did you mean 'recipe'?"),
+        ("recipe=ard", "recipe.recipe must be one of darht, rslad, at; got 'ard'"),
+        ("inner.kind=warm", "recipe.inner.kind must be one of cached, pgd; got 'warm'"),
+        ("inner.eps=0.03", "eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8"),
+        ("inner.step=0.007", "step is in whole pixel levels of 255; got 0.007, which is 1.79 levels: write step: 2"),
+        ("inner.steps=0", "steps must be at least 1; got 0"),
+        ("optim.epochs=0", "epochs and batch_size must be at least 1; got 0 and 256"),
+        ("optim.batch_size=0", "epochs and batch_size must be at least 1; got 100 and 0"),
+        ("optim.lr=0", "lr must be above 0"),
+        ("optim.lr=fast", "number; got 'fast'"),
+        ("optim.warmup=1", "warmup a share in [0, 1); got 0.1 and 1"),
+        ("optim.momentum=1", "momentum must lie in [0, 1); got 1"),
+        ("optim.weight_decay=-1", "weight_decay must be at least 0; got -1"),
+        ("optim.clip_norm=0", "clip_norm must be above 0, or null for no limit; got 0"),
+        ("optim.milestones=[75, 90]", "milestones are shares of the run in [0, 1]; got [75.0, 90.0]"),
+        ("clean_share=2", "clean_share is a share in [0, 1]; got 2"),
+        ("rslad_clean=-0.5", "rslad_clean is a share in [0, 1]; got -0.5"),
+        ("phases=[0.5]", "phases are two rising shares in [0, 1]; got [0.5]"),
+        ("phases=[0.5, 0.2]", "phases are two rising shares in [0, 1]; got [0.5, 0.2]"),
+        ("student.feature_map=false", "recipe darht trains the feature map; set student.feature_map: true"),
+        ("optim.epochs", "an assignment reads key=value; got 'optim.epochs'"),
+    ],
+)
+def test_a_broken_rule_names_the_rule_and_the_value(assignment, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(None, (assignment,))
+    assert message in str(caught.value)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ConfigError, match="nesterov needs a momentum above 0"):
+        OptimConfig(nesterov=True, momentum=0.0)
+    assert OptimConfig(nesterov=True).nesterov
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("sed: 1\nkd_loss: l1\noptim: {epochs: 0}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, ())
+    for part in ("did you mean 'seed'?", "kd_loss must be one of kl, mse", "epochs and batch_size must be at least 1"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        ({"tau": -1}, "tau counts steps and is at least 0; got -1"),
+        ({"beta": -6.0}, "beta must be at least 0; got -6"),
+        ({"padding": -1}, r"padding must lie in 0..127 pixels; got -1"),
+        ({"padding": 128}, r"padding must lie in 0..127 pixels; got 128"),
+        ({"eps": 0.03}, "write eps: 8"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_a_teacher_s_broken_rules(assignments, message):
+    with pytest.raises(ConfigError, match=message):
+        TeachConfig(**assignments)
+
+
+def test_only_darht_needs_the_feature_map():
+    assert TrainConfig(recipe="at", student=StudentConfig(feature_map=False)).student.feature_map is False
+
+
+def test_the_attack_inside_carries_the_settings():
+    attack = InnerConfig(eps=4, step=1, steps=3).pgd()
+    assert (attack.eps, attack.step, attack.steps, attack.norm) == (4, 1, 3, "linf")
+    assert TeachConfig(eps=4, step=1, steps=3).pgd() == attack

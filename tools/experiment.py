@@ -1,0 +1,211 @@
+"""Run the whole job from one file: teachers, cache, inspection, students, evaluation.
+
+`python -m darht.tools.experiment RECIPE.yaml --out DIR` runs the commands that a person would type, prints each before
+it runs, and ends with a table. A finished stage is not run again, so a stopped experiment goes on where it was.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from darht.cache.teachers import read_card
+from darht.core.config import canonical_json, load_mapping, parse
+from darht.core.errors import ConfigError
+from darht.core.files import write_atomic
+
+STAGES = "stages.json"
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """How one teacher of the experiment is made: options of `darht-teacher train`."""
+
+    arch: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    resize: int | None = None
+    algorithm: str = "pgd-at"
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """An experiment.
+
+    Attributes:
+        data: a source, with `limit` (training rows), `test_limit` (test rows) and `holdout`.
+        teachers: by name.
+        cache: `views`, `attacks`, `store` and `seed` of the cache.
+        students: a training recipe by name.
+        row: of `darht-inspect neighbours`.
+    """
+
+    data: dict[str, Any]
+    teachers: dict[str, TeacherPlan]
+    cache: dict[str, Any]
+    students: dict[str, dict[str, Any]]
+    row: int = 7
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: its words, without the program's path."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """As a person would type it."""
+        return shlex.join(self.words)
+
+
+def load_experiment(path: Path) -> ExperimentConfig:
+    """Read an experiment.
+
+    Raises:
+        ConfigError: unknown keys, wrong values.
+    """
+    config = parse(ExperimentConfig, load_mapping(path), path.name)
+    known = {"source", "limit", "test_limit", "holdout", "image_size"}
+    unknown = sorted(set(config.data) - known)
+    if unknown or "source" not in config.data:
+        raise ConfigError(f"{path.name}: data takes {', '.join(sorted(known))}, and source is required; got {unknown}")
+    return config
+
+
+def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[Stage]:
+    """The commands of an experiment, in order."""
+    data = ["--data", config.data["source"], *(["--root", str(root)] if root else [])]
+    data += _options(config.data, "image_size")
+    stages = [_teach(name, plan, config, out, data) for name, plan in config.teachers.items()]
+    cache, limit = str(out / "cache"), config.data.get("test_limit")
+    stages.append(Stage("cache", ("darht-cache", "build", str(out / "cache.yaml"), "--out", cache)))
+    stages.append(Stage("info", ("darht-cache", "info", cache)))
+    stages.append(Stage("transfer", ("darht-inspect", "transfer", cache)))
+    stages.append(Stage("neighbours", ("darht-inspect", "neighbours", cache, "--row", str(config.row))))
+    for name in config.students:
+        run, recipe = str(out / "run" / name), str(out / "recipes" / f"{name}.yaml")
+        words = ("darht-train", "--shards", cache, "--recipe", recipe, "--out", run, "--resume")
+        stages.append(Stage(f"train {name}", words))
+        cut = () if limit is None else ("--limit", str(limit))
+        stages.append(Stage(f"eval {name}", ("darht-eval", run, *cut)))
+    return stages
+
+
+def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, data: list[str]) -> Stage:
+    words = ["darht-teacher", "train", *data, *_options(config.data, "limit", "test_limit")]
+    words += ["--arch", plan.arch, "--kwargs", json.dumps(plan.kwargs)]
+    words += ["--resize", str(plan.resize)] if plan.resize else []
+    words += ["--algorithm", plan.algorithm]
+    for key, value in plan.set.items():
+        words += ["--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}"]
+    return Stage(f"teacher {name}", (*words, "--out", str(out / "teachers" / name)))
+
+
+def _options(data: dict[str, Any], *names: str) -> list[str]:
+    return [word for name in names if data.get(name) for word in (f"--{name.replace('_', '-')}", str(data[name]))]
+
+
+def write_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None:
+    """Write the cache's spec and the students' recipes, the files that the commands read."""
+    data = {key: value for key, value in config.data.items() if key != "test_limit"}
+    if root is not None:
+        data["root"] = str(root.resolve())
+    teachers = {name: {"path": f"teachers/{name}"} for name in config.teachers}
+    spec = {"data": data, "teachers": teachers, **config.cache}
+    write_atomic(out / "cache.yaml", yaml.safe_dump(spec, sort_keys=False).encode())
+    for name, recipe in config.students.items():
+        write_atomic(out / "recipes" / f"{name}.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    out: Path,
+    *,
+    root: Path | None,
+    call: Callable[[tuple[str, ...]], None],
+    tell: Callable[[str], None],
+) -> dict[str, float]:
+    """Run every stage that has not been finished with the same words before.
+
+    Args:
+        config: the experiment.
+        out: where everything goes: `teachers/`, `cache.yaml`, `cache/`, `recipes/`, `run/`.
+        root: of the data set.
+        call: runs one command.
+        tell: is told each command before it runs.
+
+    Returns:
+        Seconds by stage.
+    """
+    write_inputs(config, out, root)
+    path = out / STAGES
+    done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    for stage in plan_stages(config, out, root):
+        if done.get(stage.name, {}).get("line") == stage.line:
+            tell(f"# done before: {stage.line}")
+            continue
+        tell(f"$ {stage.line}")
+        start = time.perf_counter()
+        call(stage.words)
+        done[stage.name] = {"line": stage.line, "seconds": round(time.perf_counter() - start, 2)}
+        write_atomic(path, canonical_json(done).encode())
+    return {name: stage["seconds"] for name, stage in done.items()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment measured, ready to print.
+
+    Attributes:
+        teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
+        students: name, recipe, inner mode, clean, FGSM, PGD-20, worst transfer and worst case, seconds.
+        facts: other lines: the cache's bytes, where things lie.
+    """
+
+    teachers: Sequence[tuple[str, ...]]
+    students: Sequence[tuple[str, ...]]
+    facts: Sequence[str]
+
+
+def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> Result:
+    """Read the cards, the evaluations and the manifest of a finished experiment."""
+    teachers = []
+    for name in config.teachers:
+        card = read_card(out / "teachers" / name)
+        measured = next(iter(card.accuracy.values()))
+        figures = f"{measured['clean']:.1f}", f"{measured['pgd-20']:.1f}"
+        teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
+    students = [_student_row(name, out, seconds) for name in config.students]
+    manifest = json.loads((out / "cache" / "manifest.json").read_text())
+    size = sum(shard["size"] for shard in manifest["shards"])
+    facts = [
+        f"cache: {size / 1e6:.2f} MB, {size / manifest['rows']:.0f} bytes a row, built in {seconds['cache']:.0f} s, "
+        f"root hash {manifest['root_hash'][:16]}",
+        f"all stages: {sum(seconds.values()):.0f} s",
+        f"teachers: {out / 'teachers'}   spec: {out / 'cache.yaml'}   cache: {out / 'cache'}   runs: {out / 'run'}",
+        f"pictures: {out / 'cache-transfer.png'}, {out / f'cache-neighbours-{config.row}.png'}",
+    ]
+    return Result(teachers, students, facts)
+
+
+def _student_row(name: str, out: Path, seconds: dict[str, float]) -> tuple[str, ...]:
+    report = json.loads((out / "run" / name / "eval.json").read_text())
+    scores = {score["name"]: score["accuracy"] for score in report["scores"]}
+    transfer = min(value for key, value in scores.items() if key.startswith("transfer:"))
+    recipe = report["recipe"]
+    figures = [scores["clean"], scores["fgsm"], scores["pgd-20"], transfer, scores["worst case"]]
+    taken = f"{seconds[f'train {name}']:.0f}"
+    return (name, recipe["recipe"], recipe["inner"]["kind"], *(f"{value:.1f}" for value in figures), taken)
+
+
+if __name__ == "__main__":
+    from darht.tools.cli import experiment
+
+    experiment()
