@@ -1,10 +1,52 @@
 """Craft adversarial examples against any callable from pixels `[B, 3, H, W]` in [0, 1] to logits `[B, C]`."""
 
+from typing import Any
+
+from darht.attacks.apgd import APGD, APGDT
+from darht.attacks.autoattack import AutoAttack, Evaluation
+from darht.attacks.cw import CW, CWLinf
+from darht.attacks.engine import Engine, Outcome
+from darht.attacks.fab import FABT
 from darht.attacks.fgsm import FGSM
+from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
-from darht.attacks.threat import Threat
+from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
+from darht.attacks.square import Square
+from darht.attacks.surrogate import Transfer
+from darht.attacks.threat import Threat, parse_eps
 
-ATTACKS: dict[str, type[PGD] | type[FGSM]] = {"pgd": PGD, "fgsm": FGSM}
-"""The attacks that a spec can name, by `kind`."""
+ATTACKS: dict[str, type[Any]] = {
+    "pgd": PGD,
+    "fgsm": FGSM,
+    "mim": MIM,
+    "apgd": APGD,
+    "apgd-t": APGDT,
+    "fab-t": FABT,
+    "cw": CW,
+    "cw-linf": CWLinf,
+    "square": Square,
+}
+"""The attacks against one model that a spec can name, by `kind`."""
 
-__all__ = ["ATTACKS", "FGSM", "PGD", "Threat"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "ATTACKS",
+    "CW",
+    "FABT",
+    "FGSM",
+    "MIM",
+    "PGD",
+    "SAGA",
+    "SET_ATTACKS",
+    "AutoAttack",
+    "AutoSAGA",
+    "CWLinf",
+    "Engine",
+    "Evaluation",
+    "Outcome",
+    "Square",
+    "Threat",
+    "Transfer",
+    "parse_eps",
+]

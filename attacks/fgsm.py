@@ -4,15 +4,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from darht.attacks.engine import FULL
 from darht.attacks.objectives import Model, ObjectiveName
-from darht.attacks.pgd import PGD
+from darht.attacks.oracle import Oracle
+from darht.attacks.pgd import PGD, LevelState
+from darht.attacks.state import Rows, State
 from darht.attacks.threat import Norm, Threat
 from darht.core.rng import RowRng
 
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM:
-    """One step of size eps from the image itself.
+    """One step of size eps from the image itself, as in the paper.
 
     Attributes:
         eps: radius in pixel levels.
@@ -32,9 +35,30 @@ class FGSM:
         """The ball that the attack stays in."""
         return Threat(eps=self.eps, norm=self.norm)
 
+    @property
+    def whole_levels(self) -> bool:
+        """A sign step of whole levels stays on the grid."""
+        return self.norm == "linf"
+
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]` in [0, 1]; `generator` is not drawn from."""
-        return self._as_pgd()(model, x, y, generator=generator)
+        return FULL.craft(self, model, x, y, generator=generator)
+
+    def runs(self, classes: int) -> int:
+        """One: there is nothing random."""
+        return 1
+
+    def start(self, rows: Rows, run: int) -> LevelState:
+        """At the image."""
+        return self._as_pgd().start(rows, run)
+
+    def look(self, oracle: Oracle, state: State) -> None:
+        """The objective's gradient at the image."""
+        self._as_pgd().look(oracle, state)
+
+    def move(self, oracle: Oracle, state: State) -> None:
+        """The one step."""
+        self._as_pgd().move(oracle, state)
 
     def _as_pgd(self) -> PGD:
         return PGD(eps=self.eps, step=self.eps, steps=1, norm=self.norm, objective=self.objective, random_start=False)

@@ -12,6 +12,7 @@ from darht.core.errors import ConfigError
 Model = Callable[[Tensor], Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
 ObjectiveName = Literal["ce", "dlr", "margin"]
+_TINY = 1e-12
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -30,12 +31,32 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, `[B]` (Croce & Hein 2020, equation 6): invariant to shift and scale of the logits.
 
     Raises:
-        ConfigError: fewer than 3 classes.
+        ConfigError: fewer than 4 classes.
     """
-    if logits.shape[1] < 3:
-        raise ConfigError(f"dlr needs at least 3 classes; got {logits.shape[1]}: use ce or margin")
+    _check_dlr(logits)
     top = logits.topk(3, dim=1).values
-    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + _TINY)
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's logit less the right one, `[B]`."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The targeted difference of logits ratio, `[B]` (Croce & Hein 2020, equation 7), larger is closer to the target.
+
+    Raises:
+        ConfigError: fewer than 4 classes.
+    """
+    _check_dlr(logits)
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, y, target) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _TINY)
+
+
+def _check_dlr(logits: Tensor) -> None:
+    if logits.shape[1] < 4:
+        raise ConfigError(f"dlr needs at least 4 classes; got {logits.shape[1]}: use ce or margin")
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from darht.attacks.engine import FULL
 from darht.attacks.objectives import OBJECTIVES, Model, ObjectiveName, input_gradient
+from darht.attacks.oracle import Oracle
+from darht.attacks.state import Rows, State, observe
 from darht.attacks.threat import LEVELS, Norm, Threat, check_levels, to_levels
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
@@ -32,9 +36,57 @@ def ascend(
     delta = (clean + threat.project(delta)).clamp(0, LEVELS) - clean
     for _ in range(steps):
         gradient = input_gradient(loss_of, (clean + delta) / LEVELS)
-        delta = threat.project(delta + step * threat.direction(gradient))
-        delta = (clean + delta).clamp(0, LEVELS) - clean
+        delta = climb(clean, delta, threat.direction(gradient), threat=threat, step=step)
     return delta
+
+
+def climb(clean: Tensor, delta: Tensor, direction: Tensor, *, threat: Threat, step: float) -> Tensor:
+    """One step, back into the ball and into the pixel range; all in levels."""
+    delta = threat.project(delta + step * direction)
+    return (clean + delta).clamp(0, LEVELS) - clean
+
+
+@dataclass(kw_only=True)
+class LevelState(State):
+    """Rows of an attack that lives on pixel levels.
+
+    Attributes:
+        clean: clean pixels in levels.
+        delta: the perturbation in levels.
+    """
+
+    clean: Tensor
+    delta: Tensor
+
+    def go(self, delta: Tensor, steps: int) -> None:
+        """Look at this perturbation next; done after so many steps."""
+        self.delta = delta
+        self.query = self.best = (self.clean + delta) / LEVELS
+        self.done = self.looks >= steps
+
+
+L = TypeVar("L", bound=LevelState)
+
+
+def start_on_levels(kind: type[L], threat: Threat, rows: Rows, start: Tensor, **more: Tensor) -> L:
+    """New rows at their images plus `start` levels, moved into the ball and the pixel range."""
+    levels = to_levels(rows.x)
+    delta = (levels + threat.project(start)).clamp(0, LEVELS) - levels
+    return kind.begin(rows, (levels + delta) / LEVELS, clean=levels, delta=delta, **more)
+
+
+def check_sign_attack(eps: float, step: float, steps: int, restarts: int, norm: Norm) -> None:
+    """The rules of every attack that walks in steps on pixel levels.
+
+    Raises:
+        ConfigError: eps or step not in whole levels, or fewer than one step or restart.
+    """
+    check_levels("eps", eps, norm)
+    check_levels("step", step, norm)
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1; got {steps}")
+    if restarts < 1:
+        raise ConfigError(f"restarts must be at least 1; got {restarts}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +102,7 @@ class PGD:
         norm: `linf` or `l2`.
         objective: what is maximised: `ce`, `dlr` or `margin`.
         random_start: start at a random point of the ball, otherwise at the image.
+        restarts: how many starts; under the rule `first_hit` only rows that survived get another.
     """
 
     eps: float = 8.0  # 8/255, the customary radius on CIFAR
@@ -58,21 +111,42 @@ class PGD:
     norm: Norm = "linf"
     objective: ObjectiveName = "ce"
     random_start: bool = True
+    restarts: int = 1
 
     def __post_init__(self) -> None:
-        check_levels("eps", self.eps, self.norm)
-        check_levels("step", self.step, self.norm)
-        if self.steps < 1:
-            raise ConfigError(f"steps must be at least 1; got {self.steps}")
+        check_sign_attack(self.eps, self.step, self.steps, self.restarts, self.norm)
 
     @property
     def threat(self) -> Threat:
         """The ball that the attack stays in."""
         return Threat(eps=self.eps, norm=self.norm)
 
+    @property
+    def whole_levels(self) -> bool:
+        """Sign steps of whole levels from a whole start never leave the grid."""
+        return self.norm == "linf"
+
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]` in [0, 1] for pixels `x` and labels `y` `[B]`; `model` is in eval mode."""
-        objective = OBJECTIVES[self.objective]
-        start = self.threat.random_start(x.shape, generator) if self.random_start else torch.zeros_like(x)
-        delta = ascend(lambda z: objective(model(z), y), x, start, threat=self.threat, step=self.step, steps=self.steps)
-        return (to_levels(x) + delta) / LEVELS
+        return FULL.craft(self, model, x, y, generator=generator)
+
+    def runs(self, classes: int) -> int:
+        """The restarts."""
+        return self.restarts
+
+    def start(self, rows: Rows, run: int) -> LevelState:
+        """At a random point on whole levels, or at the image."""
+        start = torch.zeros_like(rows.x)
+        if self.random_start:
+            start = self.threat.random_start(rows.x.shape, rows.generator).to(rows.x.dtype)
+        return start_on_levels(LevelState, self.threat, rows, start)
+
+    def look(self, oracle: Oracle, state: State) -> None:
+        """The objective's gradient at the iterate."""
+        state.score = observe(oracle, state, OBJECTIVES[self.objective])
+
+    def move(self, oracle: Oracle, state: State) -> None:
+        """One step along the steepest ascent."""
+        assert isinstance(state, LevelState)
+        direction = self.threat.direction(state.gradient)
+        state.go(climb(state.clean, state.delta, direction, threat=self.threat, step=self.step), self.steps)

@@ -4,7 +4,9 @@ Perturbations are held in levels (8 means 8/255). Whole levels are exact in floa
 and a whole start never leaves the grid of uint8 images, and storing its perturbation as int8 loses nothing.
 """
 
+import warnings
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ from darht.core.rng import RowRng
 Norm = Literal["linf", "l2"]
 LEVELS = 255
 _SNAP = 1e-3  # a float32 k/255 comes back within 2e-5 of k; an image that is farther is not on the grid and stays as is
+_INEXACT = 0.15  # how far from a whole level a decimal such as .031 (7.905 levels) may lie and still be read as one
 
 
 def check_levels(name: str, value: float, norm: Norm) -> None:
@@ -37,6 +40,30 @@ def check_levels(name: str, value: float, norm: Norm) -> None:
         raise ConfigError(
             f"{name} must be a whole number of pixel levels in L-inf; got {value:g}: write {round(value)}"
         )
+
+
+def parse_eps(text: str) -> float:
+    """Read an L-inf epsilon from a command line: `8`, `8/255`, or a decimal such as `.031`; the result is in levels.
+
+    A decimal is read as the nearest whole level, with a warning: .031 is 7.905 levels, and rounding it inwards to
+    7 costs about 5 points of success rate.
+
+    Raises:
+        ConfigError: not a number, not positive, or too far from a whole level to be meant as one.
+    """
+    try:
+        value = Fraction(text.strip())
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"epsilon reads 8, 8/255 or .031; got '{text}'") from error
+    levels = value * LEVELS if value < 1 else value
+    whole = round(levels)
+    if whole < 1 or abs(levels - whole) > _INEXACT:
+        raise ConfigError(f"epsilon must be a whole number of pixel levels; got '{text}' = {float(levels):.3f} levels")
+    if levels != whole:
+        warnings.warn(
+            f"epsilon {text} is {float(levels):.3f} pixel levels; read as {whole}/255: write {whole}", stacklevel=2
+        )
+    return float(whole)
 
 
 def to_levels(x: Tensor) -> Tensor:
@@ -61,15 +88,32 @@ class Threat:
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
 
+    @property
+    def radius(self) -> float:
+        """The radius in pixels of [0, 1]."""
+        return self.eps / LEVELS
+
     def project(self, delta: Tensor) -> Tensor:
         """The nearest perturbation inside the ball, `[B, 3, H, W]` in levels."""
         if self.norm == "linf":
             return delta.clamp(-self.eps, self.eps)
-        return delta * (self.eps / _norms(delta)).clamp(max=1.0)
+        return delta * (self.eps / row_norms(delta)).clamp(max=1.0)
+
+    def clip(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The point of the ball around `x` and of [0, 1] next to `x_adv`; all in pixels."""
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.radius), x + self.radius).clamp(0.0, 1.0)
+        delta = x_adv - x
+        return (x + delta * (self.radius / row_norms(delta)).clamp(max=1.0)).clamp(0.0, 1.0)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """How far the points are from the images, `[B]` in pixels of [0, 1]."""
+        delta = x_adv - x
+        return delta.abs().amax((1, 2, 3)) if self.norm == "linf" else row_norms(delta).flatten()
 
     def direction(self, gradient: Tensor) -> Tensor:
         """The steepest ascent of unit norm: the sign in L-inf, the normalised gradient in L2."""
-        return gradient.sign() if self.norm == "linf" else gradient / _norms(gradient)
+        return gradient.sign() if self.norm == "linf" else gradient / row_norms(gradient)
 
     def random_start(self, shape: torch.Size, generator: RowRng) -> Tensor:
         """Whole levels, uniform on the cube of half-width `eps`; in L2 then projected and cut to whole levels."""
@@ -83,6 +127,7 @@ class Threat:
         return whole.clamp(-127, 127).to(torch.int8)
 
 
-def _norms(value: Tensor) -> Tensor:
+def row_norms(value: Tensor) -> Tensor:
+    """The Euclidean norm of each row, never 0, as `[B, 1, 1, 1]`."""
     norms: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
     return norms.clamp(min=1e-12)[:, None, None, None]

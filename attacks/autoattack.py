@@ -1,0 +1,289 @@
+"""AutoAttack (Croce & Hein 2020, arXiv 2003.01690): four attacks, the worst case per image, and what looks suspicious.
+
+The package `pyautoattack` is the oracle that this is checked against; `reference` runs that instead.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from darht.attacks.apgd import APGD, APGDT
+from darht.attacks.checks import alert, check_labels, is_probability, is_random
+from darht.attacks.engine import Engine, Outcome, Prepared
+from darht.attacks.fab import FABT
+from darht.attacks.objectives import Model
+from darht.attacks.oracle import NoGradientError
+from darht.attacks.slots import forward_all
+from darht.attacks.square import Square
+from darht.attacks.state import Attack, Rows
+from darht.attacks.threat import Norm, Threat
+from darht.core.config import fingerprint
+from darht.core.errors import ConfigError, SpecMismatchError
+from darht.core.files import write_atomic
+from darht.core.rng import RowRng
+
+Version = Literal["standard", "rand"]
+_SQUARE_WINS = 0.002  # of all images; more says that the gradients mislead (the authors' threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The worst case per image over the parts.
+
+    Attributes:
+        x_adv: pixels; the first part's example that fools, else the image.
+        clean_correct: bool `[N]`.
+        robust: bool `[N]`, right when clean and under every part.
+        after: the number of robust rows when clean and after each part, in order.
+        warnings: signs that the numbers deceive.
+        backwards: backward passes per row, all parts together.
+        forwards: forward passes per row.
+        record: attack, engine, device and versions.
+    """
+
+    x_adv: Tensor
+    clean_correct: Tensor
+    robust: Tensor
+    after: dict[str, int]
+    backwards: Tensor
+    forwards: Tensor
+    warnings: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of robust rows, in [0, 1]."""
+        return float(self.robust.double().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+    """`standard`: APGD-CE, APGD-T, FAB-T and Square, each on the survivors; `rand`: APGD-CE and -DLR with averaging.
+
+    Attributes:
+        eps: radius in pixel levels.
+        norm: `linf` or `l2`.
+        version: `rand` is for models that draw random numbers.
+        engine: how the parts run; always by the rule `first_hit`.
+        steps: iterations of APGD and FAB; the paper's 100.
+        queries: of Square; the paper's 5,000.
+    """
+
+    eps: float = 8.0
+    norm: Norm = "linf"
+    version: Version = "standard"
+    engine: Engine = field(default_factory=Engine)
+    steps: int = 100
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.engine.rule != "first_hit":
+            raise ConfigError("AutoAttack evaluates by the rule first_hit; got full")
+        self.parts(10)
+
+    @property
+    def threat(self) -> Threat:
+        """The ball that the parts stay in."""
+        return Threat(eps=self.eps, norm=self.norm)
+
+    def parts(self, classes: int) -> dict[str, Attack]:
+        """The attacks in order, the cheap ones first. Below 4 classes the margin stands in for DLR."""
+        ball: dict[str, Any] = {"eps": self.eps, "norm": self.norm}
+        few = classes < 4
+        if self.version == "rand":
+            second = APGD(**ball, steps=self.steps, objective="margin" if few else "dlr", eot=20)
+            return {"apgd-ce": APGD(**ball, steps=self.steps, eot=20), "apgd-dlr": second}
+        return {
+            "apgd-ce": APGD(**ball, steps=self.steps),
+            "apgd-t": APGDT(**ball, steps=self.steps, objective="margin" if few else "dlr"),
+            "fab-t": FABT(**ball, steps=self.steps),
+            "square": Square(**ball, queries=self.queries),
+        }
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: RowRng,
+        state: Path | None = None,
+        on_part: Callable[[str, float], None] = lambda name, accuracy: None,
+    ) -> Evaluation:
+        """Evaluate a model on pixels `x` `[N, 3, H, W]` with labels `y` `[N]`.
+
+        Args:
+            model: logits, in eval mode.
+            x: clean pixels in [0, 1].
+            y: labels.
+            generator: keyed by row; each part draws from its own stream.
+            state: a file that is written after each part; a run that finds it goes on where it stopped.
+            on_part: told the robust accuracy after each part.
+
+        Raises:
+            ConfigError, ModelError: see `Engine.run`.
+            SpecMismatchError: `state` belongs to other images, labels, random numbers or settings.
+        """
+        with self.engine.prepared(model, x, y) as ready:
+            clean = forward_all(ready.exact, x, self.engine.slots)
+            check_labels(clean, y)
+            run = _Run(self, ready, Rows(x=x, y=y, clean=clean, generator=generator), state)
+            run.check_model()
+            for name, attack in self.parts(clean.shape[1]).items():
+                run.part(name, attack)
+                on_part(name, float(run.robust.double().mean()))
+            return run.finish()
+
+
+class _Run:
+    """One evaluation in progress."""
+
+    def __init__(self, suite: AutoAttack, ready: Prepared, rows: Rows, state: Path | None) -> None:
+        self.suite, self.ready, self.rows, self.state = suite, ready, rows, state
+        self.x_adv = rows.x.clone()
+        self.correct = rows.clean.argmax(1) == rows.y
+        self.robust = self.correct.clone()
+        self.after = {"clean": int(self.correct.sum())}
+        self.warnings: list[str] = []
+        self.forwards, self.backwards = torch.ones_like(rows.y), torch.zeros_like(rows.y)
+        self.identity = "" if state is None else self._identity()
+        if state is not None and state.exists():
+            self._resume(state)
+
+    def check_model(self) -> None:
+        """The signs that show before any attack."""
+        size = self.suite.engine.slots
+        first = self.rows.clean[:size]
+        second = forward_all(self.ready.exact, self.rows.x[:size], size)
+        if self.suite.version == "standard" and is_random(first, second):
+            self._warn("the model's output is random: use version rand, which averages gradients")
+        if is_probability(first):
+            self._warn("the model returns probabilities: attacks need logits, remove the softmax")
+        if first.shape[1] < 4:
+            self._warn(f"{first.shape[1]} classes are too few for DLR: the margin stands in for it")
+
+    def part(self, name: str, attack: Attack) -> None:
+        """Run one attack on the survivors, unless a resumed state has it already."""
+        if name in self.after:
+            return
+        before = int(self.robust.sum())
+        left = self.robust.nonzero().squeeze(1)
+        if len(left):
+            own = self.rows[left]
+            own = replace(own, generator=own.generator.fold("autoattack", name))
+            try:
+                outcome = self.suite.engine.run_prepared(attack, self.ready, own)
+            except NoGradientError as error:
+                self._warn(f"{name} cannot run: {error}")
+            else:
+                self._take(name, outcome, left)
+        self.after[name] = int(self.robust.sum())
+        if name == "square" and before - self.after[name] > _SQUARE_WINS * len(self.rows.y):
+            self._warn(
+                f"square fooled {before - self.after[name]} of {len(self.rows.y)} images that withstood the white-box "
+                "attacks: the gradients mislead, so the true accuracy is lower still; attack adaptively"
+            )
+        self._save()
+
+    def _take(self, name: str, outcome: Outcome, left: Tensor) -> None:
+        fooled = left[outcome.success]
+        self.x_adv[fooled] = outcome.x_adv[outcome.success]
+        self.robust[fooled] = False
+        self.forwards[left] += outcome.forwards - 1  # the clean pass is shared by all parts
+        self.backwards[left] += outcome.backwards
+        dead = outcome.record["zero_gradient"]
+        if dead:
+            self._warn(f"{name}: the gradient is zero for {dead} of {len(left)} images: the model may mask it")
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(alert(text))
+
+    def finish(self) -> Evaluation:
+        """The result."""
+        record = {
+            "attack": {"kind": "AutoAttack", **{k: v for k, v in vars(self.suite).items() if k != "engine"}},
+            "engine": vars(self.suite.engine),
+            "device": str(self.rows.x.device),
+            "torch": torch.__version__,
+            "after": self.after,
+            "warnings": self.warnings,
+        }
+        return Evaluation(
+            x_adv=self.x_adv,
+            clean_correct=self.correct,
+            robust=self.robust,
+            after=self.after,
+            warnings=tuple(self.warnings),
+            forwards=self.forwards,
+            backwards=self.backwards,
+            record=record,
+        )
+
+    def _identity(self) -> str:
+        rows, suite = self.rows, self.suite
+        pixels = rows.x.double()
+        weights = torch.arange(1, pixels[0].numel() + 1, device=pixels.device, dtype=torch.float64)
+        facts = {
+            "suite": suite,
+            "labels": rows.y.tolist(),
+            "key": list(rows.generator.key),
+            "rows": rows.generator.rows.tolist(),
+            "views": rows.generator.views.tolist(),
+            "pixels": (pixels.flatten(1) @ weights).tolist(),
+            "predictions": rows.clean.argmax(1).tolist(),
+        }
+        return fingerprint(facts)
+
+    def _save(self) -> None:
+        if self.state is None:
+            return
+        buffer = io.BytesIO()
+        tensors = {name: getattr(self, name) for name in ("x_adv", "robust", "forwards", "backwards")}
+        torch.save({"identity": self.identity, "after": self.after, "warnings": self.warnings, **tensors}, buffer)
+        write_atomic(self.state, buffer.getvalue())
+
+    def _resume(self, state: Path) -> None:
+        held = torch.load(state, map_location=self.rows.x.device, weights_only=True)
+        if held["identity"] != self.identity:
+            raise SpecMismatchError(
+                f"{state} belongs to another run (other images, labels, model, seed or settings): "
+                "remove it, or give another file"
+            )
+        self.after, self.warnings = dict(held["after"]), list(held["warnings"])
+        for name in ("x_adv", "robust", "forwards", "backwards"):
+            setattr(self, name, held[name])
+
+
+def reference(
+    model: torch.nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float = 8.0,
+    norm: Norm = "linf",
+    version: Version = "standard",
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Tensor:
+    """The adversarial pixels `[N, 3, H, W]` of the authors' own AutoAttack, the package `pyautoattack`.
+
+    Its random numbers depend on the batch, and it sets torch's global seed.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    try:
+        from pyautoattack import AutoAttack as Reference
+    except ImportError as error:
+        raise ConfigError("the reference needs the package pyautoattack: pip install 'darht[eval]'") from error
+    threat = Threat(eps=eps, norm=norm)
+    name = {"linf": "Linf", "l2": "L2"}[norm]
+    suite = Reference(model, norm=name, eps=threat.radius, seed=seed, version=version, device=x.device)
+    x_adv: Tensor = suite.run_standard_evaluation(x, y, batch_size=batch_size)[0]
+    return x_adv

@@ -1,0 +1,73 @@
+"""What is refused before an attack starts, and the signs that an evaluation deceives itself."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from darht.attacks.objectives import Model
+from darht.core.errors import ConfigError, ModelError
+
+
+class AttackWarning(UserWarning):
+    """Something about the model makes the attack's answer less trustworthy."""
+
+
+def check_inputs(model: Model, x: Tensor, y: Tensor) -> None:
+    """Refuse what would give a meaningless answer.
+
+    Raises:
+        ModelError: the model, or a batch normalisation inside it, is in train mode.
+        ConfigError: pixels outside [0, 1] or not floating point, shapes that do not fit, negative labels.
+    """
+    _check_mode(model)
+    if x.ndim != 4 or y.ndim != 1 or len(x) != len(y):
+        raise ConfigError(f"x must be [B, 3, H, W] and y [B]; got {list(x.shape)} and {list(y.shape)}")
+    if not x.is_floating_point():
+        raise ConfigError(f"x must be floating point pixels in [0, 1]; got {x.dtype}: divide uint8 by 255")
+    if y.dtype != torch.int64:
+        raise ConfigError(f"y must be int64 class indices; got {y.dtype}")
+    if len(x) and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+        raise ConfigError(f"pixels must lie in [0, 1]; got [{x.amin():g}, {x.amax():g}]: divide uint8 by 255")
+    if len(y) and int(y.min()) < 0:
+        raise ConfigError(f"labels must be class indices from 0; got {int(y.min())}")
+
+
+def _check_mode(model: Model) -> None:
+    if not isinstance(model, nn.Module):
+        return
+    norms = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+    training = [name for name in norms if model.get_submodule(name).training]
+    if model.training or training:
+        what = "the model" if model.training else f"{training[0]}"
+        raise ModelError(f"{what} is in train mode, where rows of a batch change each other: call model.eval() first")
+
+
+def check_labels(logits: Tensor, y: Tensor) -> None:
+    """Refuse labels that the model has no logit for.
+
+    Raises:
+        ModelError: the output is not `[B, C]`.
+        ConfigError: a label is not below C.
+    """
+    if logits.ndim != 2 or len(logits) != len(y):
+        raise ModelError(f"the model must return logits [B, C]; got {list(logits.shape)} for {len(y)} rows")
+    if int(y.max()) >= logits.shape[1]:
+        raise ConfigError(f"labels must be below the model's {logits.shape[1]} classes; got {int(y.max())}")
+
+
+def is_random(first: Tensor, second: Tensor) -> bool:
+    """Whether two answers to the same pixels differ more than the order of a sum explains (1e-4 of their norm)."""
+    scale = first.norm(dim=1) + 1e-10
+    return bool(((first - second).norm(dim=1) > 1e-4 * scale).any())
+
+
+def is_probability(logits: Tensor) -> bool:
+    """Whether every row looks like a softmax: not negative and summing to 1 within 1e-5."""
+    return bool((logits >= -1e-5).all() and ((logits.sum(1) - 1).abs() < 1e-5).all())
+
+
+def alert(text: str) -> str:
+    """Warn, and hand the text back for the record."""
+    warnings.warn(text, AttackWarning, stacklevel=3)
+    return text

@@ -1,0 +1,85 @@
+"""The momentum iterative method (Dong et al. 2018, arXiv 1710.06081)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from darht.attacks.engine import FULL
+from darht.attacks.objectives import OBJECTIVES, Model, ObjectiveName
+from darht.attacks.oracle import Oracle
+from darht.attacks.pgd import LevelState, check_sign_attack, climb, start_on_levels
+from darht.attacks.state import Rows, State, observe
+from darht.attacks.threat import Norm, Threat
+from darht.core.errors import ConfigError
+from darht.core.rng import RowRng
+
+
+@dataclass(kw_only=True)
+class MomentumState(LevelState):
+    """Rows with the running sum of their normalised gradients."""
+
+    momentum: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIM:
+    """Sign steps along an accumulated gradient, each gradient first divided by its L1 norm.
+
+    The paper's step is eps / steps (0.8 levels for 8 and 10); the default here is 1, which stays on whole levels.
+
+    Attributes:
+        eps: radius in pixel levels.
+        step: step size in pixel levels.
+        steps: gradient steps.
+        decay: what remains of the momentum at each step (the paper's mu).
+        norm: `linf` or `l2`.
+        objective: what is maximised: `ce`, `dlr` or `margin`.
+    """
+
+    eps: float = 8.0
+    step: float = 1.0
+    steps: int = 10
+    decay: float = 1.0
+    norm: Norm = "linf"
+    objective: ObjectiveName = "ce"
+
+    def __post_init__(self) -> None:
+        check_sign_attack(self.eps, self.step, self.steps, 1, self.norm)
+        if not self.decay >= 0:
+            raise ConfigError(f"decay must be at least 0; got {self.decay:g}")
+
+    @property
+    def threat(self) -> Threat:
+        """The ball that the attack stays in."""
+        return Threat(eps=self.eps, norm=self.norm)
+
+    @property
+    def whole_levels(self) -> bool:
+        """Sign steps of whole levels stay on the grid."""
+        return self.norm == "linf"
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
+        """Adversarial pixels `[B, 3, H, W]` in [0, 1]; `generator` is not drawn from."""
+        return FULL.craft(self, model, x, y, generator=generator)
+
+    def runs(self, classes: int) -> int:
+        """One: there is nothing random."""
+        return 1
+
+    def start(self, rows: Rows, run: int) -> MomentumState:
+        """At the image, at rest."""
+        zero = torch.zeros_like(rows.x)
+        return start_on_levels(MomentumState, self.threat, rows, zero, momentum=zero.clone())
+
+    def look(self, oracle: Oracle, state: State) -> None:
+        """The objective's gradient at the iterate."""
+        state.score = observe(oracle, state, OBJECTIVES[self.objective])
+
+    def move(self, oracle: Oracle, state: State) -> None:
+        """Add the gradient to the momentum and take a step along it."""
+        assert isinstance(state, MomentumState)
+        size = state.gradient.flatten(1).abs().sum(1).clamp(min=1e-12)[:, None, None, None]
+        state.momentum = self.decay * state.momentum + state.gradient / size
+        direction = self.threat.direction(state.momentum)
+        state.go(climb(state.clean, state.delta, direction, threat=self.threat, step=self.step), self.steps)

@@ -1,0 +1,108 @@
+"""Private copies of a model, made fast by folding BatchNorm; the caller's model is not touched."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from darht.attacks.objectives import Model
+
+_TOLERANCE = 1e-3  # of the largest logit: float32 folding stays below 1e-5, a trace that froze a branch is far above
+
+
+def private_copy(model: Model) -> nn.Module | None:
+    """A frozen deep copy, or None for what cannot be copied: a plain callable, hooks, non-leaf tensors.
+
+    Hooks belong to the caller and must fire on the caller's model.
+    """
+    if not isinstance(model, nn.Module) or any(_has_hooks(part) for part in model.modules()):
+        return None
+    try:
+        return copy.deepcopy(model).requires_grad_(False)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+
+
+def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
+    """A copy with every BatchNorm that follows a convolution folded into it, or None.
+
+    None where there is nothing to fold, where the forward pass cannot be traced, or where the trace does not answer
+    the `probe` pixels as the model does (a random or input-dependent branch would be frozen by tracing).
+    """
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        return None
+    try:
+        fused = _fold(fx.symbolic_trace(copy.deepcopy(model))).requires_grad_(False).eval()
+        with torch.no_grad():
+            want, got = model(probe), fused(probe)
+    except Exception:  # tracing runs foreign code with proxies: whatever it raises means "not traceable"
+        return None
+    return fused if bool((want - got).abs().max() <= _TOLERANCE * want.abs().max()) else None
+
+
+def _fold(traced: fx.GraphModule) -> fx.GraphModule:
+    for node in list(traced.graph.nodes):
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        norm, conv = traced.get_submodule(str(node.target)), traced.get_submodule(str(before.target))
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def takes_channels_last(model: nn.Module, probe: Tensor) -> bool:
+    """Turn a private copy's weights to channels-last; False, and the copy as it was, where its forward forbids that.
+
+    The convolutions then work in that layout by themselves; pixels and gradients stay as they are, because steps that
+    treat channels apart are slow in it.
+    """
+    try:
+        with torch.no_grad():
+            want = model(probe)
+            _set_layout(model, torch.channels_last)
+            got = model(probe)
+    except RuntimeError:  # a view() of what is no longer contiguous
+        _set_layout(model, torch.contiguous_format)
+        return False
+    return bool((want - got).abs().max() <= _TOLERANCE * want.abs().max())
+
+
+def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+
+
+def replicas(model: nn.Module, count: int) -> list[Model]:
+    """`count` module trees over the same tensors: what a forward pass stores in its modules is each thread's own."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+
+
+@contextmanager
+def kernels(device: torch.device, lanes: int) -> Iterator[None]:
+    """Deterministic kernels on a GPU; one torch thread for each of several lanes on a CPU; restored at the end."""
+    threads = torch.get_num_threads()
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        if device.type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = True, False
+        elif lanes > 1:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+        torch.set_num_threads(threads)

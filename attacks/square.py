@@ -1,0 +1,146 @@
+"""Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search, no gradient."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from darht.attacks import squares_l2
+from darht.attacks.engine import FULL
+from darht.attacks.objectives import Model, cross_entropy, margin
+from darht.attacks.oracle import Oracle
+from darht.attacks.squares_l2 import window
+from darht.attacks.state import Rows, State
+from darht.attacks.threat import Norm, Threat, check_levels, row_norms
+from darht.core.errors import ConfigError
+from darht.core.rng import RowRng
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the square's area, for a budget of 10,000 queries
+
+
+@dataclass(kw_only=True)
+class SquareState(State):
+    """Rows of the random search; `best` is the point of highest loss.
+
+    Attributes:
+        low, high: the smallest and largest pixels that the L-inf ball allows.
+        plan: int16 `[S, queries, 6]`: top and left of two windows, sign bits, side; of every proposal to come.
+    """
+
+    low: Tensor
+    high: Tensor
+    plan: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """Random squares of flipped sign, kept where they raise the loss.
+
+    Defaults are AutoAttack's: 5,000 queries with the schedule for 10,000 as it stands. The paper's own code never
+    proposes the last row and column and shares one square among the batch; here every image draws its own, anywhere.
+
+    Attributes:
+        eps: radius in pixel levels.
+        queries: proposals; the start is one query more.
+        norm: `linf` or `l2`.
+        objective: what is raised: `margin` or `ce`.
+        area: the share of the image that the first squares cover (the paper's p).
+        rescale: stretch the paper's schedule, which is for 10,000 queries, to `queries`.
+        restarts: how many searches.
+    """
+
+    eps: float = 8.0
+    queries: int = 5000
+    norm: Norm = "linf"
+    objective: Literal["margin", "ce"] = "margin"
+    area: float = 0.8
+    rescale: bool = False
+    restarts: int = 1
+    whole_levels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_levels("eps", self.eps, self.norm)
+        for name in ("queries", "restarts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.area <= 1:
+            raise ConfigError(f"area must lie in (0, 1]; got {self.area:g}")
+
+    @property
+    def threat(self) -> Threat:
+        """The ball that the attack stays in."""
+        return Threat(eps=self.eps, norm=self.norm)
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
+        """Adversarial pixels `[B, 3, H, W]` in [0, 1]."""
+        return FULL.craft(self, model, x, y, generator=generator)
+
+    def runs(self, classes: int) -> int:
+        """The restarts."""
+        return self.restarts
+
+    def start(self, rows: Rows, run: int) -> SquareState:
+        """Vertical stripes in L-inf, a grid of patterns in L2; everything random is drawn here."""
+        x, radius = rows.x, self.threat.radius
+        if self.norm == "linf":
+            stripes = _signs(rows.generator.words((x.shape[1], 1, x.shape[3]), 1)).to(x.dtype)
+            query = (x + radius * stripes).clamp(0.0, 1.0)
+        else:
+            tiles = squares_l2.tiles(rows).to(x.dtype)
+            query = (x + radius * tiles / row_norms(tiles)).clamp(0.0, 1.0)
+        low, high = (x - radius).clamp(min=0.0), (x + radius).clamp(max=1.0)
+        return SquareState.begin(rows, query, low=low, high=high, plan=self._plan(rows))
+
+    def _plan(self, rows: Rows) -> Tensor:
+        height, width = rows.x.shape[2:]
+        words = rows.generator.words((self.queries, 5))
+        sides = self.sides(height, width)
+        side = torch.tensor(sides, device=words.device).expand(len(words), -1)
+        tops = [(words[..., k] * (height - side + 1)) >> 32 for k in (0, 2)]
+        lefts = [(words[..., k] * (width - side + 1)) >> 32 for k in (1, 3)]
+        columns = [tops[0], lefts[0], tops[1], lefts[1], words[..., 4] >> 24, side]
+        return torch.stack(columns, dim=-1).to(torch.int16)
+
+    @lru_cache  # noqa: B019  the attack is a frozen value of a few numbers
+    def sides(self, height: int, width: int) -> tuple[int, ...]:
+        """The side of the square that each proposal flips: its area is halved at fixed queries."""
+        sides = []
+        for query in range(self.queries):
+            position = int(query / self.queries * 10_000) if self.rescale else query
+            share = self.area / 2 ** sum(position > halving for halving in _HALVINGS)
+            side = max(round(math.sqrt(share * height * width)), 1 if self.norm == "linf" else 3)
+            sides.append(min(side + (self.norm == "l2" and side % 2 == 0), height, width))
+        return tuple(sides)
+
+    def look(self, oracle: Oracle, state: State) -> None:
+        """Ask for the proposal's loss; keep the proposal where it is higher, or where it fools."""
+        state.logits = oracle.logits(state.query)
+        state.hit = state.logits.argmax(1) != state.y
+        loss = (margin if self.objective == "margin" else cross_entropy)(state.logits, state.y)
+        better = ((loss > state.score) | state.hit).nonzero().squeeze(1)
+        state.best[better] = state.query[better]
+        state.score[better] = torch.maximum(loss[better], state.score[better])
+        state.done = state.looks >= self.queries
+        state.looks += 1
+
+    def move(self, oracle: Oracle, state: State) -> None:
+        """The next proposal."""
+        assert isinstance(state, SquareState)
+        at = (state.looks - 1).clamp(max=self.queries - 1)
+        plan = state.plan[torch.arange(len(at), device=at.device), at].long()
+        inside = window(plan[:, 0], plan[:, 1], plan[:, 5], state.x)
+        signs = (plan[:, 4, None] >> torch.arange(state.x.shape[1], device=at.device)) & 1
+        if self.norm == "linf":
+            flipped = torch.where(signs[:, :, None, None] == 1, state.high, state.low)
+            state.query = torch.where(inside, flipped, state.best)
+        else:
+            delta = squares_l2.propose(state.best - state.x, plan, signs, inside, self.threat.radius)
+            delta = self.threat.radius * delta / row_norms(delta)
+            state.query = (state.x + delta).clamp(0.0, 1.0)
+
+
+def _signs(words: Tensor) -> Tensor:
+    return 2 * (words & 1) - 1

@@ -1,0 +1,133 @@
+"""What the engine and an attack share: the rows in the slots, and the protocol of an attack."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from darht.attacks.objectives import Objective
+from darht.attacks.oracle import Oracle
+from darht.attacks.threat import Threat
+from darht.core.rng import RowRng
+
+Rule = Literal["full", "first_hit"]
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows as an attack gets them.
+
+    Attributes:
+        x: clean pixels `[B, 3, H, W]` in [0, 1].
+        y: labels `[B]`.
+        clean: the model's logits at `x`, `[B, C]`.
+        generator: their random numbers.
+    """
+
+    x: Tensor
+    y: Tensor
+    clean: Tensor
+    generator: RowRng
+
+    def __getitem__(self, index: Tensor) -> "Rows":
+        """The rows at these positions."""
+        return Rows(x=self.x[index], y=self.y[index], clean=self.clean[index], generator=self.generator[index])
+
+    def in_run(self, run: int) -> "Rows":
+        """The same rows with the random numbers of another run; run 0 draws from the generator as it is."""
+        return self if run == 0 else dataclasses.replace(self, generator=self.generator.fold("run", run))
+
+
+@dataclass(kw_only=True)
+class State:
+    """The rows in the slots; every tensor has the slots as its first dimension.
+
+    Attributes:
+        x: clean pixels in [0, 1].
+        y: labels.
+        query: where the attack looks next, pixels.
+        best: the pixels that would be returned now; a row that leaves because it is hit returns `query` instead.
+        score: how good `best` is; among restarts the highest score is returned.
+        logits: what the model said at the last look.
+        hit: `query` was misclassified, inside the ball, at the last look.
+        done: the whole budget is spent.
+        looks: how often the attack has looked.
+        gradient: at the last look, NaN where none was computed yet.
+    """
+
+    x: Tensor
+    y: Tensor
+    query: Tensor
+    best: Tensor
+    score: Tensor
+    logits: Tensor
+    hit: Tensor
+    done: Tensor
+    looks: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def begin(cls, rows: Rows, query: Tensor, **more: Tensor) -> Self:
+        """Rows that have not looked yet and will look at `query` first."""
+        no = torch.zeros(len(rows.x), dtype=torch.bool, device=rows.x.device)
+        return cls(
+            x=rows.x,
+            y=rows.y,
+            query=query,
+            best=query.clone(),
+            score=rows.x.new_full((len(rows.x),), float("-inf")),
+            logits=rows.clean.clone(),
+            hit=no,
+            done=no.clone(),
+            looks=torch.zeros_like(rows.y),
+            gradient=torch.full_like(rows.x, torch.nan),
+            **more,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def take(self, index: Tensor) -> Self:
+        """The rows at these positions, copied."""
+        return dataclasses.replace(self, **{name: value[index] for name, value in self.tensors().items()})
+
+    def put(self, slots: Tensor, fresh: "State") -> None:
+        """Write the rows of `fresh` into these slots."""
+        for name, value in fresh.tensors().items():
+            getattr(self, name)[slots] = value
+
+
+class Attack(Protocol):
+    """A frozen dataclass that brings start, look and move; the engine brings everything else."""
+
+    @property
+    def threat(self) -> Threat:
+        """The ball that the attack stays in."""
+
+    @property
+    def whole_levels(self) -> bool:
+        """Whether the perturbations are whole pixel levels without rounding."""
+
+    def runs(self, classes: int) -> int:
+        """How many independent runs a row may get: restarts, or targets, or both."""
+
+    def start(self, rows: Rows, run: int) -> State:
+        """The state of new rows in run number `run`."""
+
+    def look(self, oracle: Oracle, state: State) -> None:
+        """Ask the model at `state.query`; update `logits`, `gradient`, `hit`, `looks`, and `best` and `score`."""
+
+    def move(self, oracle: Oracle, state: State) -> None:
+        """Set the next `query`, and `done` where the budget is spent."""
+
+
+def observe(oracle: Oracle, state: State, objective: Objective, passes: int = 1) -> Tensor:
+    """Look at `state.query` with its gradient; marks misclassified rows and returns the objective `[B]`."""
+    state.logits, loss, state.gradient = oracle.gradient(state.query, lambda logits: objective(logits, state.y), passes)
+    state.hit = state.logits.argmax(1) != state.y
+    state.looks += 1
+    return loss

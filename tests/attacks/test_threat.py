@@ -1,0 +1,148 @@
+"""Epsilon, the grid of whole levels, and what is stored."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import Tiny, images, labelled, rng
+
+from darht.attacks import ATTACKS, Engine, Threat, parse_eps
+from darht.attacks.exact import check_stored, decode, encode
+from darht.core.config import canonical_json, parse, to_plain
+from darht.core.errors import ConfigError, DataError
+
+BUDGETS = {"steps": 3, "queries": 8, "targets": 2, "searches": 2}
+
+
+@pytest.mark.parametrize(("text", "levels"), [("8", 8), ("8/255", 8), (" 4 ", 4), ("16/255", 16), ("0.5/255", None)])
+def test_epsilon_on_the_command_line(text, levels):
+    if levels is None:
+        with pytest.raises(ConfigError):
+            parse_eps(text)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_eps(text) == levels
+
+
+def test_a_decimal_epsilon_is_read_with_a_warning():
+    with pytest.warns(UserWarning, match=r"7\.905 pixel levels; read as 8/255"):
+        assert parse_eps(".031") == 8.0
+    with pytest.warns(UserWarning, match="read as 8/255"):
+        assert parse_eps("0.0314") == 8.0
+    for text in ("0.03", "eight", "0", "-1", "1/0", "0.001", ""):
+        with pytest.raises(ConfigError):
+            parse_eps(text)
+
+
+def test_a_spec_still_refuses_a_fraction():
+    for kind, attack in ATTACKS.items():
+        with pytest.raises(ConfigError, match="levels"):
+            attack(eps=0.03 if attack().norm == "linf" else 0.0)
+        assert to_plain(attack())["eps"] > 0, kind
+
+
+@pytest.mark.parametrize("kind", list(ATTACKS))
+def test_fields_go_through_json_and_back(kind):
+    attack = ATTACKS[kind]()
+    plain = to_plain(attack)
+    assert parse(ATTACKS[kind], plain, kind) == attack
+    assert canonical_json(attack) == canonical_json(plain)
+    assert hash(attack) == hash(ATTACKS[kind]())
+
+
+def build(kind, norm, eps):
+    fields = {field: value for field, value in BUDGETS.items() if field in ATTACKS[kind].__dataclass_fields__}
+    if "step" in ATTACKS[kind].__dataclass_fields__:
+        fields["step"] = max(1, eps // 3)
+    return ATTACKS[kind](eps=eps, norm=norm, **fields)
+
+
+NORMS = [
+    (kind, norm)
+    for kind in ATTACKS
+    for norm in ("linf", "l2")
+    if (kind, norm) not in {("cw", "linf"), ("cw-linf", "l2")}
+]
+
+
+@pytest.mark.parametrize(("kind", "norm"), NORMS)
+@settings(max_examples=6, deadline=None)
+@given(
+    eps=st.integers(1, 40), seed=st.integers(0, 99), count=st.integers(1, 5), double=st.booleans(),
+    side=st.sampled_from([(8, 8), (7, 9), (16, 12)]), rule=st.sampled_from(["full", "first_hit"]),
+)  # fmt: skip
+def test_no_attack_leaves_the_ball_or_the_pixel_range(kind, norm, eps, seed, count, double, side, rule):
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+    noise = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (count, 3, *side), generator=noise).float() / 255
+    if double:
+        x, model = (x.double() * 255).round() / 255, model.double()
+    y = torch.randint(0, 5, (count,), generator=noise)
+    attack = build(kind, norm, eps)
+    found = Engine(rule=rule).run(attack, model, x, y, generator=rng(count, seed))
+    assert found.x_adv.dtype == x.dtype and found.x_adv.shape == x.shape
+    assert float(found.x_adv.min()) >= 0 and float(found.x_adv.max()) <= 1
+    assert float(attack.threat.distance(found.x_adv, x).max()) * 255 <= eps * (1 + 1e-5)
+    if attack.whole_levels:
+        levels = (found.x_adv - x).double() * 255
+        assert float((levels - levels.round()).abs().max()) < 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    eps=st.integers(1, 100), unit=st.sampled_from(["whole", "fine"]), norm=st.sampled_from(["linf", "l2"]),
+    seed=st.integers(0, 999), excess=st.floats(0.1, 3.0),
+)  # fmt: skip
+def test_stored_codes_stay_in_the_ball_and_in_range(eps, unit, norm, seed, excess):
+    noise = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (4, 3, 5, 5), generator=noise, dtype=torch.uint8)
+    x = image.float() / 255
+    threat = Threat(eps=eps, norm=norm)
+    x_adv = (x + excess * eps / 255 * (2 * torch.rand(x.shape, generator=noise) - 1)).clamp(0, 1)
+    size = 1.0 if unit == "whole" else eps / 127
+    codes = encode(x_adv, x, threat, size)
+    check_stored(codes, image, threat, size)
+    assert codes.dtype == torch.int8
+    assert float(threat.distance(decode(codes, x, size), x).max()) <= threat.radius * (1 + 1e-5)
+
+
+def test_bytes_outside_are_refused():
+    image = torch.full((2, 3, 4, 4), 250, dtype=torch.uint8)
+    codes = torch.zeros(2, 3, 4, 4, dtype=torch.int8)
+    codes[1, 0, 0, 0] = 9
+    with pytest.raises(DataError, match=r"1 rows leave the ball: up to 9\.0000 levels, epsilon 8"):
+        check_stored(codes, image, Threat(eps=8), 1.0)
+    with pytest.raises(DataError, match="1 rows leave the pixel range"):
+        check_stored(codes, image, Threat(eps=9), 1.0)
+
+
+def test_robust_accuracy_does_not_rise_with_epsilon():
+    model, x = Tiny(), images(60)
+    y = labelled(model, x)
+    for kind in ("pgd", "apgd", "apgd-t", "square", "cw-linf"):
+        shares = [
+            Engine().run(build(kind, "linf", eps), model, x, y, generator=rng(60)).robust_accuracy for eps in (1, 4, 16)
+        ]
+        assert shares == sorted(shares, reverse=True), (kind, shares)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "clean", "under", "eps"),
+    [
+        ("cnn_sgd", 76.10, 15.0, 2),
+        ("cnn_a_adv4", 60.07, 24.0, 8),
+        ("resnet2b_adv", 69.25, 41.2, 4),
+        ("resnet8_mlperf", 87.19, 0.0, 2),
+    ],
+)
+def test_real_networks_reproduce_their_accuracies(name, clean, under, eps, zoo, cifar_test):
+    x, y = cifar_test[0][:500], cifar_test[1][:500]
+    found = Engine().run(ATTACKS["pgd"](eps=eps, step=max(1, eps // 4), steps=20), zoo(name), x, y, generator=rng(500))
+    for measured, stated in ((found.clean_correct, clean), (found.robust, under)):
+        share = stated / 100
+        error = 100 * (share * (1 - share) / 500) ** 0.5
+        assert abs(100 * float(measured.float().mean()) - stated) < 3 * error + 1

@@ -1,0 +1,74 @@
+"""Tiny networks and generators for the tests of attacks."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from darht.core.rng import RowRng
+
+
+def rng(count: int, seed: int = 0, first: int = 0) -> RowRng:
+    return RowRng.create(seed, "test", rows=torch.arange(first, first + count))
+
+
+def library(name: str) -> Any:
+    """An optional library; its own deprecation warnings at import are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name)
+
+
+def images(count: int, side: int = 8, seed: int = 0) -> Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), generator=noise).float() / 255
+
+
+class Tiny(nn.Module):
+    """A convolution, a batch normalisation with real statistics, and a linear layer."""
+
+    def __init__(self, classes: int = 5, side: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.bn = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * (side // 2) ** 2, classes)
+        with torch.no_grad():
+            self.bn.running_mean.uniform_(-0.5, 0.5)
+            self.bn.running_var.uniform_(0.5, 2.0)
+            self.head.weight.mul_(3.0)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.bn(self.conv(x))).flatten(1))
+
+
+def labelled(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's own answers as labels, so that every row is right when clean."""
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+class LinearModel(nn.Module):
+    """`W x + b`, whose nearest boundary is known in closed form."""
+
+    def __init__(self, classes: int = 4, side: int = 6, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, classes))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def distance(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
+        """To the nearest boundary, ignoring the pixel range, `[B]` in pixels."""
+        linear = self.net[1]
+        with torch.no_grad():
+            logits = self(x)
+            gaps = logits.gather(1, y[:, None]) - logits
+            normals = linear.weight[y][:, None] - linear.weight[None]
+            sizes = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
+            return torch.where(gaps > 0, gaps / sizes.clamp(min=1e-12), torch.inf).amin(1)
