@@ -12,6 +12,7 @@ from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
 from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
 from darht.attacks.square import Square
+from darht.attacks.state import Attack
 from darht.attacks.surrogate import Transfer
 from darht.attacks.threat import Threat, parse_eps
 
@@ -39,6 +40,7 @@ __all__ = [
     "PGD",
     "SAGA",
     "SET_ATTACKS",
+    "Attack",
     "AutoAttack",
     "AutoSAGA",
     "CWLinf",

@@ -79,6 +79,8 @@ class Engine:
     Attributes:
         rule: `full` gives every row its whole budget (distillation data); `first_hit` lets a row leave once it is
             fooled, and does not attack rows that are wrong when clean (evaluation).
+        restarts: how often a random attack starts anew; under `first_hit` only rows that survived do, under `full` the
+            start with the highest score is kept.
         slots: rows in a batch; 64 keeps a small network's activations in cache, a GPU wants more.
         precision: `bf16` crafts under autocast; every hit is confirmed in float32 on the caller's model before it
             counts, and rows whose hit is not confirmed are attacked again in float32.
@@ -91,6 +93,7 @@ class Engine:
     """
 
     rule: Rule = "first_hit"
+    restarts: int = 1
     slots: int = 64
     precision: Precision = "float32"
     fold: bool = True
@@ -102,6 +105,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.slots < 16 or self.slots % 16:
             raise ConfigError(f"slots must be a multiple of 16, which keeps a row's bits the same; got {self.slots}")
+        if self.restarts < 1:
+            raise ConfigError(f"restarts must be at least 1; got {self.restarts}")
         if self.unit is not None and not 0 < self.unit <= 1:
             raise ConfigError(f"unit must be above 0 and at most 1 pixel level; got {self.unit:g}")
 
@@ -177,7 +182,9 @@ class Engine:
         return Prepared(exact=exact, fast=fast, folded=fused is not None, channels_last=last)
 
     def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
-        queue = Queue(attack, rows, todo, rule=self.rule, slots=self.slots, constant=self.compile)
+        queue = Queue(
+            attack, rows, todo, rule=self.rule, slots=self.slots, restarts=self.restarts, constant=self.compile
+        )
         return run_lanes(queue, ready.fast, self.precision)
 
     def _outcome(

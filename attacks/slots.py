@@ -62,12 +62,20 @@ class Queue:
     """Rows that wait, run by run; shared by the lanes."""
 
     def __init__(
-        self, attack: Attack, rows: Rows, todo: Tensor, *, rule: Rule, slots: int, constant: bool = False
+        self,
+        attack: Attack,
+        rows: Rows,
+        todo: Tensor,
+        *,
+        rule: Rule,
+        slots: int,
+        restarts: int = 1,
+        constant: bool = False,
     ) -> None:
         self.attack, self.rule, self.slots = attack, rule, slots
         self.constant = constant or rows.x.is_cuda
         classes = rows.clean.shape[1]
-        runs = attack.runs(classes)
+        runs = attack.runs(classes) * restarts
         self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
         self.results = Results.empty(rows.x, classes, runs)
         self.lock = threading.Lock()

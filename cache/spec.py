@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from darht.attacks import ATTACKS, FGSM, PGD
+from darht.attacks import ATTACKS, Attack
 from darht.cache.source import Source
 from darht.cache.teachers import Card, Preprocessing
 from darht.core.config import load_mapping, parse, to_plain
@@ -145,9 +145,10 @@ class AttackSpec:
     views: int
     parameters: dict[str, Any]
 
-    def attack(self) -> PGD | FGSM:
+    def attack(self) -> Attack:
         """The attack itself."""
-        return parse(ATTACKS[self.kind], self.parameters, f"attack {self.kind}")
+        attack: Attack = parse(ATTACKS[self.kind], self.parameters, f"attack {self.kind}")
+        return attack
 
 
 @dataclass(frozen=True)
