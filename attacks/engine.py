@@ -14,7 +14,7 @@ from darht.attacks.exact import store
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
 from darht.attacks.prepare import folded, kernels, private_copy, replicas, takes_channels_last
-from darht.attacks.slots import SMALLEST, Queue, Results, forward_all, run_lanes
+from darht.attacks.slots import SMALLEST, Queue, Results, forward_all, padded, run_lanes
 from darht.attacks.state import Attack, Rows, Rule
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
@@ -169,7 +169,7 @@ class Engine:
         if copied is None:
             return Prepared(exact=[model], fast=[model])
         lanes = self.lanes or (torch.get_num_threads() if x.device.type == "cpu" else 1)
-        lanes = max(1, min(lanes, -(-len(x) // self.slots)))
+        lanes = max(1, min(lanes, -(-len(x) // SMALLEST)))
         exact, probe = replicas(copied, lanes), x[:SMALLEST]
         fused = folded(copied, probe) if self.fold else None
         if fused is None and not self.compile and not self.channels_last:
@@ -182,9 +182,9 @@ class Engine:
         return Prepared(exact=exact, fast=fast, folded=fused is not None, channels_last=last)
 
     def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
-        queue = Queue(
-            attack, rows, todo, rule=self.rule, slots=self.slots, restarts=self.restarts, constant=self.compile
-        )
+        share = max(1, -(-len(todo) // len(ready.fast)))  # few rows are spread over the lanes
+        slots = padded(share, self.slots, constant=self.compile or rows.x.is_cuda)
+        queue = Queue(attack, rows, todo, rule=self.rule, slots=slots, restarts=self.restarts, constant=self.compile)
         return run_lanes(queue, ready.fast, self.precision)
 
     def _outcome(

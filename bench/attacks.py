@@ -231,7 +231,7 @@ def collect(arguments: argparse.Namespace) -> list[dict[str, object]]:
                     what = {"library": library, "attack": attack, "model": model, "count": count}
                     what |= {"eps": arguments.eps, "batch": arguments.batch, "threads": arguments.threads}
                     done = [one["found"] for one in known if one["what"] == what and one["round"] == number]
-                    found = done[0] if done else measured_apart(what, arguments)
+                    found = done[0] if done else None if arguments.from_log else measured_apart(what, arguments)
                     if found is None:
                         continue
                     if log and not done:
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--log", type=Path, help="measurements are appended here, and not repeated")
+    parser.add_argument("--from-log", action="store_true", help="measure nothing: the page of what the log holds")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--library", help=argparse.SUPPRESS)
     parser.add_argument("--attack", help=argparse.SUPPRESS)
