@@ -105,8 +105,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.slots < 16 or self.slots % 16:
             raise ConfigError(f"slots must be a multiple of 16, which keeps a row's bits the same; got {self.slots}")
-        if self.restarts < 1:
-            raise ConfigError(f"restarts must be at least 1; got {self.restarts}")
+        if self.restarts < 1 or (self.lanes is not None and self.lanes < 1):
+            raise ConfigError(f"restarts and lanes must be at least 1; got {self.restarts} and {self.lanes}")
         if self.unit is not None and not 0 < self.unit <= 1:
             raise ConfigError(f"unit must be above 0 and at most 1 pixel level; got {self.unit:g}")
 

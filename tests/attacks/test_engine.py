@@ -300,7 +300,8 @@ def test_clear_errors(scene):
 
 def test_every_attack_checks_its_fields():
     for build in (
-        lambda: PGD(steps=0), lambda: Engine(restarts=0), lambda: MIM(decay=-1.0), lambda: APGD(rho=1.0),
+        lambda: PGD(steps=0), lambda: Engine(restarts=0), lambda: Engine(lanes=0), lambda: MIM(decay=-1.0),
+        lambda: APGD(rho=1.0),
         lambda: APGD(eot=0), lambda: APGDT(targets=0), lambda: FABT(beta=1.0), lambda: FABT(steps=0),
         lambda: Square(queries=0), lambda: Square(area=0.0), lambda: CW(searches=0), lambda: CW(confidence=-1.0),
         lambda: CWLinf(norm="l2"), lambda: CWLinf(confidence=-1.0),
