@@ -121,11 +121,6 @@ class Threat:
         start = generator.integers(-half_width, half_width, tuple(shape[1:])).float()
         return start if self.norm == "linf" else self.project(start).trunc()
 
-    def quantise(self, delta: Tensor) -> Tensor:
-        """Whole levels inside the ball, as int8 `[B, 3, H, W]`: rounded in L-inf, cut towards zero in L2."""
-        whole = self.project(delta).round() if self.norm == "linf" else self.project(delta).trunc()
-        return whole.clamp(-127, 127).to(torch.int8)
-
 
 def row_norms(value: Tensor) -> Tensor:
     """The Euclidean norm of each row, never 0, as `[B, 1, 1, 1]`."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from darht.attacks.exact import encode
 from darht.cache.commit import Commit, State, environment, unit_state, write_commit
 from darht.cache.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.source import Source, load_source
@@ -222,19 +223,20 @@ class Worker:
                 self.plan.spec.seed, "attack", name, rows=row.to(self.device), views=view.to(self.device)
             )
             x_adv = attack(model, x, labels[row].to(self.device), generator=generator)
-            deltas.append(attack.threat.quantise((x_adv - x) * 255).cpu())
+            deltas.append(encode(x_adv, x, attack.threat, spec.unit).cpu())
         return torch.cat(deltas).view(-1, spec.views, *self.plan.spec.data.image_shape).numpy()
 
     @torch.no_grad()
     def _ask(self, teacher: str, attack: str | None, rows: slice, array: ArrayLayout) -> np.ndarray:
         """What a teacher says about the stored pixels: clean views, or views plus stored perturbation."""
         views, model = array.shape[1], self._model(teacher)
+        unit = 1.0 if attack is None else self.plan.spec.attacks[attack].unit
         delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
         logits = []
         for row, view in self._batches(rows, views):
             x = self._views(row, view)
             if delta is not None:
-                x = (x.short() + torch.from_numpy(delta[(row - rows.start).numpy(), view.numpy()])).to(torch.uint8)
+                x = x + unit * torch.from_numpy(delta[(row - rows.start).numpy(), view.numpy()])
             logits.append(model(x.to(self.device).float() / 255).cpu())
         exact = torch.cat(logits).view(-1, *array.shape[1:]).numpy()
         with np.errstate(over="ignore"):  # the next lines say it better
@@ -248,10 +250,12 @@ class Worker:
         return values
 
     def _model(self, name: str) -> Callable[[Tensor], Tensor]:
-        teacher, amp = self.plan.teachers[name], self.plan.spec.precision.amp
+        teacher = self.plan.teachers[name]
+        if not self.plan.spec.precision.amp:
+            return teacher
 
         def answer(x: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(self.device.type, torch.bfloat16):
                 logits: Tensor = teacher(x)
             return logits.float()
 

@@ -61,6 +61,57 @@ def seal(folder: Path) -> None:
 
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the numbers of the shards that need work.")
+def status(folder: Path, as_json: bool) -> None:
+    """Print what is done and what is missing; exit 0 when whole and sealed, 3 when incomplete, 4 when corrupt."""
+    import json
+    import sys
+
+    from darht.cache.commit import State
+    from darht.cache.status import read_status
+    from darht.core.config import to_plain
+
+    found = read_status(folder)
+    if as_json:
+        click.echo(json.dumps({"state": found.state.value, **to_plain(found)}, indent=2))
+    else:
+        table = Table(header_style="bold")
+        for title in ("array", "done", "missing", "corrupt", "MB", "seconds", "seconds left"):
+            table.add_column(title, no_wrap=title == "array", justify="left" if title == "array" else "right")
+        for array in found.arrays:
+            left = "?" if array.seconds_left is None else f"{array.seconds_left:.0f}"
+            counts = (f"{array.done}/{array.units}", str(len(array.missing)), str(len(array.corrupt)))
+            table.add_row(array.name, *counts, f"{array.size / 1e6:.2f}", f"{array.seconds:.1f}", left)
+        console = Console()
+        console.print(table)
+        work = (
+            f"shards of rows that need work: {','.join(map(str, found.shards))}" if found.shards else "all units done"
+        )
+        console.print(f"{work}; {'sealed' if found.sealed else 'not sealed'}", highlight=False, soft_wrap=True)
+    sys.exit({State.DONE: 0, State.MISSING: 3, State.CORRUPT: 4}[found.state])
+
+
+@cache.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def verify(folder: Path) -> None:
+    """Read every byte of a sealed cache; exit 0 when all is right, 4 when not, with a line for everything wrong."""
+    import sys
+
+    from darht.cache.reader import open_cache
+    from darht.cache.verify import verify as verify_cache
+
+    problems = verify_cache(folder)
+    for problem in problems:
+        click.echo(f"corrupt: {problem}", err=True)
+    if problems:
+        click.echo(f"{len(problems)} problems; darht-cache build on the same folder repairs them, then seal", err=True)
+        sys.exit(4)
+    opened = open_cache(folder)
+    click.echo(f"{folder}: {len(opened.manifest.shards)} shards, every byte as sealed; root hash {opened.root_hash}")
+
+
+@cache.command()
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--format", "_format", required=True, type=click.Choice(["webdataset"]), help="What to write.")
 @click.option(
     "--layout",

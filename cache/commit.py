@@ -3,7 +3,6 @@
 A unit is done when its record says so and its shard fits the record.
 """
 
-import json
 import os
 import platform
 import time
@@ -17,7 +16,7 @@ import torch
 import darht
 from darht.cache.layout import ArrayLayout
 from darht.cache.store import Store
-from darht.core.config import canonical_json, parse
+from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_file, write_atomic
 
@@ -84,8 +83,8 @@ def read_commit(folder: Path, array: ArrayLayout, shard: int) -> Commit | None:
     if not path.is_file():
         return None
     try:
-        return parse(Commit, json.loads(path.read_bytes()), path.name)
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        return parse_canonical(Commit, path.read_bytes(), path.name)
+    except ConfigError as error:
         raise CorruptError(
             f"{path} is not a commit record: {error}; remove it and run darht-cache build again"
         ) from error

@@ -1,7 +1,6 @@
 """Read WebDataset shards that `darht-cache export` wrote, as if they were the cache that they came from."""
 
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import Image
 
 from darht.cache.export import INDEX, Index, TarRecord
 from darht.cache.reader import Cache, open_cache
-from darht.core.config import fingerprint, parse
+from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 
@@ -115,8 +114,8 @@ def open_shards(folder: Path) -> Cache:
     if not path.is_file():
         return open_cache(folder)
     try:
-        index = parse(Index, json.loads(path.read_bytes()), INDEX)
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        index = parse_canonical(Index, path.read_bytes(), INDEX)
+    except ConfigError as error:
         raise CorruptError(f"{path} is not an export's index: {error}; export again") from error
     if index.manifest.fingerprint != fingerprint(index.spec):
         raise CorruptError(f"{path} holds a manifest of another spec; export again")

@@ -23,7 +23,8 @@ class TrainingSet:
         teachers: the names on axis T.
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[N, V, T, C]`, every teacher's logits on every view.
-        deltas: by attack, int8 `[N, Va, 3, H, W]` in pixel levels.
+        deltas: by attack, int8 `[N, Va, 3, H, W]`.
+        units: by attack, pixel levels for each unit of `deltas`.
         adversarial: by attack, float `[N, Va, T, C]`, every teacher's logits on the stored adversarial images.
         robust: bool `[T]`, false for teachers whose role is `vanilla`.
         training: int64, rows to train on.
@@ -37,6 +38,7 @@ class TrainingSet:
     attacks: tuple[str, ...]
     clean: Tensor
     deltas: tuple[Tensor, ...]
+    units: tuple[float, ...]
     adversarial: tuple[Tensor, ...]
     robust: Tensor
     training: np.ndarray
@@ -91,6 +93,7 @@ def load_training_set(cache: Cache, *, device: torch.device, adversarial: bool, 
         attacks=attacks,
         clean=stack("clean"),
         deltas=tuple(torch.from_numpy(cache.read(f"delta/{name}")).to(device) for name in attacks),
+        units=tuple(cache.spec.attacks[name].unit for name in attacks),
         adversarial=tuple(stack(name) for name in attacks),
         robust=torch.tensor([teacher.role == "robust" for teacher in cache.spec.teachers.values()], device=device),
         training=np.setdiff1d(np.arange(cache.rows), kept),

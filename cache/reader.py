@@ -29,6 +29,8 @@ class Cache:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
         self._store = Store(folder)
+        self._sealed = {(shard.array, shard.shard): shard.sha256 for shard in manifest.shards}
+        self._checked: set[tuple[str, int]] = set()
 
     @property
     def root_hash(self) -> str:
@@ -41,7 +43,10 @@ class Cache:
         return self.spec.data.rows
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """Rows of an array (all of them by default), decoded and checked against their checksums.
+        """Rows of an array (all of them by default), decoded and checked.
+
+        Every chunk is checked against its crc32c, and every shard, the first time it is touched, against the sha256 of
+        the manifest: chunks of another shard, or of another cache, have checksums that fit.
 
         Raises:
             ConfigError: no such array.
@@ -51,12 +56,26 @@ class Cache:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
         array = self.arrays[name]
         rows = slice(*(rows or slice(None)).indices(array.shape[0]))
+        self._check_shards(array, rows)
         values = self._store.read(array, rows)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise CorruptError(
                 f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"
             )
         return values
+
+    def _check_shards(self, array: ArrayLayout, rows: slice) -> None:
+        for shard in range(rows.start // array.rows_per_shard, -(-rows.stop // array.rows_per_shard)):
+            path, key = self._store.path(array, shard), (array.name, shard)
+            if key in self._checked or not path.is_file():
+                continue  # a missing shard is the store's to name
+            if sha256_file(path) != self._sealed[key]:
+                span = array.rows(shard)
+                raise CorruptError(
+                    f"{path} (rows {span.start}..{span.stop - 1} of {array.name}) does not have the sha256 that was "
+                    "sealed: run darht-cache build again, then seal"
+                )
+            self._checked.add(key)
 
     def origin(self) -> dict[str, Any]:
         """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it."""

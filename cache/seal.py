@@ -1,6 +1,5 @@
 """Seal a cache: check every unit, then write the manifest whose root hash is the cache's identity."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from darht.cache.commit import State, read_commit, unit_state
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.cache.store import DATA, Store, shard_key
-from darht.core.config import canonical_json, fingerprint, parse, to_plain
+from darht.core.config import canonical_json, fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.rng import RowRng
@@ -77,8 +76,8 @@ def read_spec(folder: Path) -> CacheSpec:
     if not path.is_file():
         raise CacheError(f"{folder} is not a cache: {path} is missing; darht-cache build SPEC.yaml --out DIR makes one")
     try:
-        return parse(CacheSpec, json.loads(path.read_bytes()), SPEC)
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        return parse_canonical(CacheSpec, path.read_bytes(), SPEC)
+    except ConfigError as error:
         raise CorruptError(f"{path} is not a cache spec: {error}") from error
 
 
@@ -152,8 +151,8 @@ def read_manifest(folder: Path, spec: CacheSpec) -> Manifest:
     if not path.is_file():
         raise IncompleteError(f"{folder} is not sealed: {path} is missing; finish it with darht-cache build, then seal")
     try:
-        manifest = parse(Manifest, json.loads(path.read_bytes()), MANIFEST)
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        manifest = parse_canonical(Manifest, path.read_bytes(), MANIFEST)
+    except ConfigError as error:
         raise CorruptError(f"{path} is not a manifest: {error}; run darht-cache seal again") from error
     if manifest.root_hash != root_hash(manifest):
         raise CorruptError(f"{path} does not have the root hash it names; run darht-cache seal again")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from darht.attacks import ATTACKS, Attack
+from darht.attacks import ATTACKS
 from darht.cache.source import Source
 from darht.cache.teachers import Card, Preprocessing
 from darht.core.config import load_mapping, parse, to_plain
@@ -145,10 +145,15 @@ class AttackSpec:
     views: int
     parameters: dict[str, Any]
 
-    def attack(self) -> Attack:
-        """The attack itself."""
-        attack: Attack = parse(ATTACKS[self.kind], self.parameters, f"attack {self.kind}")
-        return attack
+    def attack(self) -> Any:
+        """The attack itself, a dataclass of `darht.attacks`."""
+        return parse(ATTACKS[self.kind], self.parameters, f"attack {self.kind}")
+
+    @property
+    def unit(self) -> float:
+        """Pixel levels for each unit of the stored int8: 1 for attacks on whole levels, finer for the others."""
+        attack = self.attack()
+        return 1.0 if attack.whole_levels else min(1.0, attack.threat.eps / _MAX_INT8)
 
 
 @dataclass(frozen=True)

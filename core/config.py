@@ -172,6 +172,21 @@ def canonical_json(value: Any) -> str:
     return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
 
 
+def parse_canonical(cls: type[T], data: bytes, where: str) -> T:
+    """Build the dataclass `cls` from the canonical JSON that was written of it, and from nothing else.
+
+    Raises:
+        ConfigError: not JSON, not such a dataclass, or other bytes than `canonical_json` gives for the value.
+    """
+    try:
+        value = parse(cls, json.loads(data), where)
+    except ValueError as error:  # json's own error and a failed decoding are ValueErrors
+        raise ConfigError(f"{where} is not JSON: {error}") from error
+    if canonical_json(value).encode("ascii") != data:
+        raise ConfigError(f"{where} is not written the canonical way")
+    return value
+
+
 def fingerprint(value: Any) -> str:
     """The sha256 of the canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()

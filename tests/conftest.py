@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Real data are unpacked once into `build/data`, which git ignores."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
+
+# No deadline: machines differ, and speed is not what tests are for. CI draws the same examples every time.
+settings.register_profile("darht", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("darht")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

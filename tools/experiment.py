@@ -188,7 +188,8 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
     facts = [
         f"cache: {size / 1e6:.2f} MB, {size / manifest['rows']:.0f} bytes a row, built in {seconds['cache']:.0f} s, "
         f"root hash {manifest['root_hash'][:16]}",
-        f"all stages: {sum(seconds.values()):.0f} s",
+        f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
+        f"together {sum(seconds.values()):.0f}",
         f"teachers: {out / 'teachers'}   spec: {out / 'cache.yaml'}   cache: {out / 'cache'}   runs: {out / 'run'}",
         f"pictures: {out / 'cache-transfer.png'}, {out / f'cache-neighbours-{config.row}.png'}",
     ]

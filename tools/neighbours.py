@@ -113,7 +113,7 @@ def _picture(cache: Cache, space: Space, row: int) -> np.ndarray:
     picture: np.ndarray
     if space.name.startswith("delta/"):
         attack = cache.spec.attacks[space.name.removeprefix("delta/")]
-        delta = cache.read(space.name, slice(row, row + 1))[0, 0].astype(np.float32)
+        delta = cache.read(space.name, slice(row, row + 1))[0, 0].astype(np.float32) * attack.unit
         span = attack.parameters["eps"] if attack.parameters["norm"] == "linf" else max(1.0, float(np.abs(delta).max()))
         picture = np.clip(0.5 + delta / (2 * span), 0, 1).transpose(1, 2, 0)
         return picture

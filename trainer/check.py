@@ -1,14 +1,17 @@
-"""Measure a teacher and note the figures in its card."""
+"""Measure teachers: one by one, with the figures noted in its card, and against each other."""
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from darht.attacks import ATTACKS, parse_eps
+from darht.attacks.transfer import TransferMatrix, transfer_matrix
 from darht.cache.source import Source
-from darht.cache.teachers import Teacher, read_card, write_card
+from darht.cache.teachers import Teacher, load_teacher, read_card, write_card
 from darht.core.errors import ConfigError
 from darht.trainer.evaluate import Score, evaluate, quick_attacks
 from darht.trainer.train import check_pixels
@@ -66,3 +69,46 @@ def forward_speed(model: Teacher, source: Source, device: torch.device, repeats:
         model(x).sum().item()
         times.append(time.perf_counter() - start)
     return len(x) / min(times[1:])
+
+
+def transfer_between(
+    folders: Sequence[Path],
+    source: Source,
+    *,
+    kinds: Sequence[str],
+    eps: str,
+    count: int,
+    seed: int,
+    device: torch.device,
+) -> TransferMatrix:
+    """The transferability matrix of teacher folders, named by the folders' names.
+
+    Args:
+        folders: of the teachers.
+        source: where the images are chosen from.
+        kinds: attacks by their kind, with their own defaults; a target must withstand all of them.
+        eps: the radius as a person writes it: 8 or 8/255.
+        count: images for each pair.
+        seed: of the attacks.
+        device: where to compute.
+
+    Raises:
+        ConfigError: two folders of one name, an unknown attack, or class counts that differ.
+        ModelError: a folder holds no teacher that fits.
+    """
+    names, radius = [folder.name for folder in folders], parse_eps(eps)
+    problems = [f"two teachers are called '{name}'" for name in sorted({n for n in names if names.count(n) > 1})]
+    problems += [f"unknown attack '{kind}'; known are {', '.join(ATTACKS)}" for kind in kinds if kind not in ATTACKS]
+    loaded = {folder.name: load_teacher(folder, device) for folder in folders}
+    C = len(source.classes)
+    problems += [
+        f"'{n}' has {card.num_classes} classes, the data has {C}"
+        for n, (_, card) in loaded.items()
+        if card.num_classes != C
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    x, y = torch.from_numpy(source.images).to(device).float() / 255, torch.from_numpy(source.labels).to(device)
+    models = {name: model for name, (model, _) in loaded.items()}
+    attacks = [ATTACKS[kind](eps=radius) for kind in kinds]
+    return transfer_matrix(models, x, y, attacks=attacks, count=count, seed=seed)

@@ -176,6 +176,52 @@ def teacher_check(
     _report_check(folder, model, source, eps=eps, device=where)
 
 
+@teacher.command("transfer")
+@click.argument("folders", nargs=-1, required=True, type=_FOLDER)
+@_data_options
+@_device_option
+@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
+@click.option("--limit", type=int, help="Choose from the first N rows only.")
+@click.option("--count", default=1000, show_default=True, help="Images for each pair, of each class equally many.")
+@click.option("--attack", "kinds", multiple=True, default=("apgd",), show_default=True, help="Several: the worst case.")
+@click.option("--eps", default="8", show_default=True, help="Radius in pixel levels; 8/255 is read as well.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=_FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
+def teacher_transfer(
+    folders: tuple[Path, ...],
+    data: str,
+    root: Path | None,
+    image_size: int | None,
+    download: bool,
+    device: str,
+    split: str,
+    limit: int | None,
+    count: int,
+    kinds: tuple[str, ...],
+    eps: str,
+    seed: int,
+    out: Path,
+) -> None:
+    """Attack every teacher and ask every other: which adversarial examples transfer."""
+    from darht.cache.source import load_source
+    from darht.core.device import pick_device
+    from darht.trainer.check import transfer_between
+
+    where = pick_device(device)
+    source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
+    matrix = transfer_between(folders, source, kinds=kinds, eps=eps, count=count, seed=seed, device=where)
+    paths = matrix.save(out)
+    table = Table("made on", *(f"asked of {name}" for name in matrix.names), header_style="bold")
+    for name, row in zip(matrix.names, matrix.cells, strict=True):
+        cells = (f"{c.accuracy:.1f} [{c.interval[0]:.0f}, {c.interval[1]:.0f}] of {c.count}" for c in row)
+        table.add_row(name, *cells)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"per cent still right, with 95 % intervals; written to {', '.join(map(str, paths))}", highlight=False
+    )
+
+
 def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:
     from darht.trainer.check import check_teacher
 
@@ -242,6 +288,14 @@ def train(
 @click.option("--limit", type=int, help="The first N test rows only.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from.")
 @click.option("--no-transfer", is_flag=True, help="Leave out the examples transferred from teachers.")
+@click.option(
+    "--attack",
+    default="quick",
+    show_default=True,
+    type=click.Choice(["quick", "autoattack"]),
+    help="autoattack adds AutoAttack standard to the quick set (FGSM, PGD-20, transfer).",
+)
+@click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (package pyautoattack) instead of ours.")
 @click.option("--seed", default=0, show_default=True)
 @_device_option
 def evaluate(
@@ -251,16 +305,27 @@ def evaluate(
     limit: int | None,
     teachers: tuple[str, ...],
     no_transfer: bool,
+    attack: str,
+    reference: bool,
     seed: int,
     device: str,
 ) -> None:
     """Measure a run's student on the test split: clean, FGSM, PGD-20, and examples transferred from every teacher."""
     from darht.core.device import pick_device
-    from darht.trainer.evaluate_run import evaluate_run
+    from darht.trainer.evaluate_run import EvalConfig, evaluate_run
 
     given = dict(item.split("=", 1) for item in teachers if "=" in item)
     if len(given) != len(teachers):
         raise ConfigError(f"--teacher reads NAME=FOLDER; got {', '.join(teachers)}")
+    config = EvalConfig(
+        which=which,
+        root=root,
+        limit=limit,
+        teachers=None if no_transfer else given,
+        autoattack=attack == "autoattack",
+        reference=reference,
+        seed=seed,
+    )
     with _progress() as progress:
         tasks: dict[str, Any] = {}
 
@@ -269,16 +334,7 @@ def evaluate(
                 tasks[name] = progress.add_task(name, total=total, note="images")
             progress.update(tasks[name], advance=images)
 
-        result = evaluate_run(
-            run,
-            which=which,
-            root=root,
-            limit=limit,
-            teachers=None if no_transfer else given,
-            seed=seed,
-            device=pick_device(device),
-            on_batch=on_batch,
-        )
+        result = evaluate_run(run, config, device=pick_device(device), on_batch=on_batch)
     console = Console()
     table = Table("measured", "accuracy %", "95 % interval", "images", "attack", header_style="bold")
     for score in result.scores:

@@ -1,18 +1,19 @@
 """Evaluate a run: find its student, its data and its teachers, and measure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from darht.attacks import AutoAttack
 from darht.cache.exported import open_shards
 from darht.cache.source import Source, load_source
 from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError
 from darht.trainer.checkpoint import BEST, StudentCard, load_student, read_run
-from darht.trainer.evaluate import Score, evaluate, quick_attacks, write_report
+from darht.trainer.evaluate import AttackOn, Score, WholeSuite, evaluate, quick_attacks, write_report
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,48 @@ class RunReport:
             return ""
         if "over" in about:
             return "per image, over all rows above"
-        steps = f", {about['steps']} steps of {about['step']:g}" if "steps" in about else ""
+        steps = f", {about['steps']} steps of {about['step']:g}" if "step" in about else ""
+        steps += f", version {about['version']}, by {about['by']}" if "version" in about else ""
         return f"{about['norm']} {about['eps']:g}/255{steps}, on {about['against']}"
 
 
-def evaluate_run(
-    run: Path,
-    *,
-    which: str,
-    root: Path | None,
-    limit: int | None,
-    teachers: dict[str, str] | None,
-    seed: int,
-    device: torch.device,
-    on_batch: Callable[[str, int, int], None],
-) -> RunReport:
-    """Measure the student of a run on the test split and write `RUN/eval.json` (`eval-last.json` for the last epoch's).
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `darht-eval` measures.
 
-    Args:
-        run: the folder that darht-train left.
+    Attributes:
         which: `student` (best on held-out rows) or `last`.
         root: where the data set lies; None for where the cache was built from.
         limit: the first so many test rows only.
-        teachers: folders by name that replace those the cache was built from; None leaves transfer out.
-        seed: of the attacks' random starts.
+        teachers: folders by name, beside or instead of those the cache was built from; None leaves transfer out.
+        autoattack: add AutoAttack `standard`.
+        reference: run the authors' package for it.
+        seed: of the attacks' random numbers.
+    """
+
+    which: str = BEST
+    root: Path | None = None
+    limit: int | None = None
+    teachers: dict[str, str] | None = field(default_factory=dict)
+    autoattack: bool = False
+    reference: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reference and not self.autoattack:
+            raise ConfigError("--reference runs the reference AutoAttack: add --attack autoattack")
+
+
+def evaluate_run(
+    run: Path, config: EvalConfig, *, device: torch.device, on_batch: Callable[[str, int, int], None]
+) -> RunReport:
+    """Measure the student of a run on the test split; writes `RUN/eval.json` (`eval-last.json` for the last epoch's).
+
+    The student is evaluated folded: map and head are one linear layer, so that the function is the same.
+
+    Args:
+        run: the folder that darht-train left.
+        config: what to measure.
         device: where to compute.
         on_batch: told attack, images done and images in all.
 
@@ -62,28 +81,34 @@ def evaluate_run(
         CacheError, ModelError, DataError, ConfigError: something is not where it should be.
     """
     facts = read_run(run)
-    student, card = load_student(run / which, device)
+    student, card = load_student(run / config.which, device)
     cache = open_shards((run / facts["cache"]).resolve())
     if cache.root_hash != card.cache_root_hash:
         raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
     origin = cache.origin()
-    source = _test_split(cache.spec.data.source, root, origin, limit)
+    source = _test_split(cache.spec.data.source, config.root, origin, config.limit)
     if source.classes != card.classes:
         raise ConfigError(f"the test split has classes {source.classes[:3]}..., the student {card.classes[:3]}...")
-    loaded = {} if teachers is None else _teachers(origin.get("teachers", {}) | teachers, card.num_classes, device)
-    attacks = quick_attacks(card.recipe["inner"]["eps"], loaded)
+    given = config.teachers
+    loaded = {} if given is None else _teachers(origin.get("teachers", {}) | given, card.num_classes, device)
+    eps = card.recipe["inner"]["eps"]
+    attacks: dict[str, AttackOn | WholeSuite] = {**quick_attacks(eps, loaded)}
+    if config.autoattack:
+        state = None if config.reference else run / f"autoattack-{config.which}.pt"
+        attacks["autoattack"] = WholeSuite(AutoAttack(eps=eps), state, config.reference)
+    total = len(source.images)
     scores = evaluate(
-        lambda x: student(x).logits,
+        student.fold().requires_grad_(False),
         source,
         attacks,
         device=device,
-        seed=seed,
-        on_batch=lambda name, images: on_batch(name, images, len(source.images)),
+        seed=config.seed,
+        on_batch=lambda name, images: on_batch(name, images, total),
     )
-    path, note = run / ("eval.json" if which == BEST else f"eval-{which}.json"), _note(card)
-    if teachers is not None and not loaded:
+    path, note = run / ("eval.json" if config.which == BEST else f"eval-{config.which}.json"), _note(card)
+    if given is not None and not loaded:
         note += "; where the teachers lie is not known, so transfer was not measured: give --teacher NAME=FOLDER"
-    about = {"which": which, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe, "epoch": card.epoch}
+    about = {"which": config.which, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe, "epoch": card.epoch}
     write_report(path, scores, source, {**about, "note": note})
     return RunReport(scores, path, note)
 

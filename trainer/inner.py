@@ -48,7 +48,7 @@ def _cached(data: TrainingSet, rows: Tensor, config: TrainConfig, *, epoch: int,
     deltas, answers = data.deltas[attack], data.adversarial[attack]
     views = draw_choices(rows, deltas.shape[1], config.seed, epoch, "view")
     pixels = apply_views(data.images[rows], data.offsets[views])
-    x = (pixels.short() + deltas[rows, views]).float() / 255
+    x = (pixels + data.units[attack] * deltas[rows, views]).float() / 255
     clean_targets, targets = data.clean[rows, views].float(), answers[rows, views].float()
     return Step(x, pixels.float() / 255, data.labels[rows], targets, clean_targets, data.robust, done)
 

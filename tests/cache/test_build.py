@@ -18,6 +18,7 @@ from darht.cache.commit import commit_path
 from darht.cache.layout import layouts
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
+from darht.cache.spec import attack_spec
 from darht.cache.store import Store
 from darht.cache.teachers import load_teacher
 from darht.cache.views import apply_views
@@ -198,18 +199,31 @@ def test_deltas_never_leave_the_ball_or_the_pixel_range(shared_plan, norm_and_ep
     norm, eps = norm_and_eps
     attack = shared_plan.spec.attacks["pgd-cnn"]
     parameters = {**attack.parameters, "norm": norm, "eps": float(eps), "step": float(step), "steps": steps}
-    attacks = {"pgd-cnn": dataclasses.replace(attack, parameters=parameters)}
-    spec = dataclasses.replace(shared_plan.spec, attacks=attacks, seed=seed)
+    check_stored_delta(shared_plan, dataclasses.replace(attack, parameters=parameters), seed)
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "mim", "apgd", "apgd-t", "fab-t", "cw", "cw-linf", "square"])
+def test_every_attack_can_be_stored_without_leaving_the_ball(shared_plan, kind):
+    short = {"steps": 3} if kind not in ("fgsm", "square") else {}
+    short |= {"queries": 20} if kind == "square" else {}
+    spec = attack_spec("pgd-cnn", {"kind": kind, "teacher": "cnn", "eps": 32, **short}, ("cnn", "vit"))
+    delta = check_stored_delta(shared_plan, spec, seed=0)
+    assert delta.any() or kind in ("fab-t", "cw")  # minimal attacks move nothing where the image is already wrong
+
+
+def check_stored_delta(shared_plan, attack, seed):
+    """Compute one unit and check every stored value against the ball and the pixel range."""
+    spec = dataclasses.replace(shared_plan.spec, attacks={"pgd-cnn": attack}, seed=seed)
     plan = dataclasses.replace(shared_plan, spec=spec, arrays=layouts(spec))
-    delta = computed(plan, "delta/pgd-cnn")
-    assert delta.dtype == np.int8 and delta.shape == (16, 1, 3, 8, 8)
-    adversarial = plan.source.images[:16].astype(np.int16) + delta[:, 0]
-    assert adversarial.min() >= 0 and adversarial.max() <= 255
-    if norm == "linf":
-        assert np.abs(delta.astype(np.int16)).max() <= eps
-    else:
-        norms = np.sqrt((delta.astype(np.float64) ** 2).sum((1, 2, 3, 4)))
-        assert norms.max() <= eps * (1 + 1e-6)
+    stored, threat = computed(plan, "delta/pgd-cnn"), attack.attack().threat
+    assert stored.dtype == np.int8 and stored.shape == (16, 1, 3, 8, 8)
+    assert plan.arrays["delta/pgd-cnn"].attributes["scale"] == attack.unit
+    delta = stored.astype(np.float64) * attack.unit
+    adversarial = plan.source.images[:16] + delta[:, 0]
+    assert adversarial.min() >= -1e-3 and adversarial.max() <= 255 + 1e-3
+    sizes = np.abs(delta) if threat.norm == "linf" else np.sqrt((delta**2).sum((1, 2, 3, 4)))
+    assert sizes.max() <= threat.eps * (1 + 1e-6)
+    return stored
 
 
 @pytest.fixture(scope="module")

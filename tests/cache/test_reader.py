@@ -1,12 +1,16 @@
 """Reading a sealed cache, and refusing one that is not whole."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from darht.cache.commit import read_commit, write_commit
 from darht.cache.reader import open_cache
+from darht.cache.seal import seal
+from darht.cache.store import Store
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
 
@@ -68,19 +72,24 @@ def test_a_flipped_byte_is_noticed_when_it_is_read(copied: Path, name):
     data = path.read_bytes()
     path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     cache = open_cache(copied)
-    with pytest.raises(CorruptError, match=f"of {name} do not decode"):
+    with pytest.raises(
+        CorruptError, match=rf"of {name}\) does not have the sha256 that was sealed: run darht-cache build"
+    ):
         cache.read(name)
+    with pytest.raises(CorruptError, match=f"of {name} do not decode"):  # and the store's own checksum says it too
+        Store(copied).read(cache.arrays[name], slice(0, cache.arrays[name].shape[0]))
 
 
 def test_logits_that_are_not_finite_do_not_pass_for_data(copied: Path):
-    """A shard that was swapped together with its records: the values themselves are the last line."""
-    from darht.cache.store import encode_shard
-
-    cache = open_cache(copied)
-    array = cache.arrays["logits/vit/clean"]
-    values = cache.read(array.name, slice(32, 64))
+    """A broken writer whose hashes all fit: the values themselves are the last line."""
+    array, store = open_cache(copied).arrays["logits/vit/clean"], Store(copied)
+    values = store.read(array, slice(32, 64)).copy()
     values[3, 4, 5] = np.nan
-    (copied / "data.zarr/logits/vit/clean/c/1/0/0").write_bytes(encode_shard(array, 1, values))
+    size, sha256 = store.write(array, 1, values)
+    commit = read_commit(copied, array, 1)
+    assert commit is not None
+    write_commit(copied, array, dataclasses.replace(commit, size=size, sha256=sha256))
+    seal(copied)
     with pytest.raises(CorruptError, match=r"logits/vit/clean holds values that are not finite in rows 0\.\.99"):
         open_cache(copied).read(array.name)
 

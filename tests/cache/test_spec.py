@@ -98,7 +98,8 @@ RULES = [
     ),
     (
         put("attacks", "a", value={**ATTACK, "kind": "pdg"}),
-        "spec.yaml: attack 'a': kind must be one of pgd, fgsm; got 'pdg'",
+        "spec.yaml: attack 'a': kind must be one of pgd, fgsm, mim, apgd, apgd-t, fab-t, cw, cw-linf, square; "
+        "got 'pdg'",
     ),
     (
         put("attacks", "a", value={**ATTACK, "step_size": 2}),
@@ -238,6 +239,7 @@ def test_an_attack_holds_all_its_parameters():
         "norm": "linf",
         "objective": "ce",
         "random_start": True,
+        "restarts": 1,
     }
     assert spec.attack() == PGD(eps=4)
     assert attack_spec("a", {"kind": "fgsm", "teacher": "t"}, ("t",)).attack() == FGSM()

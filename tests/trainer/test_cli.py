@@ -260,3 +260,18 @@ def test_help_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_transfer_between_teachers(tiny_teachers, tmp_path):
+    words = [*map(str, tiny_teachers.values()), "--data", "digits", "--count", 20, "--eps", "8/255", "--attack", "pgd"]
+    result = succeed(teacher, "transfer", *words, "--out", tmp_path / "out", "--device", "cpu")
+    assert "made on" in result.stdout and "per cent still right" in result.stdout
+    written = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert written["names"] == ["cnn", "vit"] and written["attacks"][0]["eps"] == 8
+    assert (tmp_path / "out" / "transfer.png").is_file() and (tmp_path / "out" / "transfer.md").is_file()
+
+
+def test_mistakes_of_transfer_are_told_at_once(tiny_teachers, tmp_path):
+    cnn = tiny_teachers["cnn"]
+    said = fail(teacher, "transfer", cnn, cnn, "--data", "digits", "--attack", "pdg", "--out", tmp_path / "out")
+    assert "two teachers are called 'cnn'; unknown attack 'pdg'; known are pgd, fgsm" in said

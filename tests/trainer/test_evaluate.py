@@ -17,7 +17,7 @@ from darht.core.nets import build
 from darht.core.stats import wilson
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.evaluate import AttackOn, Score, correct_rows, evaluate, quick_attacks, write_report
-from darht.trainer.evaluate_run import RunReport, evaluate_run
+from darht.trainer.evaluate_run import EvalConfig, RunReport, evaluate_run
 from darht.trainer.train import train
 
 CPU = torch.device("cpu")
@@ -77,6 +77,7 @@ def test_evaluate_names_counts_and_describes_each_score(greys):
         "norm": "linf",
         "objective": "ce",
         "random_start": True,
+        "restarts": 1,
         "against": "the evaluated model",
         "seed": 5,
     }
@@ -158,8 +159,9 @@ def test_batches_are_told_as_they_are_done(greys):
 
 
 def test_evaluation_leaves_the_model_alone(greys):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
     correct_rows(model, greys, AttackOn(PGD()), device=CPU)
+    assert not model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
@@ -203,10 +205,25 @@ def runs(tiny_cache, tmp_path_factory):
 
 
 def ask(run, **options):
-    defaults = {"which": "student", "root": None, "limit": 40, "teachers": {}, "seed": 0, "device": CPU}
     told = []
-    report = evaluate_run(run, **{**defaults, **options}, on_batch=lambda *batch: told.append(batch))
+    config = EvalConfig(**{"limit": 40, **options})
+    report = evaluate_run(run, config, device=CPU, on_batch=lambda *batch: told.append(batch))
     return report, told
+
+
+def test_autoattack_is_added_and_never_above_the_worst_case(runs):
+    scores = {score.name: score for score in ask(runs / "pgd", teachers=None, autoattack=True)[0].scores}
+    assert list(scores) == ["clean", "fgsm", "pgd-20", "autoattack", "worst case"]
+    assert scores["worst case"].correct <= scores["autoattack"].correct <= scores["clean"].correct
+    assert scores["autoattack"].attack["kind"] == "autoattack" and scores["autoattack"].attack["by"] == "darht"
+    assert (runs / "pgd" / "autoattack-student.pt").is_file()
+    again = {score.name: score for score in ask(runs / "pgd", teachers=None, autoattack=True)[0].scores}
+    assert again == scores  # from the state file
+
+
+def test_the_reference_is_an_option_of_autoattack():
+    with pytest.raises(ConfigError, match="add --attack autoattack"):
+        EvalConfig(reference=True)
 
 
 def test_a_run_is_measured_white_box_and_by_transfer_from_its_teachers(runs, tiny_cache):

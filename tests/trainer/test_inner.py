@@ -59,6 +59,7 @@ def data():
         attacks=("first", "second"),
         clean=torch.randn(N, len(offsets), T, C, generator=generator).half(),
         deltas=tuple(deltas),
+        units=tuple(1.0 for _ in deltas),
         adversarial=tuple(torch.randn(N, ATTACK_VIEWS, T, C, generator=generator).half() for _ in range(2)),
         robust=torch.tensor([True, False]),
         training=np.arange(N),

@@ -1,0 +1,107 @@
+"""Read every byte of a cache and say everything that is wrong with it, not only the first thing."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from darht.cache.commit import State, unit_state
+from darht.cache.layout import ArrayLayout, layouts
+from darht.cache.seal import read_manifest, read_spec
+from darht.cache.spec import CacheSpec
+from darht.cache.store import Store
+from darht.cache.views import apply_views
+from darht.core.errors import CacheError
+from darht.core.files import sha256_file
+
+OnUnit = Callable[[str, int], None]
+
+
+def verify(folder: Path, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
+    """Everything that is wrong with a sealed cache, one line each; empty when nothing is.
+
+    Checked are the manifest and its root hash, the sha256 of every shard and metadata file, the checksum of every
+    chunk, row counts, labels within the classes, finite logits, and that every stored perturbation stays inside its
+    ball and its adversarial image within 0..255.
+
+    Args:
+        folder: the cache.
+        on_unit: told array and shard after each.
+
+    Raises:
+        CacheError: the folder is not a cache, or not sealed.
+        CorruptError: spec or manifest do not parse, so that nothing else could be checked.
+    """
+    spec = read_spec(folder)
+    manifest, arrays = read_manifest(folder, spec), layouts(spec)
+    problems = [
+        f"{folder / file.path} is not what was sealed"
+        for file in manifest.metadata
+        if not (folder / file.path).is_file() or sha256_file(folder / file.path) != file.sha256
+    ]
+    sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
+    # Under a wrong description nothing can be decoded: then only bytes are compared.
+    verifier = _Verifier(folder, spec, arrays, Store(folder), described=not problems)
+    for array in arrays.values():
+        for shard in range(array.shards):
+            problems += verifier.unit(array, shard, sealed.get((array.name, shard)))
+            on_unit(array.name, shard)
+    return problems
+
+
+@dataclass(frozen=True)
+class _Verifier:
+    """Looks at one unit after the other."""
+
+    folder: Path
+    spec: CacheSpec
+    arrays: dict[str, ArrayLayout]
+    store: Store
+    described: bool
+
+    def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
+        """What is wrong with a unit: its record, its bytes, or else its numbers."""
+        state, reason = unit_state(self.folder, array, shard, check_bytes=True)
+        if state is not State.DONE:
+            return [reason]
+        path, rows = self.store.path(array, shard), array.rows(shard)
+        if sha256_file(path) != sealed:
+            return [f"{path} does not have the sha256 of the manifest"]
+        if not self.described:
+            return []
+        try:
+            found = list(self.values(array, rows, self.store.read(array, rows)))
+        except CacheError as error:
+            return [str(error)]
+        return [f"{path}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
+
+    def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
+        """What the numbers themselves break, whoever wrote them and whatever their hashes say."""
+        classes = len(self.spec.data.classes)
+        if array.name == "source_index" and not np.array_equal(values, np.arange(rows.start, rows.stop)):
+            yield "the source indices are not the row numbers"
+        if array.name == "label" and (values.min() < 0 or values.max() >= classes):
+            yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
+        if array.name == "views/offset" and values[0].any():
+            yield "view 0 is not the identity"
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            yield "logits that are not finite"
+        if array.name.startswith("delta/"):
+            yield from self.deltas(array, rows, values)
+
+    def deltas(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
+        """Whether perturbations leave the ball, or adversarial images the pixel range."""
+        threat = self.spec.attacks[array.name.removeprefix("delta/")].attack().threat
+        delta = torch.from_numpy(values).float() * float(array.attributes["scale"])
+        flat = delta.flatten(2)
+        sizes = flat.abs().amax(2) if threat.norm == "linf" else torch.linalg.vector_norm(flat, dim=2)
+        if float(sizes.max()) > threat.eps * (1 + 1e-6):
+            yield f"perturbations of up to {float(sizes.max()):g} levels, epsilon is {threat.eps:g}"
+        images = torch.from_numpy(self.store.read(self.arrays["image"], rows))
+        offsets = torch.from_numpy(self.store.read(self.arrays["views/offset"], slice(0, values.shape[1])))
+        for view, offset in enumerate(offsets):
+            pixels = apply_views(images, offset.expand(len(images), 3)).float() + delta[:, view]
+            if float(pixels.min()) < -1e-3 or float(pixels.max()) > 255 + 1e-3:
+                yield f"adversarial pixels in {float(pixels.min()):g}..{float(pixels.max()):g} in view {view}"
