@@ -4,6 +4,7 @@ from typing import Any
 
 from darht.attacks.apgd import APGD, APGDT
 from darht.attacks.autoattack import AutoAttack, Evaluation
+from darht.attacks.checks import AttackWarning
 from darht.attacks.cw import CW, CWLinf
 from darht.attacks.engine import Engine, Outcome
 from darht.attacks.fab import FABT
@@ -41,6 +42,7 @@ __all__ = [
     "SAGA",
     "SET_ATTACKS",
     "Attack",
+    "AttackWarning",
     "AutoAttack",
     "AutoSAGA",
     "CWLinf",

@@ -74,7 +74,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How attacks are run; nothing here changes which images are fooled beyond float rounding.
+    """How attacks are run.
 
     Attributes:
         rule: `full` gives every row its whole budget (distillation data); `first_hit` lets a row leave once it is
