@@ -4,6 +4,7 @@ from typing import Any
 
 from darht.attacks.apgd import APGD, APGDT
 from darht.attacks.autoattack import AutoAttack, Evaluation
+from darht.attacks.checks import AttackWarning
 from darht.attacks.cw import CW, CWLinf
 from darht.attacks.engine import Engine, Outcome
 from darht.attacks.fab import FABT
@@ -12,6 +13,7 @@ from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
 from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
 from darht.attacks.square import Square
+from darht.attacks.state import Attack
 from darht.attacks.surrogate import Transfer
 from darht.attacks.threat import Threat, parse_eps
 
@@ -39,6 +41,8 @@ __all__ = [
     "PGD",
     "SAGA",
     "SET_ATTACKS",
+    "Attack",
+    "AttackWarning",
     "AutoAttack",
     "AutoSAGA",
     "CWLinf",

@@ -77,12 +77,11 @@ class _AutoPGD:
     norm: Norm
     rho: float
     eot: int
-    restarts: int
     whole_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
-        for name in ("steps", "eot", "restarts"):
+        for name in ("steps", "eot"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.rho < 1:
@@ -201,7 +200,6 @@ class APGD(_AutoPGD):
         objective: what is maximised: `ce`, `dlr` or `margin`.
         rho: the share of steps in a window that must raise the loss.
         eot: gradients averaged at each step, for models that draw random numbers (20 in AutoAttack `rand`).
-        restarts: how many starts; under `first_hit` only rows that survived get another.
     """
 
     eps: float = 8.0
@@ -210,11 +208,10 @@ class APGD(_AutoPGD):
     objective: ObjectiveName = "ce"
     rho: float = 0.75
     eot: int = 1
-    restarts: int = 1
 
     def runs(self, classes: int) -> int:
-        """The restarts."""
-        return self.restarts
+        """One."""
+        return 1
 
     def start(self, rows: Rows, run: int) -> APGDState:
         """At a random point of the ball, scaled to reach its surface, as in the authors' code."""
@@ -237,7 +234,6 @@ class APGDT(_AutoPGD):
         targets: how many wrong classes; all of them if there are fewer.
         rho: the share of steps in a window that must raise the loss.
         eot: gradients averaged at each step.
-        restarts: starts for each target.
     """
 
     eps: float = 8.0
@@ -247,7 +243,6 @@ class APGDT(_AutoPGD):
     targets: int = 9
     rho: float = 0.75
     eot: int = 1
-    restarts: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,12 +250,12 @@ class APGDT(_AutoPGD):
             raise ConfigError(f"targets must be at least 1; got {self.targets}")
 
     def runs(self, classes: int) -> int:
-        """Targets times restarts."""
-        return min(self.targets, classes - 1) * self.restarts
+        """The targets."""
+        return min(self.targets, classes - 1)
 
     def start(self, rows: Rows, run: int) -> APGDState:
         """At a random point of the ball, aiming at one class."""
-        return self._begin(rows, ranked_class(rows.clean, run // self.restarts))
+        return self._begin(rows, ranked_class(rows.clean, run % self.runs(rows.clean.shape[1])))
 
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
         objective = targeted_dlr if self.objective == "dlr" else targeted_margin

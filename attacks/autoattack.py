@@ -22,7 +22,7 @@ from darht.attacks.slots import forward_all
 from darht.attacks.square import Square
 from darht.attacks.state import Attack, Rows
 from darht.attacks.threat import Norm, Threat
-from darht.core.config import fingerprint
+from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, SpecMismatchError
 from darht.core.files import write_atomic
 from darht.core.rng import RowRng
@@ -208,7 +208,7 @@ class _Run:
         """The result."""
         record = {
             "attack": {"kind": "AutoAttack", **{k: v for k, v in vars(self.suite).items() if k != "engine"}},
-            "engine": vars(self.suite.engine),
+            "engine": to_plain(self.suite.engine),
             "device": str(self.rows.x.device),
             "torch": torch.__version__,
             "after": self.after,

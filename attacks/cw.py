@@ -178,7 +178,6 @@ class CWLinf:
         steps: gradient steps.
         confidence: the margin beyond which a row is left alone (kappa; Madry et al. take 50).
         random_start: start at a random point of the ball, otherwise at the image.
-        restarts: how many starts.
         norm: `linf`.
     """
 
@@ -187,12 +186,11 @@ class CWLinf:
     steps: int = 30
     confidence: float = 50.0
     random_start: bool = True
-    restarts: int = 1
     norm: Norm = "linf"
     whole_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_sign_attack(self.eps, self.step, self.steps, self.restarts, self.norm)
+        check_sign_attack(self.eps, self.step, self.steps, self.norm)
         if self.norm != "linf":
             raise ConfigError(f"cw-linf is the L-inf form; got norm {self.norm}: use cw")
         if self.confidence < 0:
@@ -208,8 +206,8 @@ class CWLinf:
         return FULL.craft(self, model, x, y, generator=generator)
 
     def runs(self, classes: int) -> int:
-        """The restarts."""
-        return self.restarts
+        """One."""
+        return 1
 
     def start(self, rows: Rows, run: int) -> LevelState:
         """At a random point on whole levels, or at the image."""

@@ -14,7 +14,7 @@ from darht.attacks.exact import store
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
 from darht.attacks.prepare import folded, kernels, private_copy, replicas, takes_channels_last
-from darht.attacks.slots import SMALLEST, Queue, Results, forward_all, run_lanes
+from darht.attacks.slots import SMALLEST, Queue, Results, forward_all, padded, run_lanes
 from darht.attacks.state import Attack, Rows, Rule
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
@@ -74,11 +74,13 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How attacks are run; nothing here changes which images are fooled beyond float rounding.
+    """How attacks are run.
 
     Attributes:
         rule: `full` gives every row its whole budget (distillation data); `first_hit` lets a row leave once it is
             fooled, and does not attack rows that are wrong when clean (evaluation).
+        restarts: how often a random attack starts anew; under `first_hit` only rows that survived do, under `full` the
+            start with the highest score is kept.
         slots: rows in a batch; 64 keeps a small network's activations in cache, a GPU wants more.
         precision: `bf16` crafts under autocast; every hit is confirmed in float32 on the caller's model before it
             counts, and rows whose hit is not confirmed are attacked again in float32.
@@ -91,6 +93,7 @@ class Engine:
     """
 
     rule: Rule = "first_hit"
+    restarts: int = 1
     slots: int = 64
     precision: Precision = "float32"
     fold: bool = True
@@ -102,6 +105,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.slots < 16 or self.slots % 16:
             raise ConfigError(f"slots must be a multiple of 16, which keeps a row's bits the same; got {self.slots}")
+        if self.restarts < 1 or (self.lanes is not None and self.lanes < 1):
+            raise ConfigError(f"restarts and lanes must be at least 1; got {self.restarts} and {self.lanes}")
         if self.unit is not None and not 0 < self.unit <= 1:
             raise ConfigError(f"unit must be above 0 and at most 1 pixel level; got {self.unit:g}")
 
@@ -164,7 +169,7 @@ class Engine:
         if copied is None:
             return Prepared(exact=[model], fast=[model])
         lanes = self.lanes or (torch.get_num_threads() if x.device.type == "cpu" else 1)
-        lanes = max(1, min(lanes, -(-len(x) // self.slots)))
+        lanes = max(1, min(lanes, -(-len(x) // SMALLEST)))
         exact, probe = replicas(copied, lanes), x[:SMALLEST]
         fused = folded(copied, probe) if self.fold else None
         if fused is None and not self.compile and not self.channels_last:
@@ -177,7 +182,9 @@ class Engine:
         return Prepared(exact=exact, fast=fast, folded=fused is not None, channels_last=last)
 
     def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
-        queue = Queue(attack, rows, todo, rule=self.rule, slots=self.slots, constant=self.compile)
+        share = max(1, -(-len(todo) // len(ready.fast)))  # few rows are spread over the lanes
+        slots = padded(share, self.slots, constant=self.compile or rows.x.is_cuda)
+        queue = Queue(attack, rows, todo, rule=self.rule, slots=slots, restarts=self.restarts, constant=self.compile)
         return run_lanes(queue, ready.fast, self.precision)
 
     def _outcome(

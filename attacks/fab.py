@@ -35,14 +35,13 @@ class FABT:
     """Find the nearest point of each of several decision boundaries; defaults are the paper's and AutoAttack's.
 
     It minimises the distance and knows eps only where the search is judged: a row is hit when the point lies in
-    the ball. A result outside the ball is drawn into it. AutoAttack runs it with 9 targets and one start, the image.
+    the ball. A result outside the ball is drawn into it. AutoAttack runs it with 9 targets from one start, the image.
 
     Attributes:
         eps: radius in pixel levels.
         steps: iterations for each target.
         norm: `linf` or `l2`.
         targets: how many wrong classes, the likeliest first; all of them if there are fewer.
-        restarts: starts for each target: the image, then random points at half the radius.
         alpha_max: the largest pull towards the image (the paper's alpha).
         eta: extrapolation beyond the hyperplane.
         beta: how far an adversarial point is drawn back to the image before the next iteration.
@@ -52,7 +51,6 @@ class FABT:
     steps: int = 100
     norm: Norm = "linf"
     targets: int = 9
-    restarts: int = 1
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
@@ -60,7 +58,7 @@ class FABT:
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
-        for name in ("steps", "targets", "restarts"):
+        for name in ("steps", "targets"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta < 1):
@@ -79,14 +77,15 @@ class FABT:
         return FULL.craft(self, model, x, y, generator=generator)
 
     def runs(self, classes: int) -> int:
-        """Targets times restarts."""
-        return min(self.targets, classes - 1) * self.restarts
+        """The targets."""
+        return min(self.targets, classes - 1)
 
     def start(self, rows: Rows, run: int) -> FABState:
         """At the image, aiming at one class; later restarts at half the radius in a random direction."""
         x = rows.x
-        target = ranked_class(rows.clean, run // self.restarts)
-        query = x if run % self.restarts == 0 else (x + 0.5 * self.threat.radius * self._noise(rows)).clamp(0.0, 1.0)
+        targets = self.runs(rows.clean.shape[1])
+        target = ranked_class(rows.clean, run % targets)
+        query = x if run < targets else (x + 0.5 * self.threat.radius * self._noise(rows)).clamp(0.0, 1.0)
         return FABState.begin(rows, query.clone(), target=target, beaten=torch.zeros_like(rows.y, dtype=torch.bool))
 
     def _noise(self, rows: Rows) -> Tensor:

@@ -45,7 +45,7 @@ class MIM:
     objective: ObjectiveName = "ce"
 
     def __post_init__(self) -> None:
-        check_sign_attack(self.eps, self.step, self.steps, 1, self.norm)
+        check_sign_attack(self.eps, self.step, self.steps, self.norm)
         if not self.decay >= 0:
             raise ConfigError(f"decay must be at least 0; got {self.decay:g}")
 

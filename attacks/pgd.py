@@ -75,18 +75,16 @@ def start_on_levels(kind: type[L], threat: Threat, rows: Rows, start: Tensor, **
     return kind.begin(rows, (levels + delta) / LEVELS, clean=levels, delta=delta, **more)
 
 
-def check_sign_attack(eps: float, step: float, steps: int, restarts: int, norm: Norm) -> None:
+def check_sign_attack(eps: float, step: float, steps: int, norm: Norm) -> None:
     """The rules of every attack that walks in steps on pixel levels.
 
     Raises:
-        ConfigError: eps or step not in whole levels, or fewer than one step or restart.
+        ConfigError: eps or step not in whole levels, or fewer than one step.
     """
     check_levels("eps", eps, norm)
     check_levels("step", step, norm)
     if steps < 1:
         raise ConfigError(f"steps must be at least 1; got {steps}")
-    if restarts < 1:
-        raise ConfigError(f"restarts must be at least 1; got {restarts}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,6 @@ class PGD:
         norm: `linf` or `l2`.
         objective: what is maximised: `ce`, `dlr` or `margin`.
         random_start: start at a random point of the ball, otherwise at the image.
-        restarts: how many starts; under the rule `first_hit` only rows that survived get another.
     """
 
     eps: float = 8.0  # 8/255, the customary radius on CIFAR
@@ -111,10 +108,9 @@ class PGD:
     norm: Norm = "linf"
     objective: ObjectiveName = "ce"
     random_start: bool = True
-    restarts: int = 1
 
     def __post_init__(self) -> None:
-        check_sign_attack(self.eps, self.step, self.steps, self.restarts, self.norm)
+        check_sign_attack(self.eps, self.step, self.steps, self.norm)
 
     @property
     def threat(self) -> Threat:
@@ -131,8 +127,8 @@ class PGD:
         return FULL.craft(self, model, x, y, generator=generator)
 
     def runs(self, classes: int) -> int:
-        """The restarts."""
-        return self.restarts
+        """One."""
+        return 1
 
     def start(self, rows: Rows, run: int) -> LevelState:
         """At a random point on whole levels, or at the image."""

@@ -47,7 +47,7 @@ class SAGA:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        check_sign_attack(self.eps, self.step, self.steps, 1, self.norm)
+        check_sign_attack(self.eps, self.step, self.steps, self.norm)
         if self.norm != "linf":
             raise ConfigError(f"saga takes sign steps in L-inf; got norm {self.norm}")
         if self.alphas and (min(self.alphas) < 0 or not any(self.alphas)):

@@ -62,15 +62,24 @@ class Queue:
     """Rows that wait, run by run; shared by the lanes."""
 
     def __init__(
-        self, attack: Attack, rows: Rows, todo: Tensor, *, rule: Rule, slots: int, constant: bool = False
+        self,
+        attack: Attack,
+        rows: Rows,
+        todo: Tensor,
+        *,
+        rule: Rule,
+        slots: int,
+        restarts: int = 1,
+        constant: bool = False,
     ) -> None:
         self.attack, self.rule, self.slots = attack, rule, slots
         self.constant = constant or rows.x.is_cuda
         classes = rows.clean.shape[1]
-        runs = attack.runs(classes)
+        runs = attack.runs(classes) * restarts
         self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
         self.results = Results.empty(rows.x, classes, runs)
         self.lock = threading.Lock()
+        self.failed = False  # a lane has raised: the others stop at their next look
         self._chunks = self._prepare(rows, todo, runs)
         self._state: State | None = None
         self._rows, self._run, self._next = todo[:0], 0, 0
@@ -127,9 +136,15 @@ class Lane:
 
     def work(self) -> None:
         """Look, let rows leave, move, let rows leave, fill the slots; until nobody is left."""
-        if not self._begin():
-            return
-        while bool((self.rows != _NOBODY).any()):
+        try:
+            if self._begin():
+                self._work()
+        except BaseException:
+            self.queue.failed = True
+            raise
+
+    def _work(self) -> None:
+        while bool((self.rows != _NOBODY).any()) and not self.queue.failed:
             self.attack.look(self.oracle, self.state)
             self._note()
             self._leave_after_look()

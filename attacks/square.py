@@ -49,7 +49,6 @@ class Square:
         objective: what is raised: `margin` or `ce`.
         area: the share of the image that the first squares cover (the paper's p).
         rescale: stretch the paper's schedule, which is for 10,000 queries, to `queries`.
-        restarts: how many searches.
     """
 
     eps: float = 8.0
@@ -58,14 +57,12 @@ class Square:
     objective: Literal["margin", "ce"] = "margin"
     area: float = 0.8
     rescale: bool = False
-    restarts: int = 1
     whole_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
-        for name in ("queries", "restarts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.queries < 1:
+            raise ConfigError(f"queries must be at least 1; got {self.queries}")
         if not 0 < self.area <= 1:
             raise ConfigError(f"area must lie in (0, 1]; got {self.area:g}")
 
@@ -79,8 +76,8 @@ class Square:
         return FULL.craft(self, model, x, y, generator=generator)
 
     def runs(self, classes: int) -> int:
-        """The restarts."""
-        return self.restarts
+        """One."""
+        return 1
 
     def start(self, rows: Rows, run: int) -> SquareState:
         """Vertical stripes in L-inf, a grid of patterns in L2; everything random is drawn here."""

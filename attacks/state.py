@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from darht.attacks.objectives import Objective
+from darht.attacks.objectives import Model, Objective
 from darht.attacks.oracle import Oracle
-from darht.attacks.threat import Threat
+from darht.attacks.threat import Norm, Threat
 from darht.core.rng import RowRng
 
 Rule = Literal["full", "first_hit"]
@@ -105,6 +105,14 @@ class Attack(Protocol):
     """A frozen dataclass that brings start, look and move; the engine brings everything else."""
 
     @property
+    def eps(self) -> float:
+        """The radius in pixel levels."""
+
+    @property
+    def norm(self) -> Norm:
+        """`linf` or `l2`."""
+
+    @property
     def threat(self) -> Threat:
         """The ball that the attack stays in."""
 
@@ -112,11 +120,14 @@ class Attack(Protocol):
     def whole_levels(self) -> bool:
         """Whether the perturbations are whole pixel levels without rounding."""
 
+    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
+        """Adversarial pixels `[B, 3, H, W]` in [0, 1]; every row gets its whole budget."""
+
     def runs(self, classes: int) -> int:
-        """How many independent runs a row may get: restarts, or targets, or both."""
+        """How many independent runs a row gets between restarts: one for each target, say."""
 
     def start(self, rows: Rows, run: int) -> State:
-        """The state of new rows in run number `run`."""
+        """The state of new rows in run number `run`; restarts count on beyond `runs`."""
 
     def look(self, oracle: Oracle, state: State) -> None:
         """Ask the model at `state.query`; update `logits`, `gradient`, `hit`, `looks`, and `best` and `score`."""

@@ -138,7 +138,6 @@ def transfer_matrix(
     x: Tensor,
     y: Tensor,
     *,
-    rows: Tensor | None = None,
     attacks: Sequence[Any] = (APGD(),),
     count: int = 1000,
     seed: int = 0,
@@ -150,8 +149,7 @@ def transfer_matrix(
     Args:
         models: by name; pixels in [0, 1] to logits, in eval mode.
         x: clean pixels `[N, 3, H, W]` in [0, 1].
-        y: labels `[N]`.
-        rows: the images' source indices, which key the random numbers; by default their positions.
+        y: labels `[N]`; a row's position keys its random numbers.
         attacks: the target must withstand all of them.
         count: how many images for a pair, of each class equally many; fewer where fewer are answered rightly.
         seed: of the attacks.
@@ -164,25 +162,26 @@ def transfer_matrix(
     engine = engine or Engine(rule="full")
     if not models or not attacks or engine.rule != "full":
         raise ConfigError("a transfer matrix needs models, attacks, and an engine with the rule full")
-    keys = torch.arange(len(y), device=y.device) if rows is None else rows
     right = {name: forward_all([model], x, engine.slots).argmax(1) == y for name, model in models.items()}
-    chosen = {(s, t): balanced_rows(y, right[s] & right[t], count) for s in models for t in models}
     cells = []
     for source in models:
-        used = torch.cat([chosen[source, target] for target in models]).unique()
-        generator = RowRng.create(seed, "transfer", source, rows=keys[used])
-        made = [
-            engine.run(attack, models[source], x[used], y[used], generator=generator.fold(k)).x_adv
-            for k, attack in enumerate(attacks)
-        ] if len(used) else []  # fmt: skip
+        chosen = {target: balanced_rows(y, right[source] & right[target], count) for target in models}
+        used = torch.cat(list(chosen.values())).unique()
+        generator = RowRng.create(seed, "transfer", source, rows=used)
+        streams = [(attack, generator.fold(k)) for k, attack in enumerate(attacks)] if len(used) else []
+        made = [engine.run(one, models[source], x[used], y[used], generator=g).x_adv for one, g in streams]
         line = []
         for target, model in models.items():
-            held = torch.isin(used, chosen[source, target])
-            alive = held.clone()
-            for x_adv in made if bool(held.any()) else ():
-                alive[held] &= forward_all([model], x_adv[held], engine.slots).argmax(1) == y[used][held]
-            line.append(Cell(correct=int(alive.sum()), count=int(held.sum())))
+            held = torch.isin(used, chosen[target])
+            line.append(_ask(model, [x_adv[held] for x_adv in made], y[used][held], engine.slots))
             on_cell(source, target, line[-1])
         cells.append(tuple(line))
     record = {"attacks": [{"kind": type(one).__name__, **to_plain(one)} for one in attacks], "seed": seed}
     return TransferMatrix(names=tuple(models), cells=tuple(cells), record=record)
+
+
+def _ask(model: Model, made: list[Tensor], y: Tensor, slots: int) -> Cell:
+    alive = torch.ones_like(y, dtype=torch.bool)
+    for x_adv in made if len(y) else ():
+        alive &= forward_all([model], x_adv, slots).argmax(1) == y
+    return Cell(correct=int(alive.sum()), count=len(y))

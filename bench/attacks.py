@@ -10,6 +10,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import os
 import pickle
 import platform
 import resource
@@ -217,39 +218,43 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def collect(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """All measurements, interleaved; of each the fastest round."""
+    """All measurements, interleaved; of each the fastest round. What the log holds already is not measured again."""
+    log = arguments.log
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.is_file() else []
     rows: list[dict[str, object]] = []
     for model in arguments.models:
         for attack in arguments.attacks:
             count = arguments.few if attack == "autoattack" or model != "resnet4b_adv" else arguments.count
             best: dict[str, dict[str, float]] = {}
-            rounds = 1 if attack == "autoattack" else arguments.rounds
-            for _ in range(rounds):
+            for number in range(1 if attack == "autoattack" else arguments.rounds):
                 for library in ATTACKS[attack]:
-                    command = [
-                        sys.executable,
-                        "-W",
-                        "ignore",
-                        __file__,
-                        "--one",
-                        "--library",
-                        library,
-                        "--attack",
-                        attack,
-                    ]
-                    command += ["--model", model, "--count", str(count), "--eps", str(arguments.eps)]
-                    command += ["--batch", str(arguments.batch), "--threads", str(arguments.threads)]
-                    command += ["--data", str(arguments.data), "--zoo", str(arguments.zoo)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    if done.returncode:
-                        print(library, attack, model, "failed:", done.stderr.strip().splitlines()[-1][:200], flush=True)
+                    what = {"library": library, "attack": attack, "model": model, "count": count}
+                    what |= {"eps": arguments.eps, "batch": arguments.batch, "threads": arguments.threads}
+                    done = [one["found"] for one in known if one["what"] == what and one["round"] == number]
+                    found = done[0] if done else None if arguments.from_log else measured_apart(what, arguments)
+                    if found is None:
                         continue
-                    found = json.loads(done.stdout.strip().splitlines()[-1])
-                    print(library, attack, model, {k: round(v, 2) for k, v in found.items()}, flush=True)
+                    if log and not done:
+                        with log.open("a") as file:
+                            file.write(json.dumps({"what": what, "round": number, "found": found}) + "\n")
                     if library not in best or found["seconds"] < best[library]["seconds"]:
                         best[library] = found
             rows += [{"model": model, "attack": attack, "images": count, "library": k, **v} for k, v in best.items()]
     return rows
+
+
+def measured_apart(what: dict[str, object], arguments: argparse.Namespace) -> dict[str, float] | None:
+    """`measure` in a fresh process; None, with a line that says why, where it fails."""
+    options = [part for name, value in what.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-W", "ignore", __file__, "--one", *options]
+    command += ["--data", str(arguments.data), "--zoo", str(arguments.zoo)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(what["library"], what["attack"], what["model"], "failed:", done.stderr.strip().splitlines()[-1][:200])
+        return None
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(what["library"], what["attack"], what["model"], {k: round(v, 2) for k, v in found.items()}, flush=True)
+    return found
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -274,11 +279,12 @@ def table(rows: list[dict[str, object]]) -> str:
 def page(rows: list[dict[str, object]], arguments: argparse.Namespace) -> str:
     models = "; ".join(f"`{name}` is a {what}" for name, what in MODELS.items() if name in arguments.models)
     command = f"python bench/attacks.py --count {arguments.count} --few {arguments.few} --rounds {arguments.rounds}"
+    cores = f"{os.cpu_count()}-core {platform.machine()} CPU"
     return f"""# Benchmarks
 
 ## Attacks
 
-`{command}`, {datetime.date.today().isoformat()}, {platform.machine()} CPU, {arguments.threads} thread, torch
+`{command}`, {datetime.date.today().isoformat()}, {cores}, {arguments.threads} thread, torch
 {torch.__version__.split("+")[0]}. CIFAR-10 test images, L-inf {arguments.eps}/255, batch {arguments.batch}, step
 epsilon / 4 for PGD. {models}.
 
@@ -302,9 +308,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="images for the robust ResNet")
     parser.add_argument("--few", type=int, default=128, help="images for AutoAttack and for the slower models")
     parser.add_argument("--eps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--log", type=Path, help="measurements are appended here, and not repeated")
+    parser.add_argument("--from-log", action="store_true", help="measure nothing: the page of what the log holds")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--library", help=argparse.SUPPRESS)
     parser.add_argument("--attack", help=argparse.SUPPRESS)

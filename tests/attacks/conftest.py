@@ -3,7 +3,7 @@
 import importlib.util
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # tiny.py, which the tests share
 torchvision()  # libraries that the tests compare with import torchvision plainly
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by threads that wait for each other; the tests about threads set their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

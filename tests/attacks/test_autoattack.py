@@ -159,17 +159,17 @@ def test_accuracy_equals_the_authors(zoo, cifar_test):
     library("pyautoattack")
     from pyautoattack import AutoAttack as Theirs
 
-    model, x, y = zoo("cnn_a_adv4"), cifar_test[0][:64], cifar_test[1][:64]
+    model, x, y = zoo("cnn_a_adv4"), cifar_test[0][:48], cifar_test[1][:48]
     theirs = Theirs(model, eps=4 / 255, seed=0, version="standard")
     for part in (theirs.apgd, theirs.apgd_targeted, theirs.fab):
-        part.n_iter = 20
+        part.n_iter = 10
     for part in (theirs.apgd, theirs.apgd_targeted):
-        part.n_iter_2, part.n_iter_min, part.size_decr = 4, 1, 1
-    theirs.square.n_queries = 100
+        part.n_iter_2, part.n_iter_min, part.size_decr = 2, 1, 1
+    theirs.square.n_queries = 50
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        x_adv, _ = theirs.run_standard_evaluation(x, y, batch_size=64)
-    ours = run_quietly(AutoAttack(eps=4, steps=20, queries=100), model, x, y)
+        x_adv, _ = theirs.run_standard_evaluation(x, y, batch_size=48)
+    ours = run_quietly(AutoAttack(eps=4, steps=10, queries=50), model, x, y)
     with torch.no_grad():
         assert abs(int((model(x_adv).argmax(1) == y).sum()) - int(ours.robust.sum())) <= 1
 

@@ -16,7 +16,7 @@ from darht.core.rng import RowRng
 
 EXACT = Engine(fold=False, channels_last=False)
 SMALL = [
-    PGD(eps=4, step=1, steps=6, restarts=2),
+    PGD(eps=4, step=1, steps=6),
     PGD(eps=200, step=60, steps=6, norm="l2"),
     FGSM(eps=4),
     MIM(eps=4, steps=6),
@@ -47,6 +47,11 @@ def test_rows_do_not_depend_on_batch_order_threads_or_sharding(attack, rule, sce
     assert torch.equal(moved.x_adv, whole.x_adv[order])
     assert torch.equal(moved.first_hit, whole.first_hit[order])
     assert torch.equal(moved.backwards, whole.backwards[order])
+    again = Engine(rule=rule, lanes=1, restarts=2).run(attack, model, x, y, generator=stream)
+    other = Engine(rule=rule, lanes=3, slots=16, restarts=2).run(
+        attack, model, x[order], y[order], generator=stream[order]
+    )
+    assert torch.equal(other.x_adv, again.x_adv[order])
     part = torch.arange(13, 34)
     alone = engine.run(attack, model, x[part], y[part], generator=stream[part])
     assert torch.equal(alone.x_adv, whole.x_adv[part])
@@ -93,7 +98,8 @@ def test_counts_are_what_the_model_saw(scene):
 def test_survivors_alone_are_restarted(scene):
     model, x, y = scene
     once = EXACT.run(PGD(eps=3, step=1, steps=3), model, x, y, generator=rng(70))
-    thrice = EXACT.run(PGD(eps=3, step=1, steps=3, restarts=3), model, x, y, generator=rng(70))
+    more = Engine(fold=False, channels_last=False, restarts=3)
+    thrice = more.run(PGD(eps=3, step=1, steps=3), model, x, y, generator=rng(70))
     kept = once.success
     assert torch.equal(thrice.x_adv[kept], once.x_adv[kept])
     assert bool((thrice.success >= once.success).all())
@@ -294,7 +300,8 @@ def test_clear_errors(scene):
 
 def test_every_attack_checks_its_fields():
     for build in (
-        lambda: PGD(steps=0), lambda: PGD(restarts=0), lambda: MIM(decay=-1.0), lambda: APGD(rho=1.0),
+        lambda: PGD(steps=0), lambda: Engine(restarts=0), lambda: Engine(lanes=0), lambda: MIM(decay=-1.0),
+        lambda: APGD(rho=1.0),
         lambda: APGD(eot=0), lambda: APGDT(targets=0), lambda: FABT(beta=1.0), lambda: FABT(steps=0),
         lambda: Square(queries=0), lambda: Square(area=0.0), lambda: CW(searches=0), lambda: CW(confidence=-1.0),
         lambda: CWLinf(norm="l2"), lambda: CWLinf(confidence=-1.0),

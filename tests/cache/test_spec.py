@@ -239,7 +239,6 @@ def test_an_attack_holds_all_its_parameters():
         "norm": "linf",
         "objective": "ce",
         "random_start": True,
-        "restarts": 1,
     }
     assert spec.attack() == PGD(eps=4)
     assert attack_spec("a", {"kind": "fgsm", "teacher": "t"}, ("t",)).attack() == FGSM()

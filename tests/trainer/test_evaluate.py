@@ -77,7 +77,6 @@ def test_evaluate_names_counts_and_describes_each_score(greys):
         "norm": "linf",
         "objective": "ce",
         "random_start": True,
-        "restarts": 1,
         "against": "the evaluated model",
         "seed": 5,
     }

@@ -162,7 +162,7 @@ def test_examples_stay_in_the_ball_in_the_range_and_on_the_grid(algorithm):
 
 def test_pgd_at_trains_on_pgd(digits):
     _, x, y, generator = batch()
-    config, model = settings("pgd-at", eps=16, step=5, steps=4), Linear()
+    config, model = settings("pgd-at", eps=16, step=5, steps=4), Linear().eval()
     expected = PGD(eps=16, step=5, steps=4)(model, x, y, generator=generator)
     assert torch.equal(craft(model, x, y, config, generator), expected)
     loss = nn.functional.cross_entropy(model(expected), y)
