@@ -39,6 +39,7 @@ from darht.trainer.losses import RECIPES
 from darht.trainer.schedule import descend, learning_rate, make_optimizer
 from darht.trainer.student import Student
 
+_CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
 OnStep = Callable[[int, int, int], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -131,7 +132,7 @@ def check_recipe(config: TrainConfig, cache: Cache) -> None:
 def check_finite(loss: float, epoch: int) -> None:
     """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
     if not math.isfinite(loss):
-        raise DarhtError(f"the loss is {loss} in epoch {epoch}: lower optim.lr, or set optim.clip_norm or optim.warmup")
+        raise DarhtError(f"the loss is {loss} in epoch {epoch}: {_CALMER}")
 
 
 def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
@@ -210,6 +211,8 @@ def score_holdout(student: Student, data: TrainingSet, config: TrainConfig, devi
         clean = correct_rows(lambda x: student(x).logits, held, None, device=device)
         attack = AttackOn(config.inner.pgd())
         robust = correct_rows(lambda x: student(x).logits, held, attack, device=device, seed=config.seed)
+    except ModelError as error:  # it took every batch before: only its numbers can have gone
+        raise DarhtError(f"the student diverged ({error}): {_CALMER}") from error
     finally:
         student.train(was_training)
     return {"holdout_clean": _per_cent(clean), "holdout_pgd": _per_cent(clean & robust)}

@@ -353,7 +353,7 @@ def test_cached_examples_of_another_radius_are_refused(cache, tmp_path):
 
 def test_a_run_that_diverges_stops_and_says_what_to_change(cache, tmp_path):
     config = changed(optim={"lr": 1e30})
-    with pytest.raises(DarhtError, match=r"the loss is (nan|inf) in epoch [12]: lower optim\.lr"):
+    with pytest.raises(DarhtError, match=r"(the loss is|the student diverged).*: lower optim\.lr"):
         train(config, cache, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run" / "log.csv").exists() or "nan" not in (tmp_path / "run" / "log.csv").read_text()
 
