@@ -32,7 +32,7 @@ ATTACKS = {
     "apgd-ce-100": ("darht", "darht bf16", "pyautoattack", "torchattacks", "adv-lib", "ART"),
     "autoattack": ("darht", "darht bf16", "pyautoattack", "torchattacks"),
 }
-MODELS = {"resnet4b_adv": "robust ResNet", "resnet20": "undefended ResNet", "vit": "small timm ViT, undefended"}
+MODELS = {"resnet4b_adv": "robust ResNet", "resnet20": "ResNet, undefended", "vit": "small timm ViT, undefended"}
 
 
 class Counted(nn.Module):
