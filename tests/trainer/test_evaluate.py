@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from darht.attacks import FGSM, PGD
+from darht.attacks import FGSM, PGD, AutoAttack
 from darht.cache.reader import open_cache
 from darht.cache.source import Source, load_source
 from darht.cache.teachers import Card, Preprocessing, save_teacher
 from darht.core.errors import CacheError, ConfigError
 from darht.core.nets import build
 from darht.core.stats import wilson
+from darht.trainer import evaluate_run as evaluate_run_module
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.evaluate import AttackOn, Score, correct_rows, evaluate, quick_attacks, write_report
 from darht.trainer.evaluate_run import EvalConfig, RunReport, evaluate_run
@@ -210,7 +212,8 @@ def ask(run, **options):
     return report, told
 
 
-def test_autoattack_is_added_and_never_above_the_worst_case(runs):
+def test_autoattack_is_added_and_never_above_the_worst_case(runs, monkeypatch):
+    monkeypatch.setattr(evaluate_run_module, "AutoAttack", partial(AutoAttack, steps=3, queries=20))
     scores = {score.name: score for score in ask(runs / "pgd", teachers=None, autoattack=True)[0].scores}
     assert list(scores) == ["clean", "fgsm", "pgd-20", "autoattack", "worst case"]
     assert scores["worst case"].correct <= scores["autoattack"].correct <= scores["clean"].correct
