@@ -101,15 +101,18 @@ def experiment(recipe: Path, out: Path, root: Path | None) -> None:
     seconds = run_experiment(config, out, root=root, call=_call, tell=click.echo)
     result = collect(config, out, seconds)
     console = Console()
-    table = Table("teacher", "network", "trained by", title="Teachers, per cent of test images", header_style="bold")
-    for title in ("clean", "PGD-20", "seconds"):
-        table.add_column(title, justify="right")
+    table = Table(title="Teachers, per cent of test images", header_style="bold")
+    for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
+        table.add_column(
+            title, justify="left" if title in ("teacher", "network") else "right", no_wrap=title != "network"
+        )
     for row in result.teachers:
         table.add_row(*row)
     console.print(table)
-    table = Table("student", "recipe", "inner", title="Students, per cent of test images", header_style="bold")
-    for title in ("clean", "FGSM", "PGD-20", "transfer", "worst", "seconds"):
-        table.add_column(title, justify="right")
+    table = Table(title="Students, per cent of test images", header_style="bold")
+    for title in ("student", "recipe", "inner", "clean", "FGSM", "PGD-20", "transfer", "worst", "s"):
+        text = title in ("student", "recipe", "inner")
+        table.add_column(title, justify="left" if text else "right", no_wrap=True)
     for row in result.students:
         table.add_row(*row)
     console.print(table)
