@@ -12,6 +12,7 @@ import numpy as np
 from darht.cache.build import ORIGIN
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import Manifest, read_manifest, read_spec
+from darht.cache.shards import Index
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store, shard_key
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
@@ -37,6 +38,7 @@ class Cache:
         self._store = Store(folder)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
         self._checked: set[tuple[str, int]] = set()
+        self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
 
     @property
     def root_hash(self) -> str:
@@ -105,7 +107,10 @@ class Cache:
             self._store.decode_into(array, shard, data, part, out)
             return
         self.check(array.name, shard)
-        self._store.read_part(array, shard, self._sealed[array.name, shard].size, part, out)
+        key = (array.name, shard)
+        if key not in self._indices:
+            self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
+        self._store.read_part(array, shard, self._indices[key], part, out)
 
     def _accept(self, name: str, shard: int, sha256: str) -> None:
         if sha256 != self._sealed[name, shard].sha256:

@@ -16,6 +16,7 @@ from numcodecs import zstd
 from darht.cache.layout import ArrayLayout
 
 Fetch = Callable[[int, int], bytes]
+Index = tuple[tuple[int, int] | None, ...]
 _CHECKSUM, _ENTRY, _HOLE = 4, 16, 2**64 - 1
 
 
@@ -24,19 +25,19 @@ def index_size(array: ArrayLayout) -> int:
     return _ENTRY * (array.rows_per_shard // array.rows_per_chunk) + _CHECKSUM
 
 
-def read_index(array: ArrayLayout, tail: bytes) -> np.ndarray:
-    """Offset and size of every chunk, int64 `[chunks, 2]`, from the last `index_size` bytes of a shard; -1 for holes.
+def read_index(array: ArrayLayout, tail: bytes) -> Index:
+    """Offset and size of every chunk, None for holes, from the last `index_size` bytes of a shard.
 
     Raises:
         ValueError: it is cut, or its checksum fails.
     """
     if len(tail) != index_size(array):
         raise ValueError(f"the index of its chunks has {len(tail)} bytes, not {index_size(array)}")
-    entries = np.frombuffer(_checked(np.frombuffer(tail, np.uint8), "the index"), dtype="<u8").reshape(-1, 2)
-    return np.where(entries == _HOLE, -1, entries.astype(np.int64))
+    entries = _checked(np.frombuffer(tail, np.uint8), "the index").view("<u8").reshape(-1, 2).tolist()
+    return tuple(None if _HOLE in entry else (entry[0], entry[1]) for entry in entries)
 
 
-def decode_rows(array: ArrayLayout, index: np.ndarray, fetch: Fetch, part: slice, out: np.ndarray) -> None:
+def decode_rows(array: ArrayLayout, index: Index, fetch: Fetch, part: slice, out: np.ndarray) -> None:
     """Decode rows of a shard.
 
     Args:
@@ -51,15 +52,15 @@ def decode_rows(array: ArrayLayout, index: np.ndarray, fetch: Fetch, part: slice
     """
     size = array.rows_per_chunk
     chunks = range(part.start // size, -(-part.stop // size))
-    spans = index[chunks.start : chunks.stop]
-    if (spans < 0).any():
-        raise ValueError(f"chunk {chunks[int((spans < 0).any(1).argmax())]} is a hole")
-    if not len(spans):
+    spans = [span for span in index[chunks.start : chunks.stop] if span is not None]
+    if len(spans) < len(chunks):
+        raise ValueError(f"one of the chunks {chunks.start}..{chunks.stop - 1} is a hole")
+    if not spans:
         return
-    start, stop = int(spans[:, 0].min()), int(spans.sum(1).max())
+    start, stop = min(offset for offset, _ in spans), max(offset + length for offset, length in spans)
     data = np.frombuffer(fetch(start, stop), np.uint8)
-    for chunk, (offset, length) in zip(chunks, spans - [start, 0], strict=True):
-        body = _checked(data[offset : offset + length], f"chunk {chunk}")
+    for chunk, (offset, length) in zip(chunks, spans, strict=True):
+        body = _checked(data[offset - start : offset - start + length], f"chunk {chunk}")
         first, last = max(part.start, chunk * size), min(part.stop, (chunk + 1) * size)
         _decode_chunk(
             array, body, slice(first - chunk * size, last - chunk * size), out[first - part.start : last - part.start]

@@ -4,7 +4,9 @@ A shard is encoded whole in memory and written by us, in one atomic step, becaus
 writes through a temporary name, and takes nine times as long to fill a shard chunk by chunk.
 """
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from darht.cache.layout import ArrayLayout
-from darht.cache.shards import Fetch, decode_rows, index_size, read_index
+from darht.cache.shards import Index, decode_rows, index_size, read_index
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.places import Location, place
@@ -97,15 +99,27 @@ class Store:
         Raises:
             CorruptError: a checksum fails.
         """
-        self._decode(array, shard, lambda start, stop: data[start:stop], len(data), part=part, out=out)
+        with self._explained(array, shard):
+            index = read_index(array, data[-index_size(array) :])
+            decode_rows(array, index, lambda start, stop: data[start:stop], part, out)
 
-    def read_part(self, array: ArrayLayout, shard: int, size: int, part: slice, out: np.ndarray) -> None:
-        """As `decode_into`, but reads only the shard's index and the chunks that hold the rows.
+    def read_index(self, array: ArrayLayout, shard: int, size: int) -> Index:
+        """Where the chunks of a shard of `size` bytes lie.
+
+        Raises:
+            IncompleteError: the shard is missing.
+            CorruptError: its checksum fails.
+        """
+        with self._explained(array, shard):
+            return read_index(array, self._piece(array, shard, max(0, size - index_size(array)), size))
+
+    def read_part(self, array: ArrayLayout, shard: int, index: Index, part: slice, out: np.ndarray) -> None:
+        """As `decode_into`, but reads only the chunks that hold the rows.
 
         Args:
             array: the array.
             shard: which of its units.
-            size: of the shard in bytes, as its record says.
+            index: from `read_index`.
             part: rows of the unit.
             out: where they go.
 
@@ -113,22 +127,23 @@ class Store:
             IncompleteError: the shard is missing.
             CorruptError: a checksum fails.
         """
+        with self._explained(array, shard):
+            decode_rows(array, index, functools.partial(self._piece, array, shard), part, out)
+
+    def _piece(self, array: ArrayLayout, shard: int, start: int, stop: int) -> bytes:
         key = shard_key(array, shard)
+        data = self.place.read(key, start, stop)
+        if data is None:
+            raise IncompleteError(f"{self.place.name(key)} is missing: run darht-cache build again")
+        return data
 
-        def fetch(start: int, stop: int) -> bytes:
-            data = self.place.read(key, start, stop)
-            if data is None:
-                raise IncompleteError(f"{self.place.name(key)} is missing: run darht-cache build again")
-            return data
-
-        self._decode(array, shard, fetch, size, part=part, out=out)
-
-    def _decode(self, array: ArrayLayout, shard: int, fetch: Fetch, size: int, *, part: slice, out: np.ndarray) -> None:
-        rows = array.rows(shard)
+    @contextlib.contextmanager
+    def _explained(self, array: ArrayLayout, shard: int) -> Iterator[None]:
+        """Damage as an error that says where it is."""
         try:
-            index = read_index(array, fetch(max(0, size - index_size(array)), size))
-            decode_rows(array, index, fetch, part, out)
+            yield
         except (ValueError, RuntimeError) as error:
+            rows = array.rows(shard)
             what = f"rows {rows.start}..{rows.stop - 1} of {array.name} do not decode: {error}"
             raise CorruptError(
                 f"{self.place.name(shard_key(array, shard))}: {what}; run darht-cache build again"
