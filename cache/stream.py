@@ -159,8 +159,8 @@ class Feed:
                 filled = self._fill_later(after, data)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
-            for at in torch.from_numpy(window.order).split(self.plan.batch):
-                yield self._delivered(data, at)
+            for start in range(0, len(window.order), self.plan.batch):
+                yield self._delivered(data, torch.from_numpy(window.order[start : start + self.plan.batch]))
             if after is None:
                 return
             window = after

@@ -11,6 +11,9 @@ import yaml
 
 import darht.trainer.train as trainer
 from darht.cache.build import build, plan_build
+from darht.cache.export import export_webdataset
+from darht.cache.exported import open_shards
+from darht.cache.loader import GIB, needed_bytes
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.cache.stream import Feed, level_counts
@@ -390,6 +393,64 @@ def test_rslad_needs_a_robust_teacher(plain_cache, tmp_path):
 def test_a_cache_beyond_the_budget_is_refused(cache, tmp_path):
     with pytest.raises(ConfigError, match="raise --memory"):
         train(CONFIG, cache, tmp_path / "run", device=CPU, memory_gib=1e-6)
+
+
+@pytest.fixture(scope="module")
+def streamed(fine_cache):
+    """A cache of 100 rows, and a budget that holds fewer, in GiB."""
+    cache = open_cache(fine_cache)
+    return cache, 0.9 * needed_bytes(cache, adversarial=True) / GIB
+
+
+STREAMED = changed(CONFIG, inner={"kind": "cached"}, optim={"epochs": 2, "batch_size": 8})
+
+
+def test_two_streamed_runs_and_one_that_was_killed_end_with_the_same_bits(streamed, tmp_path):
+    cache, budget = streamed
+    options = {"device": CPU, "memory_gib": budget}
+    train(STREAMED, cache, tmp_path / "one", **options)
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["feed"].startswith("cache: ")
+    assert "streamed" in json.loads((tmp_path / "one" / "run.json").read_text())["feed"]
+    train(STREAMED, cache, tmp_path / "two", **options)
+    assert_same_bits(tmp_path / "one", tmp_path / "two")
+
+    def kill(step, total, images):
+        if step == 15:  # of 22: in the middle of the second epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(STREAMED, cache, tmp_path / "killed", on_step=kill, **options)
+    train(STREAMED, cache, tmp_path / "killed", resume=True, **options)
+    assert_same_bits(tmp_path / "one", tmp_path / "killed")
+
+
+def test_a_streamed_run_from_an_export_has_the_bits_of_one_from_the_cache(streamed, tmp_path):
+    cache, budget = streamed
+    export_webdataset(cache, tmp_path / "out", "blocks")
+    pattern = f"{tmp_path}/out/shard-{{00000..00006}}.tar"
+    train(STREAMED, cache, tmp_path / "zarr", device=CPU, memory_gib=budget)
+    train(STREAMED, open_shards(pattern), tmp_path / "tar", device=CPU, memory_gib=budget)
+    assert_same_bits(tmp_path / "zarr", tmp_path / "tar")
+
+
+def test_a_streamed_run_goes_on_with_its_own_window_only(streamed, tmp_path):
+    cache, budget = streamed
+    train(changed(STREAMED, optim={"epochs": 1}), cache, tmp_path, device=CPU, memory_gib=budget)
+    again = {"device": CPU, "resume": True}
+    with pytest.raises(SpecMismatchError, match="window_rows: "):
+        train(changed(STREAMED, optim={"epochs": 1}), cache, tmp_path, memory_gib=0.7 * budget, **again)
+    with pytest.raises(SpecMismatchError, match="window_rows: "):
+        train(changed(STREAMED, optim={"epochs": 1}), cache, tmp_path, memory_gib=1.0, **again)
+
+
+def test_where_the_rows_are_changes_neither_normalisation_nor_holdout(streamed):
+    cache, budget = streamed
+    found = []
+    for memory in (budget, 1.0):
+        with Feed(cache, feed_plan(STREAMED, cache, CPU, memory), seed=0, epochs=1) as feed:
+            student, held = make_student(STREAMED, feed, cache.spec.data.classes), holdout_source(feed)
+            found.append((student.preprocessing, held.images.tolist(), held.labels.tolist()))
+    assert found[0] == found[1]
 
 
 def test_a_network_that_does_not_take_the_images_is_refused(cache, tmp_path):
