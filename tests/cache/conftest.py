@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,10 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from crash_server import CrashServer
 
 from darht.cache.build import OnUnit, Plan, build, plan_build
 from darht.cache.cli import cache
-
-sys.path.insert(0, str(Path(__file__).parent))  # crash_server.py, which the tests share
-
-from crash_server import CrashServer  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -25,8 +25,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 96 KiB; `mount -o remount,size=...` makes it larger."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
+    command = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("no right to mount a tmpfs; the test with a limited file size says the same")
     yield folder
     subprocess.run(["umount", folder], check=True)
