@@ -16,11 +16,7 @@ from darht.core.errors import ConfigError, DarhtError
 from darht.core.files import is_free, write_atomic
 
 _PUT_IS_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory")
-<<<<<<< HEAD
-_READ_ONLY = ("http", "https")
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # no such file
-=======
->>>>>>> main
 _TRIES, _FIRST_WAIT = 5, 0.2  # 0.2 + 0.4 + 0.8 + 1.6 s: a busy object store has answered by then, or will not soon
 T = TypeVar("T")
 

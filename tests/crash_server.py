@@ -107,7 +107,7 @@ class Recovery:
 
 
 def kill_and_recover(server: CrashServer, out: Path, reference: Path, **kill: Any) -> Recovery:
-    """Kill a build of `out`, check what counts as done, go on, and compare with an uninterrupted build byte for byte."""
+    """Kill a build of `out`, check what counts as done, go on, and compare each byte with an uninterrupted build."""
     killed = server.build(out, **kill)
     done, problems = count_done(out, reference)
     ended = server.build(out)
