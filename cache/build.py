@@ -1,13 +1,14 @@
 """The offline stage: craft perturbations, ask every teacher, and store both, unit by unit.
 
-The main path is `build`: resolve the spec, claim the folder, then for every shard compute each array that is not done.
+The main path is `build`: claim the folder, then for every row block (shard number k of all arrays) compute each unit
+that is not done. `cache/distribute.py` shares the row blocks among workers and jobs.
 """
 
 import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +42,13 @@ class BuildReport:
     reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def add(self, array: str, seconds: float) -> None:
+        """Count one unit; 0 seconds say that it was there."""
+        self.reused += seconds == 0
+        self.computed += seconds > 0
+        if seconds > 0:
+            self.seconds[array] = self.seconds.get(array, 0.0) + seconds
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,10 +62,18 @@ class Plan:
     origin: dict[str, object]
 
     @property
+    def shards(self) -> int:
+        """How many row blocks there are."""
+        return max(array.shards for array in self.arrays.values())
+
+    def block(self, shard: int) -> list[ArrayLayout]:
+        """The arrays of one row block in the order of work: inputs before what is made from them."""
+        return [array for array in self.arrays.values() if shard < array.shards]
+
+    @property
     def units(self) -> list[tuple[ArrayLayout, int]]:
-        """All units in the order of work: shard by shard, inputs before what is made from them."""
-        shards = max(array.shards for array in self.arrays.values())
-        return [(array, k) for k in range(shards) for array in self.arrays.values() if k < array.shards]
+        """All units in the order of work."""
+        return [(array, shard) for shard in range(self.shards) for array in self.block(shard)]
 
 
 def plan_build(config_path: Path, *, device: torch.device, download: bool = False) -> Plan:
@@ -110,7 +126,15 @@ def _try_teacher(name: str, teacher: Teacher, num_classes: int, images: Tensor) 
         )
 
 
-def build(plan: Plan, out: Location, *, device: torch.device, batch_size: int = 256, on_unit: OnUnit) -> BuildReport:
+def build(
+    plan: Plan,
+    out: Location,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    shards: Sequence[int] | None = None,
+    on_unit: OnUnit,
+) -> BuildReport:
     """Compute every unit of `plan` that `out` does not hold yet, or holds damaged.
 
     Args:
@@ -119,6 +143,7 @@ def build(plan: Plan, out: Location, *, device: torch.device, batch_size: int = 
         device: where teachers and attacks run.
         batch_size: images in one forward pass; batches are cut inside a shard, so the bytes do not depend on
             which worker computes it.
+        shards: the row blocks to build; None for all of them.
         on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
 
     Raises:
@@ -127,24 +152,40 @@ def build(plan: Plan, out: Location, *, device: torch.device, batch_size: int = 
     """
     folder = place(out)
     claim_folder(folder, plan)
-    store, report = Store(folder), BuildReport()
-    facts = environment(device, batch_size)
-    worker = Worker(plan, store, device, batch_size)
-    with _precision(plan.spec.precision):
-        for array, shard in plan.units:
+    worker, report = Worker(plan, Store(folder), device, batch_size), BuildReport()
+
+    def count(array: ArrayLayout, shard: int, seconds: float) -> None:
+        report.add(array.name, seconds)
+        on_unit(array, shard, seconds)
+
+    for shard in range(plan.shards) if shards is None else shards:
+        build_block(worker, shard, on_unit=count)
+    return report
+
+
+def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = "local", number: int = 0) -> None:
+    """Compute what is not done of one row block: shard number `shard` of every array.
+
+    Args:
+        worker: what computes.
+        shard: number of the row block.
+        on_unit: called after every unit, as in `build`.
+        engine: of the build, for the commit records.
+        number: of the worker, likewise.
+    """
+    folder = worker.store.place
+    facts = environment(worker.device, worker.batch_size, engine=engine, worker=number)
+    with _precision(worker.plan.spec.precision):
+        for array in worker.plan.block(shard):
             if unit_state(folder, array, shard, check_bytes=True)[0] is State.DONE:
-                report.reused += 1
                 on_unit(array, shard, 0.0)
                 continue
             start = time.perf_counter()
-            size, sha256 = store.write(array, shard, worker.compute(array, shard))
+            size, sha256 = worker.store.write(array, shard, worker.compute(array, shard))
             seconds, rows = time.perf_counter() - start, array.rows(shard)
             commit = Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, facts)
             write_commit(folder, array, commit)
-            report.computed += 1
-            report.seconds[array.name] = report.seconds.get(array.name, 0.0) + seconds
             on_unit(array, shard, seconds)
-    return report
 
 
 def claim_folder(out: Place, plan: Plan) -> None:
@@ -156,12 +197,15 @@ def claim_folder(out: Place, plan: Plan) -> None:
         CorruptError: its spec does not parse.
     """
     text, found = canonical_json(plan.spec).encode(), out.read(SPEC)
-    if found is not None and found != text:
-        _refuse_other_spec(out, found, plan.spec)
     if found is None and not out.is_free():
-        raise CacheError(f"{out} is not empty and holds no {SPEC}: choose a new or empty --out folder")
+        found = out.read(SPEC)  # another builder may have begun between the two looks; it writes the spec first
+        if found is None:
+            raise CacheError(f"{out} is not empty and holds no {SPEC}: choose a new or empty --out folder")
     if found is None:
         out.write(SPEC, text)
+        found = out.read(SPEC)  # of two builders that begin at once, the one with the other spec stops here
+    if found is not None and found != text:
+        _refuse_other_spec(out, found, plan.spec)
     Store(out).create(plan.arrays)
     origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalPlace) else plan.origin
     out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())

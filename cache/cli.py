@@ -1,7 +1,9 @@
 """The command line of the cache: each command is one library call."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
@@ -9,6 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from darht.core.cli import StateGroup
+
+if TYPE_CHECKING:
+    from darht.cache.build import OnUnit
+    from darht.cache.crew import OnNotice
+    from darht.cache.layout import ArrayLayout
 
 
 @click.group(cls=StateGroup)
@@ -26,28 +33,69 @@ def cache() -> None:
     "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
 )
 @click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there.")
-def build(spec: Path, out: str, device: str, batch_size: int, download: bool) -> None:
-    """Craft perturbations, ask every teacher, store both, and seal the cache."""
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, or Ray's actors.")
+@click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Who works.")
+@click.option("--shard", metavar="I/N", help="This job's part: I/N from 0, auto, auto/N, or row blocks such as 3,7,9.")
+def build(
+    spec: Path,
+    out: str,
+    device: str,
+    batch_size: int,
+    download: bool,
+    workers: int,
+    engine: Literal["local", "ray"],
+    shard: str | None,
+) -> None:
+    """Craft perturbations, ask every teacher, store both, and seal the cache once all of it is there."""
+    import os
+    from functools import partial
+
     from darht.cache import build as builder
-    from darht.cache.layout import ArrayLayout
+    from darht.cache.distribute import build_shared, choose_part, units_left
     from darht.cache.seal import seal as seal_cache
     from darht.core.device import pick_device
 
-    where = pick_device(device)
+    shared = workers > 1 or engine == "ray"
+    where = pick_device("cpu" if shared else device)  # the workers load the teachers where they compute
     plan = builder.plan_build(spec, device=where, download=download)
+    part = None if shard is None else choose_part(shard, plan.shards, os.environ)
+    shards = range(plan.shards) if part is None else part.shards
+    if part is not None:
+        click.echo(part.reason)
+    with _progress(sum(len(plan.block(k)) for k in shards)) as (on_unit, on_notice):
+        if shared:
+            load = partial(builder.plan_build, spec.resolve())
+            report = build_shared(
+                plan, load, out, engine=engine, workers=workers, device=device, batch_size=batch_size,
+                shards=shards, on_unit=on_unit, on_notice=on_notice,
+            )  # fmt: skip
+        else:
+            report = builder.build(plan, out, device=where, batch_size=batch_size, shards=shards, on_unit=on_unit)
+    done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
+    left = units_left(out, plan.arrays)
+    if part is not None and left:
+        click.echo(f"{done}; {left} of {len(plan.units)} units left in all")
+        return
+    manifest = seal_cache(out)
+    click.echo(f"{done}; sealed")
+    click.echo(f"root hash {manifest.root_hash}")
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> "Iterator[tuple[OnUnit, OnNotice]]":
+    """A bar on a terminal's stderr; notices are printed above it."""
     console, units = Console(stderr=True), (BarColumn(), MofNCompleteColumn(), TextColumn("units"))
     columns = (TextColumn("{task.description}"), *units, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("build", total=len(plan.units))
+        task = progress.add_task("build", total=total)
 
-        def on_unit(array: ArrayLayout, shard: int, seconds: float) -> None:
+        def on_unit(array: "ArrayLayout", shard: int, seconds: float) -> None:
             progress.update(task, advance=1, description=f"{array.name} {shard}")
 
-        report = builder.build(plan, out, device=where, batch_size=batch_size, on_unit=on_unit)
-    manifest = seal_cache(out)
-    spent = sum(report.seconds.values())
-    click.echo(f"{out}: {report.computed} units computed in {spent:.1f} s, {report.reused} reused; sealed")
-    click.echo(f"root hash {manifest.root_hash}")
+        def on_notice(text: str) -> None:
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+        yield on_unit, on_notice
 
 
 @cache.command()

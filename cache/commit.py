@@ -35,7 +35,7 @@ class Commit:
         size: of the shard in bytes.
         sha256: of the shard.
         seconds: what computing and writing it took.
-        environment: device, versions, threads, batch size, host; facts that are not part of the spec.
+        environment: device, versions, threads, batch size, host, engine, worker; facts that are not part of the spec.
     """
 
     array: str
@@ -49,8 +49,8 @@ class Commit:
     format_version: int = 1
 
 
-def environment(device: torch.device, batch_size: int) -> dict[str, Any]:
-    """The facts of this machine that a spec does not hold."""
+def environment(device: torch.device, batch_size: int, *, engine: str = "local", worker: int = 0) -> dict[str, Any]:
+    """The facts of this machine, and of who works on it, that a spec does not hold."""
     return {
         "darht": darht.__version__,
         "torch": torch.__version__,
@@ -59,6 +59,8 @@ def environment(device: torch.device, batch_size: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "host": platform.node(),
         "pid": os.getpid(),
+        "engine": engine,
+        "worker": worker,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -6,6 +6,7 @@ on a local disk by rename, in an object store because that is what a PUT does. O
 
 import functools
 import io
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from darht.core.errors import ConfigError, DarhtError
 from darht.core.files import is_free, write_atomic
 
 _PUT_IS_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory")
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # no such file
 _TRIES, _FIRST_WAIT = 5, 0.2  # 0.2 + 0.4 + 0.8 + 1.6 s: a busy object store has answered by then, or will not soon
 T = TypeVar("T")
 
@@ -48,15 +50,20 @@ class LocalPlace:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
                 file.seek(start)
                 return file.read() if stop is None else _read_all(file, stop - start)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except _ABSENT:
             return None
         except OSError as error:
-            raise DarhtError(f"cannot read {path}: {error.strerror}") from error
+            raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
 
     def size(self, key: str) -> int | None:
         """The bytes of a file, or None where there is none."""
-        path = self.folder / key
-        return path.stat().st_size if path.is_file() else None
+        try:
+            found = (self.folder / key).stat()
+        except _ABSENT:
+            return None
+        except OSError as error:
+            raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once, and only when all of it is on the disk."""
@@ -73,7 +80,10 @@ class LocalPlace:
 
     def is_free(self) -> bool:
         """Whether nothing is there but what a killed write leaves."""
-        return is_free(self.folder)
+        try:
+            return is_free(self.folder)
+        except OSError as error:
+            raise DarhtError(f"cannot list {self.folder}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
