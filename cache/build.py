@@ -22,8 +22,8 @@ from darht.attacks.exact import encode
 from darht.cache.commit import Commit, State, environment, unit_state, write_commit
 from darht.cache.history import History, growth_problems, read_history
 from darht.cache.layout import ArrayLayout, check_chunks, layouts
-from darht.cache.source import Source, load_source
-from darht.cache.spec import CacheSpec, PrecisionSpec, load_config, resolve
+from darht.cache.source import Source
+from darht.cache.spec import CacheSpec, PrecisionSpec, data_root, load_config, load_images, resolve
 from darht.cache.store import Store
 from darht.cache.teachers import Card, Teacher, is_teacher_folder, load_teacher
 from darht.cache.views import apply_views, view_table
@@ -84,10 +84,8 @@ def plan_build(
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
     """
     config, base = load_config(config_path), config_path.parent
-    data = config.data
-    root = None if data.root is None else base / Path(data.root).expanduser()
+    root, source = data_root(config.data, base), load_images(config.data, base, download=download)
     folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
-    source = load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
     loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))
     spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views)
@@ -106,7 +104,7 @@ def plan_build(
         arrays=arrays,
         origin={
             "data_root": None if root is None else str(root.resolve()),
-            "image_size": data.image_size,
+            "image_size": config.data.image_size,
             "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
         },
     )

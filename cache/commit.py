@@ -6,7 +6,7 @@ A unit is done when its record says so and its shard fits the record.
 import os
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -92,6 +92,14 @@ def read_commit(place: Place, array: ArrayLayout, shard: int) -> Commit | None:
         ) from error
 
 
+Former = Callable[[str], Collection[str]]
+"""The fingerprints that an array had before the cache was extended; asked only about records of another fingerprint."""
+
+
+def _none(name: str) -> Collection[str]:
+    return ()
+
+
 class State(Enum):
     """Whether a unit counts."""
 
@@ -101,19 +109,19 @@ class State(Enum):
 
 
 def unit_state(
-    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Collection[str] = ()
+    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
 ) -> tuple[State, str]:
     """Whether a unit is done, and the reason when it is not.
 
     Done means: the record exists, names this unit and its array's fingerprint, and the shard has the recorded size and,
     with `check_bytes`, the recorded sha256. A unit without a record is missing, whatever else is there, and so is one
-    whose record has one of the fingerprints in `former`, which the array had before the cache was extended.
+    whose record has one of the fingerprints that `former` names for the array: those before the cache was extended.
     """
     return inspect_unit(place, array, shard, check_bytes=check_bytes, former=former)[:2]
 
 
 def inspect_unit(
-    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Collection[str] = ()
+    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
 ) -> tuple[State, str, Commit | None]:
     """What `unit_state` tells, and the unit's record where it is done."""
     try:
@@ -123,9 +131,9 @@ def inspect_unit(
     if commit is None:
         return State.MISSING, f"{array.name} shard {shard} has no commit record", None
     record = place.name(commit_key(array, shard))
-    if (commit.array, commit.shard) == (array.name, shard) and commit.fingerprint in former:
-        return State.MISSING, f"{array.name} shard {shard} is that of a former spec", None
     if (commit.array, commit.shard, commit.fingerprint) != (array.name, shard, array.fingerprint):
+        if (commit.array, commit.shard) == (array.name, shard) and commit.fingerprint in former(array.name):
+            return State.MISSING, f"{array.name} shard {shard} is that of a former spec", None
         return State.CORRUPT, f"{record} belongs to another unit or another spec", None
     fault = _shard_fault(place, shard_key(array, shard), commit, record, check_bytes)
     return (State.CORRUPT, fault, None) if fault else (State.DONE, "", commit)

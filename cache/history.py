@@ -4,11 +4,12 @@
 can so be decoded, and its answers kept, until it is written again with the new views.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from darht.cache.commit import read_commit
+from darht.cache.commit import Former, read_commit
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store, shard_key
@@ -92,6 +93,8 @@ class History:
             return {}
         if commit is None or (commit.array, commit.shard) != (array.name, shard):
             return {}
+        if commit.fingerprint == array.fingerprint:  # of this spec, and being computed again: so it is damaged
+            return {}
         old, views = self.views.get((array.name, commit.fingerprint), (array, []))
         data = store.place.read(shard_key(old, shard)) if views else None
         if data is None or sha256_bytes(data) != commit.sha256:
@@ -119,6 +122,16 @@ def read_history(folder: Place) -> History:
         table = _views(spec)
         views |= {(array.name, array.fingerprint): (array, table) for array in layouts(spec).values()}
     return History(views)
+
+
+def former_of(folder: Place) -> Former:
+    """The former fingerprints of a cache's arrays, for `unit_state`; read when they are first asked for."""
+
+    @functools.cache
+    def history() -> History:
+        return read_history(folder)
+
+    return lambda name: history().fingerprints(name)
 
 
 def _damaged(folder: Place, key: str) -> CorruptError:

@@ -11,7 +11,7 @@ from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import read_manifest, read_spec
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store, shard_key
-from darht.cache.views import apply_views
+from darht.cache.views import apply_views, view_table
 from darht.core.errors import CacheError
 from darht.core.files import sha256_bytes
 from darht.core.places import Location, Place, place
@@ -62,6 +62,11 @@ class _Verifier:
     store: Store
     described: bool
 
+    @property
+    def views(self) -> np.ndarray:
+        """The table that the spec describes."""
+        return view_table(**vars(self.spec.views), seed=self.spec.seed)
+
     def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
         state, reason = unit_state(self.folder, array, shard, check_bytes=True)
@@ -92,6 +97,8 @@ class _Verifier:
             yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
         if array.name == "views/offset" and values[0].any():
             yield "view 0 is not the identity"
+        if array.name == "views/offset" and not np.array_equal(values, self.views):
+            yield "the offsets are not the views of the spec"
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
         if array.name.startswith("delta/"):
