@@ -215,20 +215,35 @@ def gc(location: str, yes: bool, everything: bool) -> None:
 
 @cache.command()
 @click.argument("location", metavar="CACHE")
-@click.option("--format", "_format", required=True, type=click.Choice(["webdataset"]), help="What to write.")
+@click.option(
+    "--format", "kind", required=True, type=click.Choice(["webdataset", "croissant"]), help="Tars, or metadata."
+)
 @click.option(
     "--layout",
     default="samples",
     show_default=True,
     type=click.Choice(["samples", "blocks"]),
-    help="One entry per row for everybody, or one per 256 rows, which reads faster.",
+    help="Of tars: one entry per row for everybody, or one per 256 rows, which reads faster.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
-def export(location: str, _format: str, layout: Literal["samples", "blocks"], out: Path) -> None:
-    """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well."""
+@click.option("--out", type=click.Path(path_type=Path), help="Of tars: a new or empty folder.")
+def export(location: str, kind: str, layout: Literal["samples", "blocks"], out: Path | None) -> None:
+    """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well.
+
+    With --format croissant write croissant.json, which describes every file and array, into CACHE, which may also be
+    an export.
+    """
+    from darht.cache.croissant import CROISSANT, export_croissant
     from darht.cache.export import export_webdataset
     from darht.cache.reader import open_cache
 
+    if kind == "croissant":
+        if out is not None:
+            raise ConfigError(f"--format croissant writes {CROISSANT} beside the files that it names: leave --out out")
+        files, records = (len(export_croissant(location)[key]) for key in ("distribution", "recordSet"))
+        click.echo(f"{location}/{CROISSANT}: {files} files and sets of files, {records} record sets")
+        return
+    if out is None:
+        raise ConfigError("--format webdataset writes tars: give a new or empty folder as --out")
     index = export_webdataset(open_cache(location), out, layout)
     size = sum(tar.size for tar in index.tars)
     click.echo(f"{out}: {len(index.tars)} tars, {size / 1e6:.2f} MB, {index.manifest.rows} rows, layout {layout}")

@@ -75,9 +75,9 @@ def _about(cache: Cache) -> Json:
     data, spec = cache.spec.data, cache.spec
     return {
         "name": f"darht-{data.source}-{data.split}",
-        "description": f"Adversarial perturbations of {data.source} ({data.split}, {data.rows} rows, {len(data.classes)} "
-        f"classes) and the raw logits of the teachers {', '.join(spec.teachers)} on {spec.views.count} views of every "
-        f"image. Root hash {cache.root_hash}.",
+        "description": f"Adversarial perturbations of {data.source} ({data.split}, {data.rows} rows, "
+        f"{len(data.classes)} classes) and the raw logits of the teachers {', '.join(spec.teachers)} on "
+        f"{spec.views.count} views of every image. Root hash {cache.root_hash}.",
         "conformsTo": _VERSION,
         "version": f"1.0.0+{cache.root_hash[:12]}",
     }
@@ -91,8 +91,8 @@ def _cache(cache: Cache) -> Json:
     sets, records = [], []
     for name, array in cache.arrays.items():
         shards = [shard.path for shard in cache.manifest.shards if shard.array == name]
-        sets.append(_file_set(f"shards of {name}", shards, _BINARY))
-        value = _field(f"{name}/value", _TYPES[array.dtype], _content(f"shards of {name}"), array.shape[1:])
+        sets.append(_file_set(f"shards/{name}", shards, _BINARY))
+        value = _field(f"{name}/value", _TYPES[array.dtype], _content(f"shards/{name}"), array.shape[1:])
         records.append(_record_set(name, _meaning(cache, array), [value]))
     return {"distribution": files + sets, "recordSet": records}
 
@@ -112,21 +112,19 @@ def _export(cache: Cache, index: Index) -> Json:
 
 
 def _samples() -> list[Json]:
-    """What `mlcroissant` loads: images joined with their labels by the key of the sample."""
+    """What `mlcroissant` loads: the key of a sample, which is the source index, with its image, or with its label."""
     key = {"regex": r"^(\d+)\."}
-    labels = [
-        _field("labels/key", "sc:Text", _file_name("cls", key)),
-        _field("labels/label", "sc:Integer", _content("cls")),
-    ]
-    joined = _field("samples/key", "sc:Text", _file_name("png", key)) | {"references": {"field": {"@id": "labels/key"}}}
-    samples = [
-        joined,
-        _field("samples/image", "sc:ImageObject", _content("png")),
-        _field("samples/label", "sc:Integer", {"field": {"@id": "labels/label"}}),
-    ]
+    found = (("images", "image", "png", "sc:ImageObject"), ("labels", "label", "cls", "sc:Integer"))
     return [
-        _record_set("labels", "The class of every sample.", labels),
-        _record_set("samples", "Images with their classes, in no order; the key is the source index.", samples),
+        _record_set(
+            name,
+            f"The {what} of every sample by its key, the source index.",
+            [
+                _field(f"{name}/key", "sc:Integer", _file_name(entry, key)),
+                _field(f"{name}/{what}", data_type, _content(entry)),
+            ],
+        )
+        for name, what, entry, data_type in found
     ]
 
 

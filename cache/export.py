@@ -25,6 +25,9 @@ from darht.core.files import is_free, sha256_bytes, write_atomic
 
 INDEX, FORMAT = "index.json", "darht-webdataset"
 BLOCK_ROWS = 256  # of the blocks layout: a batch's worth, some 100 kB to 10 MB
+# Zeros after a tar's end, which tar ignores: without them the npz of the last sample lies within the last 64 KiB, where
+# Python's zipfile (and so mlcroissant) looks for the end of a zip and takes the tar for one.
+_TAIL = 1 << 17
 Layout = Literal["samples", "blocks"]
 Entry = dict[str, Any]
 
@@ -82,6 +85,7 @@ def _tar(entries: Iterator[Entry]) -> tuple[bytes, int]:
     for count, entry in enumerate(entries, start=1):  # noqa: B007
         writer.write(entry)
     writer.close()
+    buffer.write(bytes(_TAIL))
     return buffer.getvalue(), count
 
 
