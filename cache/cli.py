@@ -123,7 +123,7 @@ def verify(
     """
     import sys
 
-    from darht.cache.reader import open_cache
+    from darht.cache.exported import open_shards
     from darht.cache.recompute import LOGITS, VALUES, sample_size
     from darht.cache.recompute import recompute as compute_again
     from darht.cache.seal import read_spec
@@ -137,9 +137,10 @@ def verify(
     for problem in problems:
         click.echo(f"corrupt: {problem}", err=True)
     if problems:
-        click.echo(f"{len(problems)} problems; darht-cache build on the same folder repairs them, then seal", err=True)
+        repair = "darht-cache build on the same folder repairs a cache, then seal; an export is exported again"
+        click.echo(f"{len(problems)} problems; {repair}", err=True)
         sys.exit(4)
-    opened = open_cache(location)
+    opened = open_shards(location)
     click.echo(f"{location}: {len(opened.manifest.shards)} shards, every byte as sealed; root hash {opened.root_hash}")
     if not recompute:
         return

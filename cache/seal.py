@@ -80,7 +80,8 @@ def read_spec(location: Location) -> CacheSpec:
     try:
         return parse_canonical(CacheSpec, data, SPEC)
     except ConfigError as error:
-        raise CorruptError(f"{name} is not a cache spec: {error}") from error
+        fix = "restore it, or run darht-cache build into another folder"
+        raise CorruptError(f"{name} is not a cache spec: {error}; {fix}") from error
 
 
 def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:

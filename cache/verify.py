@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from darht.cache.commit import State, read_commit, unit_state
+from darht.cache.export import INDEX
+from darht.cache.exported import open_shards
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import read_manifest, read_spec
 from darht.cache.spec import CacheSpec
@@ -20,14 +22,14 @@ OnUnit = Callable[[str, int], None]
 
 
 def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
-    """Everything that is wrong with a sealed cache, one line each; empty when nothing is.
+    """Everything that is wrong with a sealed cache or an export of one, one line each; empty when nothing is.
 
     Checked are the manifest and its root hash, the sha256 of every shard and metadata file, the checksum of every
     chunk, row counts, labels within the classes, finite logits, and that every stored perturbation stays inside its
     ball and its adversarial image within 0..255.
 
     Args:
-        location: of the cache.
+        location: of the cache or the export.
         on_unit: told array and shard after each.
 
     Raises:
@@ -35,6 +37,8 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         CorruptError: spec or manifest do not parse, so that nothing else could be checked.
     """
     folder = place(location)
+    if folder.size(INDEX) is not None:
+        return _verify_export(folder)
     spec = read_spec(folder)
     manifest, arrays = read_manifest(folder, spec), layouts(spec)
     problems = [
@@ -50,6 +54,17 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
             problems += verifier.unit(array, shard, sealed.get((array.name, shard)))
             on_unit(array.name, shard)
     return problems
+
+
+def _verify_export(folder: Place) -> list[str]:
+    """An export is checked as a trainer reads it: index, sizes, sha256 and counts of all tars, every array decoded."""
+    cache = open_shards(folder)
+    try:
+        for name in cache.arrays:
+            cache.read(name)
+    except CacheError as error:
+        return [str(error)]
+    return []
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 
 from darht.cache.build import OnUnit, Plan, build, plan_build
 from darht.cache.cli import cache
+
+sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share
 
 CPU = torch.device("cpu")
 
