@@ -1,7 +1,7 @@
 """Where files lie: a folder of this machine, or anything that fsspec reaches by a URL.
 
 A place is a tree of whole files with keys such as `commits/label/00000.json`. A write replaces a whole file at once:
-on a local disk by rename, in an object store because that is what a PUT does.
+on a local disk by rename, in an object store because that is what a PUT does. Other protocols can only be read.
 """
 
 import functools
@@ -15,7 +15,6 @@ from darht.core.errors import ConfigError, DarhtError
 from darht.core.files import is_free, write_atomic
 
 _PUT_IS_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory")
-_READ_ONLY = ("http", "https")
 _TRIES, _FIRST_WAIT = 5, 0.2  # 0.2 + 0.4 + 0.8 + 1.6 s: a busy object store has answered by then, or will not soon
 T = TypeVar("T")
 
@@ -121,16 +120,13 @@ class RemotePlace:
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once."""
         path, protocol = self.name(key), self.url.split("://", 1)[0]
-        if protocol in _READ_ONLY:
-            raise DarhtError(f"cannot write {path}: {protocol}:// can only be read; give a folder or an s3:// URL")
+        if protocol not in _PUT_IS_ATOMIC:
+            raise DarhtError(
+                f"cannot write {path}: {protocol}:// does not replace files at once; give a folder or an s3:// URL"
+            )
 
         def put() -> bool:
-            if protocol in _PUT_IS_ATOMIC:
-                self._system.pipe_file(path, data)
-                return True
-            self._system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            self._system.pipe_file(f"{path}.tmp", data)
-            self._system.mv(f"{path}.tmp", path)
+            self._system.pipe_file(path, data)
             return True
 
         if self._try("write", key, put) is None:
