@@ -5,10 +5,12 @@ that is not done. `cache/distribute.py` shares the row blocks among workers and 
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,19 +21,23 @@ from torch import Tensor
 
 from darht.attacks.exact import encode
 from darht.cache.commit import Commit, State, environment, unit_state, write_commit
+from darht.cache.history import History, growth_problems, read_history
 from darht.cache.layout import ArrayLayout, check_chunks, layouts
-from darht.cache.source import Source, load_source
-from darht.cache.spec import CacheSpec, PrecisionSpec, load_config, resolve
+from darht.cache.source import Source
+from darht.cache.spec import CacheSpec, PrecisionSpec, data_root, load_config, load_images, resolve
 from darht.cache.store import Store
-from darht.cache.teachers import Teacher, load_teacher
+from darht.cache.teachers import Card, Teacher, is_teacher_folder, load_teacher
 from darht.cache.views import apply_views, view_table
-from darht.core.config import canonical_json, spec_diff, to_plain
-from darht.core.errors import CacheError, CorruptError, ModelError, SpecMismatchError
+from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
+from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
+from darht.core.nets import check_pixels
 from darht.core.places import LocalPlace, Location, Place, place
 from darht.core.rng import RowRng
 
 SPEC, ORIGIN = "spec.json", "origin.json"
 OnUnit = Callable[[ArrayLayout, int, float], None]
+_GONE = "but its folder is gone: give the path where its card and weights lie now"
+_NOTHING: Mapping[int, np.ndarray] = types.MappingProxyType({})
 
 
 @dataclass
@@ -52,7 +58,10 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a build needs, loaded and checked before the first unit is computed."""
+    """Everything a build needs, loaded and checked before the first unit is computed.
+
+    `teachers` lacks those of the spec whose folders are gone: what they said may all be stored already.
+    """
 
     spec: CacheSpec
     source: Source
@@ -76,54 +85,62 @@ class Plan:
         return [(array, shard) for shard in range(self.shards) for array in self.block(shard)]
 
 
-def plan_build(config_path: Path, *, device: torch.device, download: bool = False) -> Plan:
+def plan_build(
+    config_path: Path, *, device: torch.device, download: bool = False, known: CacheSpec | None = None
+) -> Plan:
     """Load data and teachers and resolve the spec.
+
+    Args:
+        config_path: the YAML file.
+        device: where the teachers go.
+        download: fetch CIFAR when its files are not there.
+        known: what the cache to be continued was made from; it stands in for teachers whose folders are gone.
 
     Raises:
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
     """
     config, base = load_config(config_path), config_path.parent
-    data = config.data
-    root = None if data.root is None else base / Path(data.root).expanduser()
+    root, source = data_root(config.data, base), load_images(config.data, base, download=download)
     folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
-    source = load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
-    loaded = {name: load_teacher(folder, device) for name, folder in folders.items()}
-    offsets = view_table(**vars(config.views), seed=config.seed)
-    spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, len(offsets))
+    loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
+    views = len(view_table(**vars(config.views), seed=config.seed))
+    spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views)
+    offsets = view_table(**vars(spec.views), seed=spec.seed)  # "all" and their number are one spec: one order too
     arrays = layouts(spec)
     check_chunks(arrays)
     for name, (teacher, card) in loaded.items():
-        _try_teacher(name, teacher, card.num_classes, torch.from_numpy(source.images[:1]).to(device))
+        if teacher is not None:
+            image, fix = torch.from_numpy(source.images[:1]).to(device), "give its card the resize that it needs"
+            check_pixels(teacher, image, f"teacher '{name}'", fix=fix, num_classes=card.num_classes)
     return Plan(
         spec=spec,
         source=source,
         offsets=torch.from_numpy(offsets),
-        teachers={name: teacher for name, (teacher, _) in loaded.items()},
+        teachers={name: teacher for name, (teacher, _) in loaded.items() if teacher is not None},
         arrays=arrays,
         origin={
             "data_root": None if root is None else str(root.resolve()),
-            "image_size": data.image_size,
+            "image_size": config.data.image_size,
             "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
         },
     )
 
 
-def _try_teacher(name: str, teacher: Teacher, num_classes: int, images: Tensor) -> None:
-    """One forward pass before the first unit: a teacher made for other images would else fail after hours of work."""
-    size = "x".join(map(str, images.shape[1:]))
+def spec_in(out: Location) -> CacheSpec | None:
+    """The spec that lies in a folder or behind a URL, or None where there is none that can be read."""
+    data = place(out).read(SPEC)
     try:
-        with torch.no_grad():
-            shape = tuple(teacher(images.float() / 255).shape)
-    except Exception as error:  # timm asserts, torch and user code refuse sizes in their own ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(
-            f"teacher '{name}' does not take images of {size} ({reason}); give its card the resize that it needs"
-        ) from error
-    if shape != (len(images), num_classes):
-        raise ModelError(
-            f"teacher '{name}' must give logits of shape {(len(images), num_classes)}, as its card says; "
-            f"got {shape} for images of {size}"
-        )
+        return None if data is None else parse_canonical(CacheSpec, data, SPEC)
+    except ConfigError:
+        return None  # whoever claims the folder says what is wrong with it
+
+
+def _load_or_recall(
+    name: str, folder: Path, device: torch.device, known: CacheSpec | None
+) -> tuple[Teacher | None, Card]:
+    if known is None or name not in known.teachers or is_teacher_folder(folder):
+        return load_teacher(folder, device)
+    return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
 
 
 def build(
@@ -149,9 +166,11 @@ def build(
     Raises:
         SpecMismatchError: the folder holds another spec; the message lists the differing fields.
         CacheError: the folder holds something that is not a cache.
+        ModelError: a teacher that must answer is not at hand.
     """
     folder = place(out)
     claim_folder(folder, plan)
+    check_teachers(folder, plan)
     worker, report = Worker(plan, Store(folder), device, batch_size), BuildReport()
 
     def count(array: ArrayLayout, shard: int, seconds: float) -> None:
@@ -175,7 +194,7 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
     """
     folder = worker.store.place
     facts = environment(worker.device, worker.batch_size, engine=engine, worker=number)
-    with _precision(worker.plan.spec.precision):
+    with arithmetic(worker.plan.spec.precision):
         for array in worker.plan.block(shard):
             if unit_state(folder, array, shard, check_bytes=True)[0] is State.DONE:
                 on_unit(array, shard, 0.0)
@@ -216,8 +235,23 @@ def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
         found = json.loads(data)
     except ValueError as error:
         raise CorruptError(f"{out.name(SPEC)} is not a cache spec: {error}; choose another --out folder") from error
-    differences = spec_diff(found, to_plain(spec)) or ["only the way it is written"]
-    raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; choose another --out folder")
+    differences, old = spec_diff(found, to_plain(spec)) or ["only the way it is written"], spec_in(out)
+    grows = old is not None and not growth_problems(old, spec)
+    fix = f"darht-cache extend {out} SPEC.yaml adds that and keeps the rest, or " if grows else ""
+    raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; {fix}choose another --out folder")
+
+
+def check_teachers(out: Place, plan: Plan) -> None:
+    """A teacher whose folder is gone is missed only where a unit needs it, and then before the first is computed.
+
+    Raises:
+        ModelError: a teacher that must answer is not at hand.
+    """
+    absent = plan.spec.teachers.keys() - plan.teachers.keys()
+    for array, shard in plan.units if absent else ():
+        name = array.teacher(plan.spec)
+        if name in absent and unit_state(out, array, shard)[0] is not State.DONE:
+            raise ModelError(f"teacher '{name}' must compute {array.name} shard {shard}, {_GONE}")
 
 
 def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:
@@ -237,9 +271,22 @@ class Worker:
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
 
+    @functools.cached_property
+    def history(self) -> History:
+        """What the cache was before it was extended."""
+        return read_history(self.store.place)
+
     def compute(self, array: ArrayLayout, shard: int) -> np.ndarray:
-        """The values of one unit, `[rows, ...]`, in the array's type."""
-        rows = array.rows(shard)
+        """The values of one unit, `[rows, ...]`, in the array's type; answers that a former spec's unit holds stay."""
+        return self.values(
+            array, array.rows(shard), self.history.answers(self.store, array, shard, self.plan.offsets.numpy())
+        )
+
+    def values(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray] = _NOTHING) -> np.ndarray:
+        """The values of any rows; `known` are clean logits `[rows, C]` by view.
+
+        They have the bits of the whole unit's when `rows` is made of the batches that the unit was cut into.
+        """
         match array.name.split("/"):
             case ["source_index"]:
                 return np.arange(rows.start, rows.stop, dtype=np.int64)
@@ -248,44 +295,51 @@ class Worker:
             case ["image"]:
                 return self.plan.source.images[rows]
             case ["views", "offset"]:
-                return self.plan.offsets.numpy()
+                return self.plan.offsets.numpy()[rows]
             case ["delta", attack]:
                 return self._perturb(attack, rows)
             case ["logits", teacher, "clean"]:
-                return self._ask(teacher, None, rows, array)
+                return self._ask(teacher, None, rows, array, known)
             case ["logits", teacher, attack]:
-                return self._ask(teacher, attack, rows, array)
+                return self._ask(teacher, attack, rows, array, _NOTHING)
         raise AssertionError(f"no rule computes {array.name}")
 
     def _perturb(self, name: str, rows: slice) -> np.ndarray:
         spec = self.plan.spec.attacks[name]
         attack, model = spec.attack(), self._model(spec.teacher)
         labels = torch.from_numpy(self.plan.source.labels)
-        deltas = []
-        for row, view in self._batches(rows, spec.views):
+        deltas = torch.empty((rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape), dtype=torch.int8)
+        for row, view in self._batches(rows, range(spec.views)):
             x = self._views(row, view).to(self.device).float() / 255
             generator = RowRng.create(
                 self.plan.spec.seed, "attack", name, rows=row.to(self.device), views=view.to(self.device)
             )
             x_adv = attack(model, x, labels[row].to(self.device), generator=generator)
-            deltas.append(encode(x_adv, x, attack.threat, spec.unit).cpu())
-        return torch.cat(deltas).view(-1, spec.views, *self.plan.spec.data.image_shape).numpy()
+            deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.unit).cpu()
+        return deltas.numpy()
 
     @torch.no_grad()
-    def _ask(self, teacher: str, attack: str | None, rows: slice, array: ArrayLayout) -> np.ndarray:
-        """What a teacher says about the stored pixels: clean views, or views plus stored perturbation."""
-        views, model = array.shape[1], self._model(teacher)
+    def _ask(
+        self, teacher: str, attack: str | None, rows: slice, array: ArrayLayout, known: Mapping[int, np.ndarray]
+    ) -> np.ndarray:
+        """What a teacher says about the stored pixels: clean views, or views plus stored perturbation.
+
+        Views in `known` are not asked about again.
+        """
+        values = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+        for number, answers in known.items():
+            values[:, number] = answers
+        todo = [view for view in range(array.shape[1]) if view not in known]
+        model = self._model(teacher) if todo else None
         unit = 1.0 if attack is None else self.plan.spec.attacks[attack].unit
         delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
-        logits = []
-        for row, view in self._batches(rows, views):
-            x = self._views(row, view)
+        for row, view in self._batches(rows, todo):
+            x, at = self._views(row, view), ((row - rows.start).numpy(), view.numpy())
             if delta is not None:
-                x = x + unit * torch.from_numpy(delta[(row - rows.start).numpy(), view.numpy()])
-            logits.append(model(x.to(self.device).float() / 255).cpu())
-        exact = torch.cat(logits).view(-1, *array.shape[1:]).numpy()
-        with np.errstate(over="ignore"):  # the next lines say it better
-            values = exact.astype(array.dtype)
+                x = x + unit * torch.from_numpy(delta[at])
+            assert model is not None
+            with np.errstate(over="ignore"):  # the next lines say it better
+                values[at] = model(x.to(self.device).float() / 255).cpu().numpy()
         if not np.isfinite(values).all():
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(
@@ -295,6 +349,8 @@ class Worker:
         return values
 
     def _model(self, name: str) -> Callable[[Tensor], Tensor]:
+        if name not in self.plan.teachers:
+            raise ModelError(f"teacher '{name}' must answer, {_GONE}")
         teacher = self.plan.teachers[name]
         if not self.plan.spec.precision.amp:
             return teacher
@@ -306,17 +362,21 @@ class Worker:
 
         return answer
 
-    def _batches(self, rows: slice, views: int) -> Iterator[tuple[Tensor, Tensor]]:
-        row = torch.arange(rows.start, rows.stop).repeat_interleave(views)
-        view = torch.arange(views).repeat(rows.stop - rows.start)
-        yield from zip(row.split(self.batch_size), view.split(self.batch_size), strict=True)
+    def _batches(self, rows: slice, views: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and their view, one view after the other: the batch that a view's answer is computed in, and so its
+        last bits, do not depend on which other views there are. So views can be added later.
+        """
+        for view in views:
+            for row in torch.arange(rows.start, rows.stop).split(self.batch_size):
+                yield row, torch.full_like(row, view)
 
     def _views(self, row: Tensor, view: Tensor) -> Tensor:
         return apply_views(torch.from_numpy(self.plan.source.images)[row], self.plan.offsets[view])
 
 
 @contextlib.contextmanager
-def _precision(precision: PrecisionSpec) -> Iterator[None]:
+def arithmetic(precision: PrecisionSpec) -> Iterator[None]:
+    """The precision flags of a spec, until the block ends."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:

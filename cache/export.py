@@ -26,6 +26,9 @@ from darht.core.errors import CacheError
 from darht.core.files import is_free, whole_file, write_atomic
 
 INDEX, FORMAT = "index.json", "darht-webdataset"
+# Zeros after a tar's end, which tar ignores: without them the npz of the last sample lies within the last 64 KiB, where
+# Python's zipfile (and so mlcroissant) looks for the end of a zip and takes the tar for one.
+_TAIL = 1 << 17
 Layout = Literal["samples", "blocks"]
 Entry = dict[str, Any]
 
@@ -93,6 +96,7 @@ def _write_tar(cache: Cache, out: Path, path: str, rows: slice, layout: Layout) 
             writer.write(entry)
             count += 1
         writer.close()
+        hashed.write(bytes(_TAIL))
     return TarRecord(path, (rows.start, rows.stop), count, hashed.size, hashed.digest.hexdigest())
 
 

@@ -58,6 +58,15 @@ class ArrayLayout:
         first, last = max(own.start, rows.start), min(own.stop, rows.stop)
         return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
 
+    def teacher(self, spec: CacheSpec) -> str | None:
+        """The teacher that computes it: the one attacked, the one asked, or none."""
+        match self.name.split("/"):
+            case ["delta", attack]:
+                return spec.attacks[attack].teacher
+            case ["logits", teacher, _]:
+                return teacher
+        return None
+
     @property
     def fill_value(self) -> float | int:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""

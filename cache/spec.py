@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darht.attacks import ATTACKS
-from darht.cache.source import Source
+from darht.cache.source import Source, load_source
 from darht.cache.teachers import Card, Preprocessing
 from darht.core.config import load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
@@ -243,6 +243,17 @@ def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> At
     return AttackSpec(kind=kind, teacher=teacher, views=views, parameters=to_plain(attack))
 
 
+def data_root(data: DataConfig, base: Path) -> Path | None:
+    """Where the images of a config lie; relative paths are relative to its file's folder, `base`."""
+    return None if data.root is None else base / Path(data.root).expanduser()
+
+
+def load_images(data: DataConfig, base: Path, *, download: bool) -> Source:
+    """The images of a config; see `load_source`."""
+    root = data_root(data, base)
+    return load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
+
+
 def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: int) -> CacheSpec:
     """Replace paths by content: the spec that the cache is identified by.
 
@@ -272,7 +283,7 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
     return CacheSpec(
         data=_data_spec(config.data, source),
         views=_view_spec(config.views, views),
-        teachers={name: _teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
+        teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
         store=config.store,
         precision=config.precision,
@@ -299,6 +310,7 @@ def _data_spec(config: DataConfig, source: Source) -> DataSpec:
     )
 
 
-def _teacher_spec(card: Card, role: str) -> TeacherSpec:
+def teacher_spec(card: Card, role: str) -> TeacherSpec:
+    """What a spec holds of a teacher's card."""
     names = [f.name for f in dataclasses.fields(TeacherSpec) if f.name != "role"]
     return TeacherSpec(**{name: getattr(card, name) for name in names}, role=role)

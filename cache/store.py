@@ -32,9 +32,14 @@ class Store:
     def __init__(self, location: Location) -> None:
         self.place = place(location)
 
+    @staticmethod
+    def describe(arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        """The metadata of the group and of every array, by key."""
+        return _metadata(arrays.values())
+
     def create(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
         """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
-        metadata = _metadata(arrays.values())
+        metadata = self.describe(arrays)
         for key in sorted(metadata):
             if self.place.read(key) != metadata[key]:
                 self.place.write(key, metadata[key])

@@ -65,6 +65,11 @@ class LocalPlace:
             raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
+    def modified(self, key: str) -> float | None:
+        """When a file was written, in seconds since the epoch, or None where there is none."""
+        path = self.folder / key
+        return path.stat().st_mtime if path.is_file() else None
+
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once, and only when all of it is on the disk."""
         write_atomic(self.folder / key, data)
@@ -119,6 +124,17 @@ class RemotePlace:
         """The bytes of a file, or None where there is none."""
         size = self._try("read", key, lambda: self._system.info(self.name(key))["size"])
         return None if size is None else int(size)
+
+    def modified(self, key: str) -> float | None:
+        """When a file was written, in seconds since the epoch, or None where there is none or nobody knows."""
+
+        def ask() -> float | None:
+            try:
+                return float(self._system.modified(self.name(key)).timestamp())
+            except NotImplementedError:
+                return None
+
+        return self._try("read", key, ask)
 
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once."""

@@ -20,12 +20,12 @@ from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
 from darht.core.errors import CacheError
 from darht.core.files import is_free
-from darht.core.nets import build
+from darht.core.nets import build, check_pixels
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.schedule import descend, make_optimizer
-from darht.trainer.train import check_finite, check_pixels, normalisation
+from darht.trainer.train import check_finite, normalisation
 
 OnStep = Callable[[int, int, int, float], None]
 

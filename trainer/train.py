@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import darht
 from darht.cache.reader import Cache
@@ -18,6 +18,7 @@ from darht.cache.stream import Feed, FeedPlan, plan_feed
 from darht.cache.teachers import Preprocessing
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError, DarhtError, ModelError
+from darht.core.nets import check_pixels
 from darht.core.places import LocalPlace, Place
 from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
@@ -180,23 +181,6 @@ def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> S
         ).to(feed.plan.device)
     check_pixels(student, feed.fetch(feed.training[:1])[0].to(feed.plan.device), config.student.arch)
     return student
-
-
-def check_pixels(model: nn.Module, images: Tensor, arch: str) -> None:
-    """Ask a network about one image of uint8 `[N, 3, H, W]`, so that a size that it refuses is a message, not a crash.
-
-    Raises:
-        ModelError: the network does not take images of this size.
-    """
-    was_training, (H, W) = model.training, images.shape[2:]
-    try:
-        with torch.no_grad():
-            model.eval()(images[:1].float() / 255)
-    except Exception as error:  # timm asserts, torch raises what it likes: whatever the network says is the answer
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{arch} does not take images of {W}x{H} pixels ({reason}); change its kwargs") from error
-    finally:
-        model.train(was_training)
 
 
 def normalisation(counts: Tensor) -> Preprocessing:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from crash_server import CrashServer
 
 from darht.cache.build import OnUnit, Plan, build, plan_build
 from darht.cache.cli import cache
+
+sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,6 @@ from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, Progress, StudentCa
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.train import (
-    check_pixels,
     feed_plan,
     holdout_source,
     make_student,
@@ -458,16 +457,6 @@ def test_a_network_that_does_not_take_the_images_is_refused(cache, tmp_path):
     with pytest.raises(ModelError, match=r"does not take images of 8x8 pixels .*224.*; change its kwargs"):
         train(config, cache, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
-
-
-def test_asking_a_network_for_one_image_changes_nothing_in_it():
-    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(48, 2)).train()
-    check_pixels(net, torch.zeros(5, 3, 4, 4, dtype=torch.uint8), "net")
-    assert net.training
-    assert net[0].num_batches_tracked == 0
-    with pytest.raises(ModelError, match="net does not take images of 6x5 pixels"):
-        check_pixels(net, torch.zeros(5, 3, 5, 6, dtype=torch.uint8), "net")
-    assert net.training
 
 
 def test_normalisation_is_the_mean_and_deviation_of_the_pixels():
