@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from darht.cache.spec import AttackSpec, CacheSpec
+from darht.cache.spec import AttackSpec, CacheSpec, StoreSpec
 from darht.cache.views import view_table
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 
-_MAX_CHUNK = 2**31 - 1  # what blosc takes in one buffer
+_MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
+_BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ArrayLayout:
         dtype: numpy's name.
         rows_per_shard: rows of a unit.
         rows_per_chunk: rows of the smallest read.
-        packed: bit-shuffled and compressed (pixels, perturbations) or stored plain (logits, labels).
+        packed: compressed (pixels, perturbations) or stored plain (logits, labels).
         fingerprint: of every part of the spec that changes this array's bytes.
         attributes: stored beside the array.
     """
@@ -76,6 +77,23 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
             f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
             f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
         )
+
+
+def block_rows(store: StoreSpec) -> int:
+    """Rows that are exported, read and shuffled together: whole chunks, about 256 rows, at most a shard."""
+    chunk = store.rows_per_chunk
+    return min(max(1, _BLOCK // chunk) * chunk, store.rows_per_shard)
+
+
+def row_blocks(spec: CacheSpec) -> np.ndarray:
+    """Every block as (first row, one past the last), int64 `[K, 2]`; the last block of a shard may be short."""
+    N, shard, size = spec.data.rows, spec.store.rows_per_shard, block_rows(spec.store)
+    cuts = [
+        (first, min(first + size, start + shard, N))
+        for start in range(0, N, shard)
+        for first in range(start, min(start + shard, N), size)
+    ]
+    return np.array(cuts, dtype=np.int64).reshape(-1, 2)
 
 
 def label_dtype(classes: int) -> str:

@@ -5,6 +5,7 @@ on a local disk by rename, in an object store because that is what a PUT does. O
 """
 
 import functools
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +154,36 @@ class RemotePlace:
 
 Place = LocalPlace | RemotePlace
 Location = Place | Path | str
+_PIECE = 1 << 20  # bytes of one request while a file is read through; a whole shard may be larger than the memory
+
+
+class _Pieces(io.RawIOBase):
+    """A file of a place, read piece by piece."""
+
+    def __init__(self, where: Place, key: str, size: int) -> None:
+        self._where, self._key, self._size, self._at = where, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        data = self._where.read(self._key, self._at, stop) or b"" if stop > self._at else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def open_file(where: Place, key: str, size: int) -> io.BufferedReader:
+    """The first `size` bytes of a file as a stream that reads, and can seek, without holding the whole of it."""
+    return io.BufferedReader(_Pieces(where, key, size), _PIECE)
 
 
 def place(location: Location) -> Place:

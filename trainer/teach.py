@@ -14,6 +14,7 @@ from darht.attacks.pgd import ascend
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.sampler import draw_choices, epoch_order
 from darht.cache.source import Source
+from darht.cache.stream import level_counts
 from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
@@ -58,7 +59,7 @@ def teach(
     """
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
-    norm = normalisation(images)
+    norm = normalisation(level_counts(images))
     preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
     with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import darht
-from darht.cache.loader import TrainingSet, load_training_set
 from darht.cache.reader import Cache
-from darht.cache.sampler import epoch_order
 from darht.cache.source import Source
+from darht.cache.stream import Feed, FeedPlan, plan_feed
 from darht.cache.teachers import Preprocessing
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError, DarhtError, ModelError
@@ -63,7 +62,7 @@ def train(
         cache: a sealed cache.
         out: the run's folder: `student/` (best on held-out rows), `last/`, `log.csv`, `log.jsonl`, `checkpoint.pt`.
         device: where to train.
-        memory_gib: the most that the cache may take in memory.
+        memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
         on_step: told step, steps in all, and images, after each step.
         on_epoch: told the log's row after each epoch.
@@ -73,39 +72,55 @@ def train(
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
-    identity = run_identity(config, cache)
+    plan = feed_plan(config, cache, device, memory_gib)
+    identity = run_identity(config, cache, plan)
     claim_run(out, identity, resume=resume)
-    data = load_training_set(cache, device=device, adversarial=config.inner.kind == "cached", budget_gib=memory_gib)
-    student = make_student(config, data, cache.spec.data.classes)
-    optimizer = make_optimizer(student, config.optim)
-    progress = load_checkpoint(out, student, optimizer)
-    write_run(out, identity, {"cache": _cache_from(cache.folder, out)})
-    steps = max(1, len(data.training) // config.optim.batch_size)
-    total = steps * config.optim.epochs
-    while progress.epoch < config.optim.epochs:
-        start, losses, epoch = time.perf_counter(), [], progress.epoch
-        student.train()
-        with borrowed_generator(config.seed, "dropout", epoch):
-            for number, rows in enumerate(_batches(data, config, epoch, steps), start=epoch * steps):
-                done = number / total
-                step = draw_step(student, data, rows, config, epoch=epoch, number=number, done=done)
-                loss = RECIPES[config.recipe].loss(student, step, config)
-                descend(loss, student, optimizer, config.optim, done)
-                losses.append(loss.detach())
-                on_step(number + 1, total, len(rows))
-        seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
-        check_finite(mean, epoch + 1)
-        row = {
-            "epoch": epoch + 1,
-            "loss": round(mean, 6),
-            **score_holdout(student, data, config, device),
-            "lr": round(learning_rate(config.optim, done), 8),
-            "images_per_second": round(steps * len(rows) / seconds, 1),
-            "seconds": round(seconds, 3),
-        }
-        save_epoch(out, student, optimizer, progress, row=row, card=_card(config, cache, student, row))
-        on_epoch(row)
+    with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+        student = make_student(config, feed, cache.spec.data.classes)
+        held = holdout_source(feed)
+        optimizer = make_optimizer(student, config.optim)
+        progress = load_checkpoint(out, student, optimizer)
+        write_run(out, identity, {"cache": _cache_from(cache.folder, out), "feed": str(plan)})
+        total = feed.steps * config.optim.epochs
+        while progress.epoch < config.optim.epochs:
+            start, losses, epoch = time.perf_counter(), [], progress.epoch
+            student.train()
+            with borrowed_generator(config.seed, "dropout", epoch):
+                for number, (data, at) in enumerate(feed.batches(epoch), start=epoch * feed.steps):
+                    done = number / total
+                    step = draw_step(student, data, at, config, epoch=epoch, number=number, done=done)
+                    loss = RECIPES[config.recipe].loss(student, step, config)
+                    descend(loss, student, optimizer, config.optim, done)
+                    losses.append(loss.detach())
+                    on_step(number + 1, total, len(at))
+            seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
+            check_finite(mean, epoch + 1)
+            row = {
+                "epoch": epoch + 1,
+                "loss": round(mean, 6),
+                **score_holdout(student, held, config, device),
+                "lr": round(learning_rate(config.optim, done), 8),
+                "images_per_second": round(feed.steps * len(at) / seconds, 1),
+                "seconds": round(seconds, 3),
+            }
+            save_epoch(out, student, optimizer, progress, row=row, card=_card(config, cache, student, row))
+            on_epoch(row)
     return progress
+
+
+def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gib: float) -> FeedPlan:
+    """Where the rows of the cache will be while this recipe trains.
+
+    Raises:
+        ConfigError: the budget is too small even to stream them.
+    """
+    return plan_feed(
+        cache,
+        device=device,
+        adversarial=config.inner.kind == "cached",
+        batch=config.optim.batch_size,
+        budget_gib=memory_gib,
+    )
 
 
 def check_recipe(config: TrainConfig, cache: Cache) -> None:
@@ -136,9 +151,10 @@ def check_finite(loss: float, epoch: int) -> None:
         raise DarhtError(f"the loss is {loss} in epoch {epoch}: {_CALMER}")
 
 
-def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
-    """What makes two runs the same: recipe, cache and code version."""
-    return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, "darht": darht.__version__}
+def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:
+    """What makes two runs the same: recipe, cache, code version and, when it is streamed, how many rows are mixed."""
+    streamed = {"window_rows": plan.window_rows} if plan.kind == "streamed" else {}
+    return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, "darht": darht.__version__, **streamed}
 
 
 def _cache_from(folder: Place, out: Path) -> str:
@@ -148,8 +164,8 @@ def _cache_from(folder: Place, out: Path) -> str:
     return str(folder)
 
 
-def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...]) -> Student:
-    """The untrained student on the data's device; its weights follow from the seed.
+def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> Student:
+    """The untrained student on the feed's device; its weights follow from the seed.
 
     Raises:
         ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
@@ -158,11 +174,11 @@ def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...
         student = Student(
             config.student.arch,
             config.student.kwargs,
-            teachers=len(data.teachers) if config.student.feature_map else 0,
+            teachers=len(feed.cache.spec.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
-            preprocessing=normalisation(data.images[torch.from_numpy(data.training)]),
-        ).to(data.images.device)
-    check_pixels(student, data.images, config.student.arch)
+            preprocessing=normalisation(feed.pixel_counts()),
+        ).to(feed.plan.device)
+    check_pixels(student, feed.fetch(feed.training[:1])[0].to(feed.plan.device), config.student.arch)
     return student
 
 
@@ -183,36 +199,29 @@ def check_pixels(model: nn.Module, images: Tensor, arch: str) -> None:
         model.train(was_training)
 
 
-def normalisation(images: Tensor) -> Preprocessing:
-    """Mean and standard deviation per channel of uint8 images `[N, 3, H, W]`, to four digits, in units of [0, 1].
+def normalisation(counts: Tensor) -> Preprocessing:
+    """Mean and standard deviation per channel, to four digits, in units of [0, 1].
 
-    They come from counts of the 256 levels: images as floats would take eight times the cache's memory.
+    Args:
+        counts: how often each level occurs, `[3, 256]`; see `stream.level_counts`.
     """
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
-    shares, levels = (counts / counts.sum(1, keepdim=True)).cpu(), torch.arange(256, dtype=torch.float64) / 255
+    counts = counts.double()
+    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ levels
     std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt().clamp(min=1e-2)
     return Preprocessing(mean=tuple(round(v, 4) for v in mean.tolist()), std=tuple(round(v, 4) for v in std.tolist()))
 
 
-def _batches(data: TrainingSet, config: TrainConfig, epoch: int, steps: int) -> list[Tensor]:
-    """This epoch's batches; rows beyond the last whole batch wait for another epoch's order."""
-    order = torch.from_numpy(epoch_order(data.training, config.seed, epoch)).to(data.images.device)
-    return list(order.split(config.optim.batch_size)[:steps])
+def holdout_source(feed: Feed) -> Source:
+    """The rows held out of the training split, in memory for the whole run."""
+    images, labels = feed.fetch(feed.holdout)
+    return Source("holdout", "train", images.numpy(), labels.numpy(), classes=(), sha256="")
 
 
-def score_holdout(student: Student, data: TrainingSet, config: TrainConfig, device: torch.device) -> dict[str, float]:
+def score_holdout(student: Student, held: Source, config: TrainConfig, device: torch.device) -> dict[str, float]:
     """Clean and PGD accuracy in per cent on the rows held out of the training split; empty when there are none."""
-    if not len(data.holdout):
+    if not len(held.images):
         return {}
-    held = Source(
-        name="holdout",
-        split="train",
-        images=data.images[torch.from_numpy(data.holdout)].cpu().numpy(),
-        labels=data.labels[torch.from_numpy(data.holdout)].cpu().numpy(),
-        classes=(),
-        sha256="",
-    )
     was_training = student.training
     student.eval()
     try:

@@ -52,6 +52,7 @@ def data():
             delta[:, view] = (pixels + delta[:, view]).clamp(0, 255) - pixels
         deltas.append(delta.to(torch.int8))
     return TrainingSet(
+        rows=torch.arange(N),
         images=images,
         labels=torch.randint(0, C, (N,), generator=generator),
         offsets=offsets,

@@ -9,12 +9,13 @@ from torch import nn
 
 from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
+from darht.cache.stream import Feed
 from darht.cache.teachers import load_teacher
 from darht.trainer.config import InnerConfig, StudentConfig, TrainConfig
 from darht.trainer.inner import draw_step
 from darht.trainer.losses import RECIPES, Step, kl_rows, teacher_weights
 from darht.trainer.student import StudentOutput
-from darht.trainer.train import make_student
+from darht.trainer.train import feed_plan, make_student
 
 B, T, C = 6, 3, 4
 
@@ -204,8 +205,10 @@ def live_targets(cache, tiny_teachers, x):
 
 def cached_step(tiny_cache, config, rows):
     cache = open_cache(tiny_cache)
-    data = load_training_set(cache, device=torch.device("cpu"), adversarial=True, budget_gib=1)
-    student = make_student(config, data, cache.spec.data.classes)
+    cpu = torch.device("cpu")
+    data = load_training_set(cache, device=cpu, adversarial=True, budget_gib=1)
+    with Feed(cache, feed_plan(config, cache, cpu, 1.0), seed=config.seed, epochs=1) as feed:
+        student = make_student(config, feed, cache.spec.data.classes)
     return cache, student, draw_step(student, data, rows, config, epoch=1, number=5, done=0.25)
 
 

@@ -1,5 +1,6 @@
 """A student trained from a sealed cache: the same bits again, whatever interrupts it, and every refusal."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,14 +11,23 @@ import yaml
 
 import darht.trainer.train as trainer
 from darht.cache.build import build, plan_build
-from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
+from darht.cache.stream import Feed, level_counts
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, Progress, StudentCard, load_student
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.schedule import make_optimizer
-from darht.trainer.train import check_pixels, make_student, normalisation, save_epoch, score_holdout, train
+from darht.trainer.train import (
+    check_pixels,
+    feed_plan,
+    holdout_source,
+    make_student,
+    normalisation,
+    save_epoch,
+    score_holdout,
+    train,
+)
 
 CPU = torch.device("cpu")
 TIMINGS = ("seconds", "images_per_second")
@@ -54,6 +64,18 @@ def plain_cache(tiny_teachers, tmp_path_factory):
     build(plan, folder / "cache", device=CPU, on_unit=lambda array, shard, seconds: None)
     seal(folder / "cache")
     return open_cache(folder / "cache")
+
+
+@pytest.fixture
+def open_feed():
+    """`open_feed(cache)` gives the batches of `CONFIG`, from memory."""
+    with contextlib.ExitStack() as stack:
+
+        def run(cache):
+            plan = feed_plan(CONFIG, cache, CPU, 1.0)
+            return stack.enter_context(Feed(cache, plan, seed=CONFIG.seed, epochs=CONFIG.optim.epochs))
+
+        yield run
 
 
 def changed(config=CONFIG, **changes):
@@ -232,9 +254,9 @@ def test_best_is_the_epoch_with_the_best_held_out_pgd(name, whole):
 @pytest.mark.parametrize(
     ("scores", "best"), [([10, 30, 20], 2), ([30, 20, 10], 1), ([10, 10, 10], 3), ([0, 0, 0], 3), ([5, 9, 9], 3)]
 )
-def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
-    student, progress = make_student(CONFIG, data, cache.spec.data.classes), Progress()
+def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
+    feed = open_feed(cache)
+    student, progress = make_student(CONFIG, feed, cache.spec.data.classes), Progress()
     optimizer = make_optimizer(student, CONFIG.optim)
     for epoch, score in enumerate(scores, start=1):
         row = {"epoch": epoch, "holdout_pgd": float(score)}
@@ -274,9 +296,9 @@ def test_training_lowers_the_loss(cache, tmp_path):
 def test_the_holdout_is_never_trained_on(cache, tmp_path, monkeypatch):
     seen, original = [], trainer.draw_step
 
-    def spy(student, data, rows, *rest, **options):
-        seen.extend(rows.tolist())
-        return original(student, data, rows, *rest, **options)
+    def spy(student, data, at, *rest, **options):
+        seen.extend(data.rows[at].tolist())
+        return original(student, data, at, *rest, **options)
 
     monkeypatch.setattr(trainer, "draw_step", spy)
     train(CONFIG, cache, tmp_path, device=CPU)
@@ -287,21 +309,21 @@ def test_the_holdout_is_never_trained_on(cache, tmp_path, monkeypatch):
     assert all(len(set(seen[k * per_epoch : (k + 1) * per_epoch])) == per_epoch for k in range(3))
 
 
-def test_holdout_scores_leave_the_student_in_its_mode(cache):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
-    student = make_student(CONFIG, data, cache.spec.data.classes).train()
-    scores = score_holdout(student, data, CONFIG, CPU)
+def test_holdout_scores_leave_the_student_in_its_mode(cache, open_feed):
+    feed = open_feed(cache)
+    student = make_student(CONFIG, feed, cache.spec.data.classes).train()
+    scores = score_holdout(student, holdout_source(feed), CONFIG, CPU)
     assert student.training
-    assert scores == score_holdout(student.eval(), data, CONFIG, CPU)
+    assert scores == score_holdout(student.eval(), holdout_source(feed), CONFIG, CPU)
     assert 0 <= scores["holdout_pgd"] <= scores["holdout_clean"] <= 100
 
 
-def test_a_held_out_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
+def test_a_held_out_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch, open_feed):
+    feed = open_feed(cache)
     answers = iter([np.array([True, True, False, False]), np.array([True, False, True, False])])
     monkeypatch.setattr(trainer, "correct_rows", lambda *_, **__: next(answers))
-    student = make_student(CONFIG, data, cache.spec.data.classes)
-    assert score_holdout(student, data, CONFIG, CPU) == {"holdout_clean": 50.0, "holdout_pgd": 25.0}
+    student = make_student(CONFIG, feed, cache.spec.data.classes)
+    assert score_holdout(student, holdout_source(feed), CONFIG, CPU) == {"holdout_clean": 50.0, "holdout_pgd": 25.0}
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -389,14 +411,15 @@ def test_asking_a_network_for_one_image_changes_nothing_in_it():
 
 def test_normalisation_is_the_mean_and_deviation_of_the_pixels():
     images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = normalisation(images)
+    found = normalisation(level_counts(images))
     pixels = images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(found.mean, pixels.mean((0, 2, 3)), atol=5.1e-5)
     np.testing.assert_allclose(found.std, pixels.std((0, 2, 3)), atol=5.1e-5)
-    assert normalisation(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).std == (0.01, 0.01, 0.01)
+    assert normalisation(level_counts(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))).std == (0.01, 0.01, 0.01)
 
 
-def test_the_student_normalises_by_the_training_rows_alone(cache):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
-    student = make_student(CONFIG, data, cache.spec.data.classes)
-    assert student.preprocessing == normalisation(data.images[torch.from_numpy(data.training)])
+def test_the_student_normalises_by_the_training_rows_alone(cache, open_feed):
+    feed = open_feed(cache)
+    student = make_student(CONFIG, feed, cache.spec.data.classes)
+    images = torch.from_numpy(cache.read("image")[feed.training])
+    assert student.preprocessing == normalisation(level_counts(images))
