@@ -18,7 +18,8 @@ from torch import Tensor
 
 from darht.attacks.exact import encode
 from darht.cache.commit import Commit, State, environment, unit_state, write_commit
-from darht.cache.layout import ArrayLayout, check_chunks, layouts
+from darht.cache.jacobian import as_arrays, jacobian_rows
+from darht.cache.layout import JACOBIAN_PARTS, ArrayLayout, check_chunks, layouts
 from darht.cache.source import Source, load_source
 from darht.cache.spec import CacheSpec, PrecisionSpec, load_config, resolve
 from darht.cache.store import Store
@@ -192,6 +193,7 @@ class Worker:
 
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
+        self._slopes: tuple[tuple[str, int], tuple[np.ndarray, ...]] | None = None
 
     def compute(self, array: ArrayLayout, shard: int) -> np.ndarray:
         """The values of one unit, `[rows, ...]`, in the array's type."""
@@ -207,6 +209,8 @@ class Worker:
                 return self.plan.offsets.numpy()
             case ["delta", attack]:
                 return self._perturb(attack, rows)
+            case ["logits", teacher, part] if part in JACOBIAN_PARTS:
+                return self._jacobian(teacher, rows, array)[JACOBIAN_PARTS.index(part)]
             case ["logits", teacher, "clean"]:
                 return self._ask(teacher, None, rows, array)
             case ["logits", teacher, attack]:
@@ -249,6 +253,17 @@ class Worker:
                 f"use store.logits: float32, or another teacher"
             )
         return values
+
+    def _jacobian(self, teacher: str, rows: slice, array: ArrayLayout) -> tuple[np.ndarray, ...]:
+        """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
+        key = (teacher, rows.start)
+        if self._slopes is None or self._slopes[0] != key:
+            labels, parts = torch.from_numpy(self.plan.source.labels), []
+            for row, view in self._batches(rows, 1):
+                x = self._views(row, view).to(self.device).float() / 255
+                parts.append(jacobian_rows(self._model(teacher), x, labels[row].to(self.device), array.shape[1]))
+            self._slopes = (key, as_arrays(parts))
+        return self._slopes[1]
 
     def _model(self, name: str) -> Callable[[Tensor], Tensor]:
         teacher = self.plan.teachers[name]

@@ -14,7 +14,7 @@ from darht.cache.source import Source
 from darht.cache.teachers import Teacher, load_teacher, read_card, write_card
 from darht.core.errors import ConfigError
 from darht.trainer.evaluate import Score, evaluate, quick_attacks
-from darht.trainer.train import check_pixels
+from darht.trainer.setup import check_pixels
 
 
 @dataclass(frozen=True)
