@@ -118,6 +118,46 @@ class StudentConfig:
     feature_map: bool = True  # a row of logits per teacher; without it the student is the plain classifier
 
 
+@dataclass(frozen=True)
+class AverageConfig:
+    """A mean of the weights over the run, which is then what is scored, selected and kept.
+
+    Attributes:
+        kind: `none`, `ema` (exponential, after every step) or `swa` (equal weights, after every epoch).
+        decay: of `ema`.
+        start: `swa`: share of the run after which epochs are averaged.
+    """
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    decay: float = 0.999  # about the last thousand steps
+    start: float = 0.75  # where the learning rate usually falls first
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1 or not 0 <= self.start < 1:
+            raise ConfigError(f"decay lies in (0, 1) and start in [0, 1); got {self.decay:g} and {self.start:g}")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """The arithmetic of a run.
+
+    Attributes:
+        precision: `bf16` for autocast in the student's passes; weights stay float32.
+        channels_last: store images and weights with the channels innermost.
+        compile: through `torch.compile`.
+        accumulate: parts that each batch is cut into, whose gradients are added: memory for time.
+    """
+
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate must be at least 1; got {self.accumulate}")
+
+
 Targets = Literal["clean", "nearest", "first-order"]
 
 
@@ -134,6 +174,8 @@ class TrainConfig:
         targets: what stands for the teachers' answer to the student's own examples (`warm`, `pgd`): their answer to the
             `clean` view (which None means), to the `nearest` stored example, or the `first-order` estimate.
         optim: the optimizer and its schedule.
+        average: of the weights.
+        compute: precision and memory.
         seed: of everything random.
     """
 
@@ -144,6 +186,8 @@ class TrainConfig:
     teachers: Literal["cached", "live"] = "cached"
     targets: Targets | None = None
     optim: OptimConfig = OptimConfig()
+    average: AverageConfig = AverageConfig()
+    compute: ComputeConfig = ComputeConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -153,8 +197,8 @@ class TrainConfig:
         recipe, kind = RECIPES[self.recipe], self.inner.kind
         if self.targets is not None and (self.teachers == "live" or kind == "cached" or not recipe.asks):
             raise ConfigError(
-                f"targets: {self.targets} stands for what teachers would say about the student's own examples; leave it "
-                f"out with teachers: {self.teachers}, inner.kind: {kind}, recipe: {self.recipe}"
+                f"targets: {self.targets} stands for what teachers would say about the student's own examples; leave "
+                f"it out with teachers: {self.teachers}, inner.kind: {kind}, recipe: {self.recipe}"
             )
         if self.teachers == "live" and (kind == "cached" or recipe.listens == "none"):
             raise ConfigError(

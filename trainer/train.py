@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from darht.cache.reader import Cache
 from darht.cache.source import Source
@@ -27,9 +28,10 @@ from darht.trainer.checkpoint import (
     write_log,
     write_run,
 )
-from darht.trainer.config import TrainConfig
+from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.inner import Examples
-from darht.trainer.schedule import descend, learning_rate, make_optimizer
+from darht.trainer.ranks import Ranks, join_ranks
+from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.setup import (
     CALMER,
     cache_from,
@@ -58,30 +60,48 @@ class Run:
 
     Attributes:
         student: trained.
+        forward: the same, compiled when the recipe says so.
         optimizer: of its parameters.
         memory: of `inner: warm`.
+        average: of the student's weights, when they are averaged.
         learned: what the recipe carries from step to step.
         progress: finished epochs and their log.
     """
 
     student: Student
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     memory: WarmMemory | None
+    average: AveragedModel | None = None
     learned: Learned = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
+    @property
+    def result(self) -> Student:
+        """The student to score and to keep."""
+        if self.average is None or not int(self.average.n_averaged):
+            return self.student
+        return cast(Student, self.average.module)
+
     def save(self, out: Path) -> None:
         """Write the checkpoint."""
-        memory = None if self.memory is None else self.memory.state()
-        save_checkpoint(out, self.student, self.optimizer, self.progress, {"memory": memory, "learned": self.learned})
+        more = {
+            "memory": None if self.memory is None else self.memory.state(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "learned": self.learned,
+        }
+        save_checkpoint(out, self.student, self.optimizer, self.progress, more)
 
     def load(self, out: Path) -> None:
         """Go on where the checkpoint stands, if there is one."""
         self.progress, more = load_checkpoint(out, self.student, self.optimizer)
         device = next(self.student.parameters()).device
-        self.learned = {name: value.to(device) for name, value in more.get("learned", {}).items()}
+        self.learned.clear()
+        self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}
         if self.memory is not None and more:
             self.memory.load(more["memory"])
+        if self.average is not None and more:
+            self.average.load_state_dict(more["average"])
 
 
 def train(
@@ -117,53 +137,85 @@ def train(
     """
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
-    identity = run_identity(config, cache, plan)
-    claim_run(out, identity, resume=resume)
+    ranks, identity = join_ranks(device), run_identity(config, cache, plan)
+    if ranks.first:
+        claim_run(out, identity, resume=resume)
     on_note(str(plan))
     with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         run = _start(config, cache, feed)
         held, watched = holdout_source(feed), watched_source(feed, config)
         examples = Examples(config, config.objective(), run.memory, live)
         run.load(out)
-        write_run(out, identity, {"cache": cache_from(cache.folder, out), "feed": str(plan)})
+        if ranks.first:
+            write_run(out, identity, {"cache": cache_from(cache.folder, out), "feed": str(plan)})
         while run.progress.epoch < config.optim.epochs:
-            row = _epoch(run, examples, feed, on_step=on_step)
-            row |= _scores(run.student, held, watched, config, device)
+            row = _epoch(run, examples, feed, ranks, on_step=on_step)
+            scores = _scores(run.result, held, watched, config, device) if ranks.first else {}
+            row |= cast(dict[str, float], ranks.agree(scores))
             if _collapsed(row, run.progress, len(cache.spec.data.classes)):
                 on_note(_go_back(run, out, row))
                 continue
-            save_epoch(out, run, row=row, card=student_card(config, cache, run.student, row))
+            if ranks.first:
+                save_epoch(out, run, row=row, card=student_card(config, cache, run.student, row))
+            ranks.agree(None)  # nobody goes on before the checkpoint is there
+            _advance(run.progress, row)
             on_epoch(row)
     return run.progress
 
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
-    student, memory = make_student(config, feed, cache.spec.data.classes), None
+    student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
+    if config.compute.channels_last:
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.inner.kind == "warm":
         offsets = torch.from_numpy(cache.read("views/offset"))
         memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
-    return Run(student, make_optimizer(student, config.optim), memory)
+    if config.average.kind != "none":
+        average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
+    forward = cast(nn.Module, torch.compile(student)) if config.compute.compile else student
+    return Run(student, forward, make_optimizer(student, config.optim), memory, average)
 
 
-def _epoch(run: Run, examples: Examples, feed: Feed, *, on_step: OnStep) -> dict[str, Any]:
+def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """How a mean takes in one more; counters, which have no mean, are copied."""
+
+    def average(mean: Tensor, new: Tensor, count: Tensor) -> Tensor:
+        if not mean.is_floating_point():
+            return new
+        return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
+
+    return average
+
+
+def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: OnStep) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
     config, recipe, epoch = examples.config, examples.recipe, run.progress.epoch
-    start, losses, images, total = time.perf_counter(), [], 0, feed.steps * config.optim.epochs
+    compute, total = config.compute, feed.steps * config.optim.epochs
+    student = run.forward
     careful = min(1.0, run.progress.collapses / 2)
+    start, losses, images = time.perf_counter(), [], 0
     run.student.train()
     with borrowed_generator(config.seed, "dropout", epoch):
-        for number, (data, at) in enumerate(feed.batches(epoch), start=epoch * feed.steps):
+        for number, (data, batch) in enumerate(feed.batches(epoch), start=epoch * feed.steps):
             done = number / total
-            step = examples.draw(run.student, data, at, epoch=epoch, number=number, done=done, careful=careful)
-            out = run.student(step.x)
-            loss = recipe.loss(run.student, step, out, run.learned)
-            if step.start is not None:
-                loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
-            descend(loss, run.student, run.optimizer, config.optim, done)
-            losses.append(loss.detach())
-            images += len(at)
-            on_step(number + 1, total, len(at))
-    seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
+            run.optimizer.zero_grad(set_to_none=True)
+            for at in filter(len, ranks.part(batch).tensor_split(compute.accumulate)):
+                with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
+                    step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
+                    out = student(step.x)
+                    loss = recipe.loss(student, step, out, run.learned)
+                    if step.start is not None:
+                        loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
+                (loss * (len(at) / len(batch))).backward()
+                losses.append(loss.detach() * (len(at) / len(batch)))
+            ranks.add_gradients(run.student)
+            take_step(run.student, run.optimizer, config.optim, done)
+            _average(run, config, step=True, done=done)
+            images += len(batch)
+            on_step(number + 1, total, len(batch))
+    _average(run, config, step=False, done=done)
+    ranks.share(run.student, run.memory)
+    seconds, mean = time.perf_counter() - start, float(ranks.total(torch.stack(losses).sum())) / feed.steps
     check_finite(mean, epoch + 1)
     return {
         "epoch": epoch + 1,
@@ -174,15 +226,22 @@ def _epoch(run: Run, examples: Examples, feed: Feed, *, on_step: OnStep) -> dict
     }
 
 
-def _drift(logits: Tensor, start: Tensor) -> Tensor:
-    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
-    return (logits[-len(start) :] - start).square().mean()
+def _average(run: Run, config: TrainConfig, *, step: bool, done: float) -> None:
+    """Take the weights into the mean: after every step for `ema`, after every epoch past the start for `swa`."""
+    wanted = config.average.kind == "ema" if step else config.average.kind == "swa" and done >= config.average.start
+    if run.average is not None and wanted:
+        run.average.update_parameters(run.student)
 
 
 def check_finite(loss: float, epoch: int) -> None:
     """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
     if not math.isfinite(loss):
         raise DarhtError(f"the loss is {loss} in epoch {epoch}: {CALMER}")
+
+
+def _drift(logits: Tensor, start: Tensor) -> Tensor:
+    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
+    return (logits[-len(start) :] - start).square().mean()
 
 
 def _scores(
@@ -222,11 +281,19 @@ def _go_back(run: Run, out: Path, row: dict[str, Any]) -> str:
 
 def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -> None:
     """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
-    progress, score = run.progress, row.get("holdout_pgd", float(row["epoch"]))  # nothing held out: the last is best
-    save_student(out / LAST, run.student, card)
-    if score >= progress.best:
-        save_student(out / BEST, run.student, card)
+    progress = Progress(**vars(run.progress) | {"history": list(run.progress.history)})
+    best = _advance(progress, row)
+    save_student(out / LAST, run.result, card)
+    if best:
+        save_student(out / BEST, run.result, card)
+    write_log(out, progress.history)
+    replace(run, progress=progress).save(out)
+
+
+def _advance(progress: Progress, row: dict[str, Any]) -> bool:
+    """Note a finished epoch; True when none before scored better. With nothing held out the last is the best."""
+    score = row.get("holdout_pgd", float(row["epoch"]))
+    best = bool(score >= progress.best)
     progress.epoch, progress.best = row["epoch"], max(score, progress.best)
     progress.history.append(row)
-    write_log(out, progress.history)
-    run.save(out)
+    return best

@@ -1,5 +1,6 @@
 """`inner: warm`: one step on the student from the perturbation that each row had before (FGSM-MEP, Jia et al. 2022)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,13 @@ class WarmMemory:
         delta: int8 `[N, 3, H + 2p, W + 2p]` in pixel levels, where the next step starts.
         momentum: int8 of the same shape, the decayed sum of gradient signs in 1/64.
         seen: bool `[N]`, whether a row has started.
+        fresh: bool `[N]`, whether a row was written here since `join`.
     """
 
     delta: Tensor
     momentum: Tensor
     seen: Tensor
+    fresh: Tensor
 
     @classmethod
     def create(cls, rows: int, image_shape: tuple[int, ...], offsets: Tensor, device: torch.device) -> "WarmMemory":
@@ -39,11 +42,12 @@ class WarmMemory:
         padding = int(offsets[:, :2].abs().max())
         shape = (rows, channels, height + 2 * padding, width + 2 * padding)
         delta, momentum = (torch.zeros(shape, dtype=torch.int8, device=device) for _ in range(2))
-        return cls(delta, momentum, torch.zeros(rows, dtype=torch.bool, device=device))
+        seen, fresh = (torch.zeros(rows, dtype=torch.bool, device=device) for _ in range(2))
+        return cls(delta, momentum, seen, fresh)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return vars(self).copy()
+        return {"delta": self.delta, "momentum": self.momentum, "seen": self.seen}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what a checkpoint kept."""
@@ -62,6 +66,19 @@ class WarmMemory:
         stored = (momentum / _MOMENTUM_UNIT).round().clamp(-127, 127)
         self.delta[index] = delta.permute(0, 2, 3, 1).to(torch.int8)
         self.momentum[index] = stored.permute(0, 2, 3, 1).to(torch.int8)
+        self.fresh[rows] = True
+
+    def join(self, total: Callable[[Tensor], object]) -> None:
+        """Take over the rows that other processes have written; `total` adds a tensor over all processes, in place."""
+        theirs = self.fresh.to(torch.int8)
+        total(theirs)
+        written = theirs > 0
+        for tensor in (self.delta, self.momentum):
+            mine = tensor * self.fresh[:, None, None, None]
+            total(mine)
+            tensor[written] = mine[written]
+        self.seen[written] = True
+        self.fresh.zero_()
 
     def begin(self, data: TrainingSet, at: Tensor, threat: Threat, inner: InnerConfig, seed: int) -> None:
         """Give rows that have not been seen their first perturbation."""
