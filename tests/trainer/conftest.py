@@ -1,0 +1,85 @@
+"""Fixtures of the trainer's tests: rows of a made-up cache in memory, and students small enough for plain loops."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from darht.cache.loader import Jacobian, TrainingSet
+from darht.cache.views import apply_views, crop_flip_offsets
+from darht.trainer.student import StudentOutput
+
+N, SIDE, T, C, ATTACK_VIEWS = 24, 4, 2, 5, 3
+
+
+class Small(nn.Module):
+    """A student that couples rows in train mode (batch norm, dropout) and not in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * SIDE * SIDE), nn.Linear(3 * SIDE * SIDE, 16))
+        self.rest = nn.Sequential(nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, C))
+
+    def forward(self, x):
+        logits = self.rest(self.body(x))
+        return StudentOutput(logits, logits.new_zeros(len(x), 0, C))
+
+
+@pytest.fixture(scope="module")
+def student() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Small()
+
+
+@pytest.fixture(scope="session")
+def make_data() -> Callable[..., TrainingSet]:
+    """`make_data(padding=1)` gives 24 random images with everything that a cache may hold about them.
+
+    Its teachers are `robust` and `vanilla` by role, their logits noise, their Jacobians of all classes.
+    """
+
+    def make(padding: int = 1, rows: int = N) -> TrainingSet:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (rows, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+        offsets = torch.from_numpy(crop_flip_offsets(padding, flip=True))
+        deltas = []
+        for _ in range(2):
+            delta = torch.randint(-16, 17, (rows, ATTACK_VIEWS, 3, SIDE, SIDE), generator=generator)
+            for view in range(ATTACK_VIEWS):
+                pixels = apply_views(images, offsets[view].expand(rows, 3)).long()
+                delta[:, view] = (pixels + delta[:, view]).clamp(0, 255) - pixels
+            deltas.append(delta.to(torch.int8))
+        slopes = tuple(
+            Jacobian(
+                values=torch.randint(-127, 128, (rows, C, 3, SIDE, SIDE), generator=generator).to(torch.int8),
+                scales=torch.rand(rows, C, generator=generator) * 1e-4,
+                classes=torch.arange(C, dtype=torch.int16).expand(rows, C).clone(),
+            )
+            for _ in range(T)
+        )
+        return TrainingSet(
+            rows=torch.arange(rows),
+            images=images,
+            labels=torch.randint(0, C, (rows,), generator=generator),
+            offsets=offsets,
+            teachers=("robust", "vanilla"),
+            attacks=("first", "second"),
+            clean=torch.randn(rows, len(offsets), T, C, generator=generator).half(),
+            deltas=tuple(deltas),
+            units=tuple(1.0 for _ in deltas),
+            adversarial=tuple(torch.randn(rows, ATTACK_VIEWS, T, C, generator=generator).half() for _ in range(2)),
+            jacobians=slopes,
+            robust=torch.tensor([True, False]),
+            training=np.arange(rows),
+            holdout=np.arange(0),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def data(make_data: Callable[..., TrainingSet]) -> TrainingSet:
+    return make_data()
