@@ -1,8 +1,8 @@
 """Several processes that train one student (`torchrun`): each takes its part of every global batch.
 
-Weights, gradients and the rows' memory are the same everywhere after each step or epoch. So a run does not depend on how
-many processes there are, but for the order of float additions and for what is taken over a batch: the statistics of batch
-norm and the weights of recipes by the batch (`darht` with `weights: batch`, `mtard`) are those of a process's part.
+Weights, gradients and the rows' memory are the same everywhere after each step or epoch. So a run does not depend on
+how many processes there are, but for the order of float additions and for what is taken over a batch: the statistics of
+batch norm and weights by the batch (`darht` with `weights: batch`, `mtard`) are those of a process's part.
 """
 
 import os

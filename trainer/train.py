@@ -176,10 +176,10 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
     return Run(student, forward, make_optimizer(student, config.optim), memory, average)
 
 
-def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """How a mean takes in one more; counters, which have no mean, are copied."""
 
-    def average(mean: Tensor, new: Tensor, count: Tensor) -> Tensor:
+    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
         if not mean.is_floating_point():
             return new
         return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
@@ -213,7 +213,7 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
             _average(run, config, step=True, done=done)
             images += len(batch)
             on_step(number + 1, total, len(batch))
-    _average(run, config, step=False, done=done)
+    _average(run, config, step=False, done=(number + 1) / total)
     ranks.share(run.student, run.memory)
     seconds, mean = time.perf_counter() - start, float(ranks.total(torch.stack(losses).sum())) / feed.steps
     check_finite(mean, epoch + 1)

@@ -130,7 +130,7 @@ def test_swa_keeps_the_mean_over_epochs(tiny_cache: Path, tmp_path: Path):
     config = dataclasses.replace(CONFIG, optim=optim, average=AverageConfig(kind="swa", start=0.5))
     kept, own = kept_and_mean(config, tiny_cache, tmp_path / "run")
     for name, value in kept.items():
-        expected = torch.stack([epoch[name] for epoch in own[1:]]).mean(0)  # the second epoch ends past one half
+        expected = torch.stack([epoch[name] for epoch in own[1:]]).mean(0)  # the second epoch ends at one half
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
 
 
