@@ -165,7 +165,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
-        The set may be read until the next batch is asked for. Epochs are asked for in order.
+        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the one after the last
+        is read ahead.
 
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
@@ -225,12 +226,16 @@ class Feed:
         return {"per_window": plan.per_window, "batch": plan.batch, "seed": self._seed, "epoch": epoch}
 
     def _first(self, epoch: int) -> "Future[TrainingSet]":
-        """The first window of an epoch, which is there, or on its way when the epoch before came to its end."""
+        """The first window of an epoch, which is there, or on its way when the epoch before came to its end.
+
+        A run that goes back to an earlier epoch has no use for the one on its way, but must not write beside it.
+        """
         started, self._next = self._next, None
-        if started is None:
-            return self._start(epoch, None)
-        assert started[0] == epoch, "epochs are asked for in order"
-        return started[1]
+        if started is not None and started[0] == epoch:
+            return started[1]
+        if started is not None:
+            started[1].result()
+        return self._start(epoch, None)
 
     def _start(self, epoch: int, before: TrainingSet | None) -> "Future[TrainingSet]":
         if self.plan.kind != "streamed":

@@ -70,13 +70,17 @@ def first_order_answer(data: TrainingSet, at: Tensor, offsets: Tensor, clean: Te
         clean_targets: `[B, T, C]`.
     """
     back = inverse_offsets(offsets)
-    rows = torch.stack([jacobian.values[at].flatten(2) for jacobian in data.jacobians], dim=1).float()  # [B, T, K, P]
-    rows *= torch.stack([jacobian.scales[at] for jacobian in data.jacobians], dim=1)[..., None]
-    classes = torch.stack([jacobian.classes[at].long() for jacobian in data.jacobians], dim=1)
+    parts = [jacobian.each(lambda tensor: tensor[at]) for jacobian in data.jacobians]  # K may differ between teachers
+    slopes = [part.values.flatten(2).float() * part.scales[..., None] for part in parts]  # [B, K, 3HW]
+    classes = [part.classes.long() for part in parts]
 
     def answer(x: Tensor) -> Tensor:
-        delta = apply_views((x - clean) * LEVELS, back).flatten(1)
-        change = torch.einsum("btkp,bp->btk", rows, delta)
-        return clean_targets.scatter_add(2, classes, change)
+        delta = apply_views((x - clean) * LEVELS, back).flatten(1).float()[..., None]
+        with torch.autocast(x.device.type, enabled=False):  # a small change of large logits is no matter for bfloat16
+            changes = [
+                torch.zeros_like(clean_targets[:, t]).scatter_add(1, classes[t], torch.bmm(slope, delta).squeeze(2))
+                for t, slope in enumerate(slopes)
+            ]
+        return clean_targets + torch.stack(changes, dim=1)
 
     return answer

@@ -1,13 +1,18 @@
 """Fixtures of the trainer's tests: rows of a made-up cache in memory, and students small enough for plain loops."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from darht.cache.build import build, plan_build
 from darht.cache.loader import Jacobian, TrainingSet
+from darht.cache.reader import Cache, open_cache
+from darht.cache.seal import seal
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.trainer.student import StudentOutput
 
@@ -83,3 +88,26 @@ def make_data() -> Callable[..., TrainingSet]:
 @pytest.fixture(scope="module")
 def data(make_data: Callable[..., TrainingSet]) -> TrainingSet:
     return make_data()
+
+
+@pytest.fixture(scope="session")
+def mixed_cache(tiny_teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """60 digits, 7 views with flips, a vanilla ResNet and a robust ViT with their Jacobians, an attack on each."""
+    folder, cpu = tmp_path_factory.mktemp("mixed"), torch.device("cpu")
+    attack = {"kind": "pgd", "eps": 32, "step": 8, "steps": 2}
+    config = {
+        "data": {"source": "digits", "limit": 60, "holdout": 0.2},
+        "teachers": {
+            "cnn": {"path": str(tiny_teachers["cnn"]), "role": "vanilla"},
+            "vit": {"path": str(tiny_teachers["vit"])},
+        },
+        "attacks": {"pgd-cnn": {**attack, "teacher": "cnn"}, "pgd-vit": {**attack, "teacher": "vit", "views": 2}},
+        "views": {"padding": 2, "count": 7},
+        "jacobians": {"cnn": {}, "vit": {}},
+        "store": {"rows_per_shard": 64, "rows_per_chunk": 16, "logits": "float32"},
+    }
+    (folder / "cache.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    plan = plan_build(folder / "cache.yaml", device=cpu)
+    build(plan, folder / "cache", device=cpu, on_unit=lambda array, shard, seconds: None)
+    seal(folder / "cache")
+    return open_cache(folder / "cache")

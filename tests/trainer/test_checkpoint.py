@@ -140,7 +140,9 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
     optimizer = make_optimizer(student, config)
     student(torch.rand(4, 3, 8, 8)).logits.sum().backward()
     optimizer.step()
-    progress = Progress(epoch=2, history=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], best=40.0, collapses=1)
+    progress = Progress(
+        epoch=2, history=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], best=40.0, collapses=1
+    )
     more = {"memory": {"seen": torch.tensor([True, False])}, "learned": {}}
     save_checkpoint(tmp_path, student, optimizer, progress, more)
 

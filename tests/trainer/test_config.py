@@ -153,7 +153,11 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
     path.write_text("sed: 1\nteachers: dead\noptim: {epochs: 0}\n")
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, ())
-    for part in ("did you mean 'seed'?", "teachers must be one of cached, live", "epochs and batch_size must be at least 1"):
+    for part in (
+        "did you mean 'seed'?",
+        "teachers must be one of cached, live",
+        "epochs and batch_size must be at least 1",
+    ):
         assert part in str(caught.value)
 
 

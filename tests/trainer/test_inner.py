@@ -73,7 +73,9 @@ def test_pgd_raises_its_recipe_s_objective(student, data, recipe):
 def test_pgd_gives_the_student_s_mode_and_weights_back(student, data, training):
     student.train(training)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    maximise(student, clean_step(data, torch.arange(4)), InnerConfig().pgd(), RECIPES["at"](), generator(torch.arange(4)))
+    maximise(
+        student, clean_step(data, torch.arange(4)), InnerConfig().pgd(), RECIPES["at"](), generator(torch.arange(4))
+    )
     assert student.training is training
     assert student.body[1].training is training
     assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
@@ -88,7 +90,9 @@ def test_mode_is_given_back_after_an_exception(student, data, monkeypatch):
     monkeypatch.setattr(RECIPES["at"], "inner", broken)
     student.train()
     with pytest.raises(RuntimeError, match="no objective"):
-        maximise(student, clean_step(data, torch.arange(4)), InnerConfig().pgd(), RECIPES["at"](), generator(torch.arange(4)))
+        maximise(
+            student, clean_step(data, torch.arange(4)), InnerConfig().pgd(), RECIPES["at"](), generator(torch.arange(4))
+        )
     assert student.training
     assert student.rest[1].training
 

@@ -234,7 +234,7 @@ def test_mtard_learns_its_weights_over_the_steps(student, beta):
         loss.backward()
         with torch.no_grad():
             for parameter in student.parameters():
-                parameter -= 0.05 * parameter.grad
+                parameter.sub_(0.05 * parameter.grad)
     assert weight == pytest.approx(0.5) if beta == 0 else abs(weight - 0.5) > 1e-4
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_after
 
 from darht.attacks import PGD
 from darht.cache.build import build, plan_build
@@ -17,25 +18,19 @@ from darht.cache.stream import Feed, level_counts
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.trainer import setup
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
-from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer.config import StudentConfig
 from darht.trainer.inner import Examples
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.setup import check_pixels, feed_plan, holdout_source, make_student, normalisation, score
 from darht.trainer.train import Run, save_epoch, train
 
-CPU = torch.device("cpu")
-TIMINGS = ("seconds", "images_per_second")
-CONFIG = TrainConfig(
-    student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
-    inner=InnerConfig(eps=32, step=8, steps=2),
-    optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, warmup=0.2, schedule="cosine", clip_norm=5.0),
-    loss={"phases": (0.2, 0.6)},
-    seed=7,
-)
+PLAIN = dataclasses.replace(CONFIG.student, feature_map=False)
 VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 DROPOUT = dataclasses.replace(
-    CONFIG, student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={**VIT, "proj_drop_rate": 0.3}),
-    recipe="at", loss={"clean_share": 0.5}
+    CONFIG,
+    student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={**VIT, "proj_drop_rate": 0.3}),
+    recipe="at",
+    loss={"clean_share": 0.5},
 )
 
 
@@ -73,47 +68,6 @@ def open_feed():
         yield run
 
 
-def changed(config=CONFIG, **changes):
-    """The recipe with changes, those of `optim` and `inner` given as dictionaries; another recipe drops its `loss`."""
-    if changes.get("recipe", config.recipe) != config.recipe:
-        changes.setdefault("loss", {})
-    nested = {
-        key: dataclasses.replace(getattr(config, key), **value) if isinstance(value, dict) and key != "loss" else value
-        for key, value in changes.items()
-    }
-    return dataclasses.replace(config, **nested)
-
-
-def log(out):
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-
-
-def leaves(value, where=""):
-    """Every tensor and number of a nested checkpoint, by its path."""
-    if isinstance(value, dict):
-        return {path: leaf for key, item in value.items() for path, leaf in leaves(item, f"{where}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {path: leaf for i, item in enumerate(value) for path, leaf in leaves(item, f"{where}/{i}").items()}
-    return {where: value}
-
-
-def assert_same_bits(one, other):
-    assert log(one) == log(other)
-    for folder in (BEST, LAST):
-        for name in ("model.safetensors", "config.json"):
-            assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes(), f"{folder}/{name}"
-    found, expected = (
-        leaves(torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)) for out in (one, other)
-    )
-    assert found.keys() == expected.keys()
-    for path, value in found.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, expected[path]), path
-        elif not path.endswith(TIMINGS):
-            assert value == expected[path], path
-
-
 @pytest.fixture(scope="module")
 def whole(cache, tmp_path_factory):
     """An uninterrupted run for every recipe and inner mode that the tests below compare with."""
@@ -132,7 +86,9 @@ RUNS = {
     "darht-pgd": CONFIG,
     "darht-cached": changed(inner={"kind": "cached"}, loss={**CONFIG.loss, "kd": "mse", "weights": "row"}),
     "rslad-pgd": changed(recipe="rslad"),
-    "at-plain": changed(recipe="at", loss={"clean_share": 0.5}, student=dataclasses.replace(CONFIG.student, feature_map=False)),
+    "at-plain": changed(
+        recipe="at", loss={"clean_share": 0.5}, student=dataclasses.replace(CONFIG.student, feature_map=False)
+    ),
     "dropout": DROPOUT,
 }
 
@@ -144,22 +100,7 @@ def test_two_runs_give_the_same_bits(name, cache, whole, tmp_path):
     assert_same_bits(tmp_path / "again", whole(name, RUNS[name]))
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_after(count):
-    seen = []
-
-    def hook(*_):
-        seen.append(0)
-        if len(seen) == count:
-            raise Stopped
-
-    return hook
-
-
-@pytest.mark.parametrize("name", ["darht-pgd", "darht-cached", "dropout"])
+@pytest.mark.parametrize("name", ["darht-pgd", "darht-cached", "dropout", "darht-warm"])
 @pytest.mark.parametrize(
     "hook",
     [{"on_step": 1}, {"on_step": 3}, {"on_epoch": 2}, {"on_epoch": 3}],
