@@ -258,10 +258,14 @@ class Worker:
         """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
         key = (teacher, rows.start)
         if self._slopes is None or self._slopes[0] != key:
-            labels, parts = torch.from_numpy(self.plan.source.labels), []
+            labels, model, parts = torch.from_numpy(self.plan.source.labels), self._model(teacher), []
             for row, view in self._batches(rows, 1):
                 x = self._views(row, view).to(self.device).float() / 255
-                parts.append(jacobian_rows(self._model(teacher), x, labels[row].to(self.device), array.shape[1]))
+                try:
+                    parts.append(jacobian_rows(model, x, labels[row].to(self.device), array.shape[1]))
+                except ModelError as error:
+                    where = f"rows {int(row[0])}..{int(row[-1])}"
+                    raise ModelError(f"teacher '{teacher}' on {where}: {error}; leave it out of 'jacobians'") from error
             self._slopes = (key, as_arrays(parts))
         return self._slopes[1]
 

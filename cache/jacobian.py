@@ -40,7 +40,7 @@ def jacobian_rows(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, count
         rows = [torch.autograd.grad(chosen[:, k].sum(), x, retain_graph=k + 1 < count)[0] for k in range(count)]
     gradients = torch.stack(rows, dim=1) / LEVELS
     if not bool(torch.isfinite(gradients).all()):
-        raise ModelError("a teacher's gradient is not finite, so that it has no Jacobian; leave it out of 'jacobians'")
+        raise ModelError("a gradient is not finite, so that there is no Jacobian")
     scales = gradients.flatten(2).abs().amax(2) / _MAX
     values = (gradients / scales.clamp(min=torch.finfo(scales.dtype).tiny)[..., None, None, None]).round()
     return values.to(torch.int8), scales.float(), classes.to(torch.int16)

@@ -124,7 +124,11 @@ def _is_adversarial(name: str, cache: Cache) -> bool:
 
 
 def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False) -> TrainingSet:
-    """A set with room for `rows` rows, whose contents `fill` brings."""
+    """A set with room for `rows` rows, whose contents `fill` brings.
+
+    Raises:
+        ConfigError: a Jacobian is needed that the cache does not hold.
+    """
     spec, kept = cache.spec, np.array(cache.manifest.holdout, dtype=np.int64)
     teachers, attacks = tuple(spec.teachers), tuple(spec.attacks) if adversarial else ()
     T, image = len(teachers), spec.data.image_shape
@@ -134,6 +138,8 @@ def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = Fa
         return torch.empty(rows, views, T, classes, dtype=getattr(torch, spec.store.logits))
 
     def slopes(teacher: str) -> Jacobian:
+        if teacher not in spec.jacobians:
+            raise ConfigError(f"teacher '{teacher}' has no Jacobian in {cache.folder}; list it under 'jacobians'")
         K = cache.arrays[f"logits/{teacher}/{JACOBIAN}"].shape[1]
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
