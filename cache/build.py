@@ -22,7 +22,8 @@ from torch import Tensor
 from darht.attacks.exact import encode
 from darht.cache.commit import Commit, State, environment, unit_state, write_commit
 from darht.cache.history import History, growth_problems, read_history
-from darht.cache.layout import ArrayLayout, check_chunks, layouts
+from darht.cache.jacobian import as_arrays, jacobian_rows
+from darht.cache.layout import JACOBIAN_PARTS, ArrayLayout, check_chunks, layouts
 from darht.cache.source import Source
 from darht.cache.spec import CacheSpec, PrecisionSpec, data_root, load_config, load_images, resolve
 from darht.cache.store import Store
@@ -270,6 +271,7 @@ class Worker:
 
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
+        self._slopes: tuple[tuple[str, int], tuple[np.ndarray, ...]] | None = None
 
     @functools.cached_property
     def history(self) -> History:
@@ -298,6 +300,8 @@ class Worker:
                 return self.plan.offsets.numpy()[rows]
             case ["delta", attack]:
                 return self._perturb(attack, rows)
+            case ["logits", teacher, part] if part in JACOBIAN_PARTS:
+                return self._jacobian(teacher, rows, array)[JACOBIAN_PARTS.index(part)]
             case ["logits", teacher, "clean"]:
                 return self._ask(teacher, None, rows, array, known)
             case ["logits", teacher, attack]:
@@ -347,6 +351,21 @@ class Worker:
                 f"use store.logits: float32, or another teacher"
             )
         return values
+
+    def _jacobian(self, teacher: str, rows: slice, array: ArrayLayout) -> tuple[np.ndarray, ...]:
+        """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
+        key = (teacher, rows.start)
+        if self._slopes is None or self._slopes[0] != key:
+            labels, model, parts = torch.from_numpy(self.plan.source.labels), self._model(teacher), []
+            for row, view in self._batches(rows, range(1)):
+                x = self._views(row, view).to(self.device).float() / 255
+                try:
+                    parts.append(jacobian_rows(model, x, labels[row].to(self.device), array.shape[1]))
+                except ModelError as error:
+                    where = f"rows {int(row[0])}..{int(row[-1])}"
+                    raise ModelError(f"teacher '{teacher}' on {where}: {error}; leave it out of 'jacobians'") from error
+            self._slopes = (key, as_arrays(parts))
+        return self._slopes[1]
 
     def _model(self, name: str) -> Callable[[Tensor], Tensor]:
         if name not in self.plan.teachers:

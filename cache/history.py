@@ -23,11 +23,11 @@ HISTORY = "history"
 
 
 def growth_problems(old: CacheSpec, new: CacheSpec) -> list[str]:
-    """What keeps a cache of `old` from becoming one of `new` by adding teachers, attacks and views."""
+    """What keeps a cache of `old` from becoming one of `new` by adding teachers, attacks, Jacobians and views."""
     was, becomes = to_plain(old), to_plain(new)
     fixed = ("data", "store", "precision", "seed", "format_version")
     problems = [line for key in fixed for line in spec_diff(was[key], becomes[key], key)]
-    for group in ("teachers", "attacks"):
+    for group in ("teachers", "attacks", "jacobians"):
         kept = {name: value for name, value in becomes[group].items() if name in was[group]}
         problems += spec_diff(was[group], kept, group)
     return problems + _view_problems(old, new)

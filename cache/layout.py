@@ -15,6 +15,10 @@ _MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
 _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
 
 
+JACOBIAN = "jacobian"
+JACOBIAN_PARTS = (JACOBIAN, f"{JACOBIAN}-scale", f"{JACOBIAN}-class")  # of logits/<teacher>/
+
+
 @dataclass(frozen=True)
 class ArrayLayout:
     """One array of a cache.
@@ -110,6 +114,11 @@ def label_dtype(classes: int) -> str:
     return "int16" if classes <= np.iinfo(np.int16).max else "int32"
 
 
+def is_jacobian(name: str) -> bool:
+    """Whether an array is a part of a teacher's Jacobian."""
+    return name.rsplit("/", 1)[-1] in JACOBIAN_PARTS
+
+
 def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     """Every array of a cache, in the order in which a shard is computed: inputs before what is made from them."""
     plain = to_plain(spec)
@@ -134,6 +143,8 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
             shape = (N, attack.views, C)
             inputs = own | _attack_inputs(plain, attack_name, table)
             arrays.append(_array(spec, f"logits/{name}/{attack_name}", shape, spec.store.logits, inputs))
+        if name in spec.jacobians:
+            arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
 
 
@@ -161,6 +172,17 @@ def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any
     shape = (spec.data.rows, attack.views, *spec.data.image_shape)
     about = {"scale": attack.unit, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     return _array(spec, f"delta/{name}", shape, "int8", inputs, packed=True, attributes=about)
+
+
+def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:
+    N, K = spec.data.rows, spec.jacobians[teacher].classes
+    inputs = own | {"jacobian": {"classes": K}}
+    values, scales, classes = (f"logits/{teacher}/{part}" for part in JACOBIAN_PARTS)
+    return [
+        _array(spec, values, (N, K, *spec.data.image_shape), "int8", inputs, packed=True),
+        _array(spec, scales, (N, K), "float32", inputs),
+        _array(spec, classes, (N, K), "int16", inputs),
+    ]
 
 
 def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:

@@ -78,7 +78,7 @@ def draw_choices(rows: Tensor, count: int, seed: int, epoch: int, what: str) -> 
     return RowRng.create(seed, what, epoch, rows=rows).integers(0, count - 1, (1,))[:, 0]
 
 
-def coin(share: float, seed: int, step: int) -> bool:
-    """True in `share` of the steps, decided for each step on its own."""
-    draw = RowRng.create(seed, "coin", rows=torch.tensor([step])).uniform((1,)).item()
+def coin(share: float, seed: int, step: int, what: str = "coin") -> bool:
+    """True in `share` of the steps, decided for each step on its own; `what` names the coin."""
+    draw = RowRng.create(seed, what, rows=torch.tensor([step])).uniform((1,)).item()
     return draw < share

@@ -19,8 +19,12 @@ from darht.core.errors import ConfigError
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_RESERVED = {"teacher": ("zarr.json",), "attack": ("zarr.json", "clean", "jacobian")}
+_RESERVED = {
+    "teacher": ("zarr.json",),
+    "attack": ("zarr.json", "clean", "jacobian", "jacobian-scale", "jacobian-class"),
+}
 _MAX_INT8 = 127
+_JACOBIAN_CLASSES = 10  # 30 kB a row and teacher on CIFAR; beyond the strongest ten logits hardly move softmax
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class JacobianConfig:
+    """Rows of a teacher's Jacobian to store: of all classes up to 10, else of the true one and the strongest others."""
+
+    classes: int | None = None  # 10, or all where there are fewer
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.classes < 1:
+            raise ConfigError(f"jacobians.classes must be at least 1; got {self.classes}")
+
+
+@dataclass(frozen=True)
 class StoreSpec:
     """How arrays are cut and coded."""
 
@@ -95,6 +110,7 @@ class CacheConfig:
     data: DataConfig
     teachers: dict[str, TeacherConfig]
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jacobians: dict[str, JacobianConfig] = field(default_factory=dict)
     views: ViewConfig = ViewConfig()
     store: StoreSpec = StoreSpec()
     precision: PrecisionSpec = PrecisionSpec()
@@ -157,6 +173,13 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
+class JacobianSpec:
+    """How many rows of a teacher's Jacobian are stored, K."""
+
+    classes: int
+
+
+@dataclass(frozen=True)
 class CacheSpec:
     """Everything that changes the bytes of a cache."""
 
@@ -164,6 +187,7 @@ class CacheSpec:
     views: ViewSpec
     teachers: dict[str, TeacherSpec]
     attacks: dict[str, AttackSpec]
+    jacobians: dict[str, JacobianSpec]
     store: StoreSpec
     precision: PrecisionSpec
     seed: int
@@ -278,6 +302,16 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         for name, attack in attacks.items()
         if attack.views > views
     ]
+    problems += [
+        f"jacobians names teacher '{name}', which is not there; teachers are {', '.join(config.teachers)}"
+        for name in config.jacobians
+        if name not in config.teachers
+    ]
+    problems += [
+        f"jacobians of '{name}' asks for {jacobian.classes} classes, there are {C}"
+        for name, jacobian in config.jacobians.items()
+        if (jacobian.classes or 1) > C
+    ]
     if problems:
         raise ConfigError("; ".join(problems))
     return CacheSpec(
@@ -285,6 +319,10 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         views=_view_spec(config.views, views),
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
+        jacobians={
+            name: JacobianSpec(jacobian.classes or min(C, _JACOBIAN_CLASSES))
+            for name, jacobian in config.jacobians.items()
+        },
         store=config.store,
         precision=config.precision,
         seed=config.seed,

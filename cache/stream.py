@@ -24,7 +24,6 @@ from darht.cache.loader import (
     array_names,
     fill,
     load_training_set,
-    needed_bytes,
     row_bytes,
 )
 from darht.cache.reader import Cache
@@ -44,6 +43,7 @@ class FeedPlan:
             `streamed`: windows of them in memory.
         device: which trains.
         adversarial: whether the stored perturbations and the teachers' answers to them are needed.
+        jacobians: whether the teachers' Jacobians are needed.
         batch: rows of a step.
         needed: bytes of all rows.
         budget: bytes that may be held.
@@ -55,6 +55,7 @@ class FeedPlan:
     kind: Literal["device", "memory", "streamed"]
     device: torch.device
     adversarial: bool
+    jacobians: bool
     batch: int
     needed: int
     budget: int
@@ -71,7 +72,14 @@ class FeedPlan:
 
 
 def plan_feed(
-    cache: Cache, *, device: torch.device, adversarial: bool, batch: int, budget_gib: float, threads: int = THREADS
+    cache: Cache,
+    *,
+    device: torch.device,
+    adversarial: bool,
+    batch: int,
+    budget_gib: float,
+    jacobians: bool = False,
+    threads: int = THREADS,
 ) -> FeedPlan:
     """Decide where the rows will be.
 
@@ -81,16 +89,17 @@ def plan_feed(
         adversarial: whether the stored perturbations and the teachers' answers to them are needed.
         batch: rows of a step.
         budget_gib: the most memory that the cache may take.
+        jacobians: whether the teachers' Jacobians are needed.
         threads: that may read.
 
     Raises:
         ConfigError: the budget does not hold two windows of one block and a batch.
     """
-    needed, budget = needed_bytes(cache, adversarial=adversarial), int(budget_gib * GIB)
-    blocks, size, row = row_blocks(cache.spec), block_rows(cache.spec.store), row_bytes(cache, adversarial=adversarial)
+    row, budget = row_bytes(cache, adversarial=adversarial, jacobians=jacobians), int(budget_gib * GIB)
+    blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
-        return FeedPlan(kind, device, adversarial, batch, needed, budget, len(blocks), cache.rows, threads)
+        return FeedPlan(kind, device, adversarial, jacobians, batch, needed, budget, len(blocks), cache.rows, threads)
     held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
@@ -102,7 +111,16 @@ def plan_feed(
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
     return FeedPlan(
-        "streamed", device, adversarial, batch, needed, budget, per_window, min(per_window * size, cache.rows), threads
+        "streamed",
+        device,
+        adversarial,
+        jacobians,
+        batch,
+        needed,
+        budget,
+        per_window,
+        min(per_window * size, cache.rows),
+        threads,
     )
 
 
@@ -126,13 +144,14 @@ class Feed:
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
+        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians}
         if plan.kind == "streamed":
             size = plan.per_window * block_rows(cache.spec.store) + plan.batch - 1
-            self._windows = [allocate(cache, size, adversarial=plan.adversarial) for _ in range(2)]
+            self._windows = [allocate(cache, size, **wanted) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
-            self._windows = [load_training_set(cache, device=where, adversarial=plan.adversarial, budget_gib=budget)]
+            self._windows = [load_training_set(cache, device=where, budget_gib=budget, **wanted)]
         self.training, self.holdout = self._windows[0].training, self._windows[0].holdout
         self.steps = max(1, len(self.training) // plan.batch)
 
@@ -146,7 +165,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
-        The set may be read until the next batch is asked for. Epochs are asked for in order.
+        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the one after the last
+        is read ahead.
 
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
@@ -206,12 +226,16 @@ class Feed:
         return {"per_window": plan.per_window, "batch": plan.batch, "seed": self._seed, "epoch": epoch}
 
     def _first(self, epoch: int) -> "Future[TrainingSet]":
-        """The first window of an epoch, which is there, or on its way when the epoch before came to its end."""
+        """The first window of an epoch, which is there, or on its way when the epoch before came to its end.
+
+        A run that goes back to an earlier epoch has no use for the one on its way, but must not write beside it.
+        """
         started, self._next = self._next, None
-        if started is None:
-            return self._start(epoch, None)
-        assert started[0] == epoch, "epochs are asked for in order"
-        return started[1]
+        if started is not None and started[0] == epoch:
+            return started[1]
+        if started is not None:
+            started[1].result()
+        return self._start(epoch, None)
 
     def _start(self, epoch: int, before: TrainingSet | None) -> "Future[TrainingSet]":
         if self.plan.kind != "streamed":

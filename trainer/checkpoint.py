@@ -40,11 +40,12 @@ class StudentCard:
 
 @dataclass
 class Progress:
-    """Where a run stands: finished epochs, their log, and the best score so far."""
+    """Where a run stands: finished epochs, their log, the best score so far, and how often `inner: warm` collapsed."""
 
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
+    collapses: int = 0
 
 
 def save_student(folder: Path, student: Student, card: StudentCard) -> None:
@@ -115,23 +116,25 @@ def read_run(out: Path) -> dict[str, Any]:
     return data
 
 
-def save_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Everything that the next epoch depends on, in one atomic file."""
+def save_checkpoint(
+    out: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
+) -> None:
+    """Everything that the next epoch depends on, in one atomic file; `more` holds tensors and plain values."""
     buffer = io.BytesIO()
-    state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress), **more}
     torch.save(state, buffer)
     write_atomic(out / CHECKPOINT, buffer.getvalue())
 
 
-def load_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer) -> Progress:
-    """Go on where the checkpoint stands; a run that was stopped in its first epoch starts again."""
+def load_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+    """Go on where the checkpoint stands, and give what else it holds; nothing when the first epoch never ended."""
     path = out / CHECKPOINT
     if not path.is_file():
-        return Progress()
+        return Progress(), {}
     state = torch.load(path, map_location="cpu", weights_only=True)
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
+    student.load_state_dict(state.pop("student"))
+    optimizer.load_state_dict(state.pop("optimizer"))
+    return Progress(**state.pop("progress")), state
 
 
 def write_log(out: Path, history: list[dict[str, Any]]) -> None:

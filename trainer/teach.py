@@ -25,7 +25,8 @@ from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.schedule import descend, make_optimizer
-from darht.trainer.train import check_finite, normalisation
+from darht.trainer.setup import normalisation
+from darht.trainer.train import check_finite
 
 OnStep = Callable[[int, int, int, float], None]
 

@@ -160,7 +160,8 @@ def test_a_folder_that_is_no_run(tmp_path):
     [
         ("optim.epoch=1", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("inner.eps=0.03", "eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8"),
-        ("recipe=ard", "must be one of darht, rslad, at"),
+        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, kd, at, trades; got 'sard'"),
+        ("loss.tau=4", "loss of recipe darht: unknown key 'tau'"),
         ("optim.lr", "an assignment reads key=value"),
         ("student.arch=resnet19", "unknown architecture 'resnet19'; did you mean 'resnet18'?"),
         ("student.kwargs.widht=8", "does not know widht; its kwargs are"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_after
 
-import darht.trainer.train as trainer
+from darht.attacks import PGD
 from darht.cache.build import build, plan_build
 from darht.cache.export import export_webdataset
 from darht.cache.exported import open_shards
@@ -18,31 +19,21 @@ from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.cache.stream import Feed, level_counts
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
-from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, Progress, StudentCard, load_student
-from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer import setup
+from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
+from darht.trainer.config import StudentConfig
+from darht.trainer.inner import Examples
 from darht.trainer.schedule import make_optimizer
-from darht.trainer.train import (
-    feed_plan,
-    holdout_source,
-    make_student,
-    normalisation,
-    save_epoch,
-    score_holdout,
-    train,
-)
+from darht.trainer.setup import feed_plan, holdout_source, make_student, normalisation, score
+from darht.trainer.train import Run, save_epoch, train
 
-CPU = torch.device("cpu")
-TIMINGS = ("seconds", "images_per_second")
-CONFIG = TrainConfig(
-    student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
-    inner=InnerConfig(eps=32, step=8, steps=2),
-    optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, warmup=0.2, schedule="cosine", clip_norm=5.0),
-    phases=(0.2, 0.6),
-    seed=7,
-)
+PLAIN = dataclasses.replace(CONFIG.student, feature_map=False)
 VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 DROPOUT = dataclasses.replace(
-    CONFIG, student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={**VIT, "proj_drop_rate": 0.3}), recipe="at"
+    CONFIG,
+    student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={**VIT, "proj_drop_rate": 0.3}),
+    recipe="at",
+    loss={"clean_share": 0.5},
 )
 
 
@@ -80,45 +71,6 @@ def open_feed():
         yield run
 
 
-def changed(config=CONFIG, **changes):
-    """The recipe with changes, those of `optim` and `inner` given as dictionaries."""
-    nested = {
-        key: dataclasses.replace(getattr(config, key), **value) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-    return dataclasses.replace(config, **nested)
-
-
-def log(out):
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-
-
-def leaves(value, where=""):
-    """Every tensor and number of a nested checkpoint, by its path."""
-    if isinstance(value, dict):
-        return {path: leaf for key, item in value.items() for path, leaf in leaves(item, f"{where}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {path: leaf for i, item in enumerate(value) for path, leaf in leaves(item, f"{where}/{i}").items()}
-    return {where: value}
-
-
-def assert_same_bits(one, other):
-    assert log(one) == log(other)
-    for folder in (BEST, LAST):
-        for name in ("model.safetensors", "config.json"):
-            assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes(), f"{folder}/{name}"
-    found, expected = (
-        leaves(torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)) for out in (one, other)
-    )
-    assert found.keys() == expected.keys()
-    for path, value in found.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, expected[path]), path
-        elif not path.endswith(TIMINGS):
-            assert value == expected[path], path
-
-
 @pytest.fixture(scope="module")
 def whole(cache, tmp_path_factory):
     """An uninterrupted run for every recipe and inner mode that the tests below compare with."""
@@ -135,9 +87,11 @@ def whole(cache, tmp_path_factory):
 
 RUNS = {
     "darht-pgd": CONFIG,
-    "darht-cached": changed(inner={"kind": "cached"}, kd_loss="mse", weights="row"),
+    "darht-cached": changed(inner={"kind": "cached"}, loss={**CONFIG.loss, "kd": "mse", "weights": "row"}),
     "rslad-pgd": changed(recipe="rslad"),
-    "at-plain": changed(recipe="at", student=dataclasses.replace(CONFIG.student, feature_map=False)),
+    "at-plain": changed(
+        recipe="at", loss={"clean_share": 0.5}, student=dataclasses.replace(CONFIG.student, feature_map=False)
+    ),
     "dropout": DROPOUT,
 }
 
@@ -149,22 +103,7 @@ def test_two_runs_give_the_same_bits(name, cache, whole, tmp_path):
     assert_same_bits(tmp_path / "again", whole(name, RUNS[name]))
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_after(count):
-    seen = []
-
-    def hook(*_):
-        seen.append(0)
-        if len(seen) == count:
-            raise Stopped
-
-    return hook
-
-
-@pytest.mark.parametrize("name", ["darht-pgd", "darht-cached", "dropout"])
+@pytest.mark.parametrize("name", ["darht-pgd", "darht-cached", "dropout", "darht-warm"])
 @pytest.mark.parametrize(
     "hook",
     [{"on_step": 1}, {"on_step": 3}, {"on_epoch": 2}, {"on_epoch": 3}],
@@ -210,7 +149,7 @@ def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     per_epoch = (100 - len(cache.manifest.holdout)) // 32
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    expected = ["epoch", "loss", "holdout_clean", "holdout_pgd", "lr", "images_per_second", "seconds"]
+    expected = ["epoch", "loss", "lr", "images_per_second", "seconds", "holdout_clean", "holdout_pgd"]
     assert list(rows[0]) == expected
     assert (tmp_path / "log.csv").read_text().splitlines()[0] == ",".join(expected)
 
@@ -258,21 +197,22 @@ def test_best_is_the_epoch_with_the_best_held_out_pgd(name, whole):
 )
 def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
     feed = open_feed(cache)
-    student, progress = make_student(CONFIG, feed, cache.spec.data.classes), Progress()
-    optimizer = make_optimizer(student, CONFIG.optim)
-    for epoch, score in enumerate(scores, start=1):
-        row = {"epoch": epoch, "holdout_pgd": float(score)}
+    student = make_student(CONFIG, feed, cache.spec.data.classes)
+    run = Run(student, student, make_optimizer(student, CONFIG.optim), None)
+    for epoch, accuracy in enumerate(scores, start=1):
+        row = {"epoch": epoch, "holdout_pgd": float(accuracy)}
         card = StudentCard(
             "resnet18", CONFIG.student.kwargs, ("cnn", "vit"), 10, student.preprocessing, (), "", {}, epoch
         )
         with torch.no_grad():
             student.head.bias.fill_(epoch)
-        save_epoch(tmp_path, student, optimizer, progress, row=row, card=card)
+        save_epoch(tmp_path, run, row=row, card=card)
+        run.load(tmp_path)
     for folder, epoch in ((BEST, best), (LAST, 3)):
         kept, card = load_student(tmp_path / folder, CPU)
         assert card.epoch == epoch
         assert kept.head.bias.unique().tolist() == [epoch]
-    assert (progress.epoch, progress.best) == (3, max(scores))
+    assert (run.progress.epoch, run.progress.best) == (3, max(scores))
 
 
 def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path):
@@ -290,19 +230,19 @@ def test_fewer_rows_than_a_batch_are_one_batch(plain_cache, tmp_path):
 
 
 def test_training_lowers_the_loss(cache, tmp_path):
-    config = changed(recipe="at", clean_share=1.0, optim={"epochs": 8, "schedule": "constant"})
+    config = changed(recipe="at", loss={"clean_share": 1.0}, optim={"epochs": 8, "schedule": "constant"})
     history = train(config, cache, tmp_path, device=CPU).history
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
 def test_the_holdout_is_never_trained_on(cache, tmp_path, monkeypatch):
-    seen, original = [], trainer.draw_step
+    seen, original = [], Examples.draw
 
-    def spy(student, data, at, *rest, **options):
+    def spy(examples, student, data, at, **options):
         seen.extend(data.rows[at].tolist())
-        return original(student, data, at, *rest, **options)
+        return original(examples, student, data, at, **options)
 
-    monkeypatch.setattr(trainer, "draw_step", spy)
+    monkeypatch.setattr(Examples, "draw", spy)
     train(CONFIG, cache, tmp_path, device=CPU)
     holdout = set(cache.manifest.holdout)
     assert holdout
@@ -311,21 +251,21 @@ def test_the_holdout_is_never_trained_on(cache, tmp_path, monkeypatch):
     assert all(len(set(seen[k * per_epoch : (k + 1) * per_epoch])) == per_epoch for k in range(3))
 
 
-def test_holdout_scores_leave_the_student_in_its_mode(cache, open_feed):
-    feed = open_feed(cache)
+def test_scores_leave_the_student_in_its_mode(cache, open_feed):
+    feed, attack = open_feed(cache), CONFIG.inner.pgd()
     student = make_student(CONFIG, feed, cache.spec.data.classes).train()
-    scores = score_holdout(student, holdout_source(feed), CONFIG, CPU)
+    clean, robust = score(student, holdout_source(feed), attack, CPU, CONFIG.seed)
     assert student.training
-    assert scores == score_holdout(student.eval(), holdout_source(feed), CONFIG, CPU)
-    assert 0 <= scores["holdout_pgd"] <= scores["holdout_clean"] <= 100
+    assert score(student.eval(), holdout_source(feed), attack, CPU, CONFIG.seed) == (clean, robust)
+    assert 0 <= robust <= clean <= 100
 
 
-def test_a_held_out_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch, open_feed):
+def test_a_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch, open_feed):
     feed = open_feed(cache)
     answers = iter([np.array([True, True, False, False]), np.array([True, False, True, False])])
-    monkeypatch.setattr(trainer, "correct_rows", lambda *_, **__: next(answers))
+    monkeypatch.setattr(setup, "correct_rows", lambda *_, **__: next(answers))
     student = make_student(CONFIG, feed, cache.spec.data.classes)
-    assert score_holdout(student, holdout_source(feed), CONFIG, CPU) == {"holdout_clean": 50.0, "holdout_pgd": 25.0}
+    assert score(student, holdout_source(feed), PGD(), CPU, 0) == (50.0, 25.0)
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -358,12 +298,12 @@ def test_a_folder_with_other_things_is_refused(cache, tmp_path):
 
 
 def test_cached_needs_stored_perturbations(plain_cache, tmp_path):
-    with pytest.raises(ConfigError, match=r"inner: cached needs stored perturbations.*use inner: pgd"):
+    with pytest.raises(ConfigError, match=r"inner: cached needs stored perturbations.*use inner.kind: pgd"):
         train(changed(inner={"kind": "cached"}), plain_cache, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"recipe": "darht"}, {"recipe": "rslad", "clean_share": 1.0}])
+@pytest.mark.parametrize("changes", [{"recipe": "darht"}, {"recipe": "rslad"}, {"recipe": "ard"}])
 def test_vanilla_teachers_alone_do_not_supervise_adversarial_images(plain_cache, tmp_path, changes):
     with pytest.raises(ConfigError, match="needs a robust teacher on adversarial images"):
         train(changed(**changes), plain_cache, tmp_path / "run", device=CPU)
