@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from darht.attacks.checks import check_inputs, check_labels
-from darht.attacks.objectives import Model, cross_entropy
+from darht.attacks.checks import check_inputs, check_labels, check_targets
+from darht.attacks.objectives import Model, aimed
 from darht.attacks.oracle import Oracle
 from darht.attacks.pgd import check_sign_attack, climb
 from darht.attacks.prepare import kernels, private_copy
 from darht.attacks.rollout import Watched, is_transformer
-from darht.attacks.slots import padded
+from darht.attacks.slots import forward_all, padded
 from darht.attacks.threat import LEVELS, Norm, Threat, to_levels
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
@@ -58,11 +58,15 @@ class SAGA:
         """The ball that the attack stays in."""
         return Threat(eps=self.eps, norm=self.norm)
 
-    def __call__(self, models: Sequence[Model], x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
+    def __call__(
+        self, models: Sequence[Model], x: Tensor, y: Tensor, *, generator: RowRng, targets: Tensor | None = None
+    ) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]` in [0, 1] against all members at once; `generator` is not drawn from.
 
+        With `targets`, a class for each row, the members are driven towards that class.
+
         Raises:
-            ConfigError: no members, a number of alphas that does not fit, pixels or labels out of range.
+            ConfigError: no members, a number of alphas that does not fit, pixels, labels or targets out of range.
             ModelError: a member in train mode, or a transformer whose attention cannot be read.
         """
         if not models or (self.alphas and len(self.alphas) != len(models)):
@@ -71,16 +75,23 @@ class SAGA:
             check_inputs(model, x, y)
         members = [_member(model) for model in models]
         with kernels(x.device, 1):
+            for member in members:
+                clean = forward_all([member.model], x, _SLOTS)
+                check_labels(clean, y)
+                check_targets(clean, y, targets)
             chunks = torch.split(torch.arange(len(x), device=x.device), _SLOTS)
-            return torch.cat([self._attack(members, x[chunk], y[chunk]) for chunk in chunks])
+            aims = [None if targets is None else targets[chunk] for chunk in chunks]
+            made = [self._attack(members, x[c], y[c], aim) for c, aim in zip(chunks, aims, strict=True)]
+            return torch.cat(made)
 
-    def _attack(self, members: list[Oracle], x: Tensor, y: Tensor) -> Tensor:
+    def _attack(self, members: list[Oracle], x: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
         index = torch.arange(padded(len(x), _SLOTS, constant=x.is_cuda), device=x.device) % len(x)
         clean, labels = to_levels(x[index]), y[index]
+        aim = None if targets is None else targets[index]
         delta = torch.zeros_like(clean)
         blend = self._blend(len(members))
         for _ in range(self.steps):
-            parts = [_part(member, (clean + delta) / LEVELS, labels) for member in members]
+            parts = [_part(member, (clean + delta) / LEVELS, labels, aim) for member in members]
             direction = blend.direction(parts)
             delta = climb(clean, delta, direction, threat=self.threat, step=self.step)
         return ((clean + delta) / LEVELS)[: len(x)]
@@ -172,9 +183,8 @@ def _member(model: Model) -> Oracle:
     return Oracle(private_copy(model) or model)
 
 
-def _part(member: Oracle, z: Tensor, y: Tensor) -> Part:
-    logits, _, gradient = member.gradient(z, lambda out: cross_entropy(out, y))
-    check_labels(logits, y)
+def _part(member: Oracle, z: Tensor, y: Tensor, targets: Tensor | None) -> Part:
+    _, _, gradient = member.gradient(z, lambda logits: aimed("ce", logits, y, targets))
     if not isinstance(member.model, Watched):
         return Part(gradient, gradient)
     return Part(gradient, gradient * member.model.weights((z.shape[2], z.shape[3])))
