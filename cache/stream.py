@@ -64,11 +64,11 @@ class FeedPlan:
     threads: int
 
     def __str__(self) -> str:
-        needed, budget = f"{self.needed / GIB:.2f} GiB", f"{self.budget / GIB:.2f} GiB"
+        needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
         if self.kind == "streamed":
-            return f"cache: {needed} do not fit {budget}: streamed in windows of {self.window_rows:,} rows"
-        where = f"on {self.device}" if self.kind == "device" else "in memory"
-        return f"cache: {needed} of {budget}: resident {where}"
+            return f"cache: {needed} do not fit {budget}, streamed in windows of {self.window_rows:,} rows"
+        where = f"on {self.device}" if self.kind == "device" and self.device.type != "cpu" else "in memory"
+        return f"cache: {needed} of {budget}, resident {where}"
 
 
 def plan_feed(

@@ -234,13 +234,17 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 
 
 @click.command(cls=Command)
-@click.option("--shards", required=True, help="A sealed cache or its WebDataset export: a folder or a URL.")
+@click.option(
+    "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
+)
 @click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
 @click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
 @click.option(
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
-@click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take in memory.")
+@click.option(
+    "--memory", default=8.0, show_default=True, help="GiB that the cache may take; a larger one is streamed from disk."
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @_device_option
 def train(
@@ -259,6 +263,8 @@ def train(
         task = progress.add_task("train", total=None, note="")
 
         def on_step(step: int, total: int, images: int) -> None:
+            if not seen[0]:
+                progress.console.print(str(trainer.feed_plan(config, cache, where, memory)), highlight=False)
             seen[0] += images
             speed = seen[0] / max(1e-9, progress.tasks[task].elapsed or 0)
             progress.update(task, completed=step, total=total, note=f"steps, {speed:.0f} images/s")

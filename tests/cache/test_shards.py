@@ -102,7 +102,7 @@ def test_a_hole_is_no_zeros(tmp_path: Path):
     tail[16:32] = b"\xff" * 16
     holed = data[: -index_size(array)] + sealed(bytes(tail))
     np.testing.assert_array_equal(decode(array, holed, slice(0, 4)), values(array, 0)[:4])
-    with pytest.raises(ValueError, match="one of the chunks 0..1 is a hole"):
+    with pytest.raises(ValueError, match=r"one of the chunks 0\.\.1 is a hole"):
         decode(array, holed, slice(3, 5))
     store.place.write(shard_key(array, 0), holed)
     with pytest.raises(CorruptError, match=r"rows 0\.\.7 of delta/a do not decode: one of the chunks 1\.\.1 is a hole"):

@@ -124,7 +124,7 @@ def test_a_budget_that_does_not_hold_two_windows(cache):
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(2.0, r"resident on cpu$"), (0.8, r"do not fit .*: streamed in windows of \d+ rows$")]
+    ("share", "said"), [(2.0, r"resident in memory$"), (0.8, r"do not fit .*, streamed in windows of \d+ rows$")]
 )
 def test_a_plan_says_what_was_chosen(cache, share, said):
     assert re.search(said, str(plan(cache, share))), str(plan(cache, share))

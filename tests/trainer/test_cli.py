@@ -10,6 +10,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from darht.cache.export import export_webdataset
+from darht.cache.reader import open_cache
 from darht.cache.teachers import load_teacher, read_card
 from darht.core.nets import build
 from darht.trainer.cli import evaluate, teacher, train
@@ -54,7 +56,21 @@ def run(tiny_cache, tmp_path_factory):
     assert f"{out}: 1 epochs, " in result.stdout
     assert "best held-out PGD accuracy" in result.stdout
     assert "epoch 1: loss" in result.stderr
+    assert "GiB of 8 GiB, resident in memory" in result.stderr
     return out
+
+
+def test_a_cache_beyond_the_memory_is_streamed_and_that_is_said(fine_cache, tmp_path):
+    words = ["--shards", fine_cache, "--out", tmp_path / "run", "--device", "cpu", "--memory", "0.000045"]
+    result = succeed(train, *words, *assigned(*FAST, "optim.batch_size=4"))
+    assert "do not fit" in result.stderr and "streamed in windows of 32 rows" in result.stderr, result.stderr
+
+
+def test_a_pattern_of_tars_that_lacks_one(fine_cache, tmp_path):
+    export_webdataset(open_cache(fine_cache), tmp_path / "tars", "blocks")
+    pattern = f"{tmp_path}/tars/shard-{{00000..00005}}.tar"
+    line = fail(train, "--shards", pattern, "--out", tmp_path / "run", "--device", "cpu")
+    assert "does not name the 7 tars" in line and "lacks shard-00006.tar" in line
 
 
 TEACHER = ("--data", "digits", "--arch", "resnet18", "--device", "cpu")

@@ -374,12 +374,13 @@ def test_a_streamed_run_from_an_export_has_the_bits_of_one_from_the_cache(stream
 
 def test_a_streamed_run_goes_on_with_its_own_window_only(streamed, tmp_path):
     cache, budget = streamed
-    train(changed(STREAMED, optim={"epochs": 1}), cache, tmp_path, device=CPU, memory_gib=budget)
+    config = changed(STREAMED, optim={"epochs": 1, "batch_size": 4})
+    train(config, cache, tmp_path, device=CPU, memory_gib=budget)
     again = {"device": CPU, "resume": True}
     with pytest.raises(SpecMismatchError, match="window_rows: "):
-        train(changed(STREAMED, optim={"epochs": 1}), cache, tmp_path, memory_gib=0.7 * budget, **again)
+        train(config, cache, tmp_path, memory_gib=0.7 * budget, **again)
     with pytest.raises(SpecMismatchError, match="window_rows: "):
-        train(changed(STREAMED, optim={"epochs": 1}), cache, tmp_path, memory_gib=1.0, **again)
+        train(config, cache, tmp_path, memory_gib=1.0, **again)
 
 
 def test_where_the_rows_are_changes_neither_normalisation_nor_holdout(streamed):
