@@ -85,9 +85,10 @@ class ProcessCrew:
         self.pipes.pop(worker).close()
 
     def end(self) -> None:
-        """Terminate, and kill what does not listen: whatever is lost of a unit will be computed again."""
-        for process in self.processes:
-            process.terminate()
+        """Let those that were dismissed clean up; terminate the others: what is lost of a unit is computed again."""
+        for number, process in enumerate(self.processes):
+            if number in self.pipes:
+                process.terminate()
         for process in self.processes:
             process.join(_PATIENCE)
             if process.is_alive():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from click.testing import Result
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import FaultProxy, served
 
-from darht.cache.build import build, plan_build
+from darht.cache.build import Plan, build, plan_build
 from darht.cache.commit import State
+from darht.cache.distribute import build_shared
 from darht.cache.exported import open_shards
 from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
@@ -96,6 +98,16 @@ def test_a_build_onto_s3_has_the_root_hash_of_one_on_a_disk(network: FaultProxy,
     np.testing.assert_array_equal(
         remote.read("delta/pgd-cnn", slice(10, 20)), local.read("delta/pgd-cnn", slice(10, 20))
     )
+
+
+def test_a_process_of_its_own_builds_onto_s3(
+    network: FaultProxy, small: Callable[..., Plan], build_into: Callable[..., Path], tmp_path: Path
+):
+    plan, url, notices = small(one_shard), "s3://bucket/shared", list[str]()
+    load = partial(plan_build, tmp_path / "spec.yaml")  # where `small` wrote it
+    build_shared(plan, load, url, workers=2, device="cpu", on_unit=quiet, on_notice=notices.append)
+    assert seal(url).root_hash == seal(build_into(plan, tmp_path / "disk")).root_hash
+    assert notices == []
 
 
 def test_a_memory_cache_has_it_too(small, tmp_path: Path):
