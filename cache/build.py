@@ -115,7 +115,6 @@ def build(plan: Plan, out: Location, *, device: torch.device, batch_size: int = 
     """
     folder = place(out)
     claim_folder(folder, plan)
-    check_teachers(folder, plan)
     store, report = Store(folder), BuildReport()
     facts = environment(device, batch_size)
     worker = Worker(plan, store, device, batch_size)
@@ -143,6 +142,7 @@ def claim_folder(out: Place, plan: Plan) -> None:
         SpecMismatchError: it holds another spec.
         CacheError: it is not empty and not a cache, or it is a file.
         CorruptError: its spec does not parse.
+        ModelError: a teacher that must answer is not at hand.
     """
     text, found = canonical_json(plan.spec).encode(), out.read(SPEC)
     if found is not None and found != text:
@@ -154,6 +154,7 @@ def claim_folder(out: Place, plan: Plan) -> None:
     Store(out).create(plan.arrays)
     origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalPlace) else plan.origin
     out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())
+    _check_teachers(out, plan)
 
 
 def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
@@ -167,12 +168,8 @@ def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
     raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; {fix}choose another --out folder")
 
 
-def check_teachers(out: Place, plan: Plan) -> None:
-    """A teacher whose folder is gone is missed only where a unit needs it, and then before the first is computed.
-
-    Raises:
-        ModelError: a teacher that must answer is not at hand.
-    """
+def _check_teachers(out: Place, plan: Plan) -> None:
+    """A teacher whose folder is gone is missed only where a unit needs it, and then before the first is computed."""
     absent = plan.spec.teachers.keys() - plan.teachers.keys()
     for array, shard in plan.units if absent else ():
         name = array.teacher(plan.spec)
