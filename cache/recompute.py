@@ -45,7 +45,7 @@ class Recomputed:
     Attributes:
         rows: how many rows were sampled.
         arrays: by name, how what was computed again differs from what is stored.
-        made_on: device and torch release of the units that were compared, as their records tell.
+        made_on: device and torch release of the teachers' and attacks' units among them, as their records tell.
     """
 
     rows: int
@@ -121,7 +121,8 @@ def recompute(
             on_array(name)
             pairs = _pairs(cache, plan, array, blocks, device)
             arrays[name] = compare(name, pairs, scale=float(array.attributes.get("scale", 1.0)))
-            made_on |= {_maker(read_commit(cache.folder, array, k)) for block in blocks for k in array.shards_of(block)}
+            if array.teacher(plan.spec) is not None:
+                made_on |= {_maker(read_commit(cache.folder, array, k)) for b in blocks for k in array.shards_of(b)}
     return Recomputed(sum(block.stop - block.start for block in blocks), arrays, tuple(sorted(made_on)))
 
 

@@ -96,6 +96,7 @@ def test_the_command(copied, tmp_path, invoke, tiny_teachers):
     found = invoke("verify", copied, "--recompute", "10%", "--seed", "3", "--device", "cpu", "--tolerance", "0")
     assert found.exit_code == 0, found.output
     assert "rows computed again on cpu" in found.output and "logits/vit/clean" in found.output
+    assert f"torch {torch.__version__}" in found.output and "unknown" not in found.output
     origin = (copied / "origin.json").read_text()
     (copied / "origin.json").unlink()
     missing = invoke("verify", copied, "--recompute", "5", "--device", "cpu")
