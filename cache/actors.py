@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from darht.cache.build import Worker
+from darht.cache.worker import Worker
 from darht.cache.crew import Event, Failed, Lost, Task, compute
 from darht.core.device import pick_device
 from darht.core.errors import ConfigError, DarhtError

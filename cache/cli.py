@@ -154,7 +154,7 @@ def status(location: str, as_json: bool) -> None:
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where the data set lies, if not as when built.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a teacher that does not lie as when built.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Largest difference of a logit [default: 0.05].")
-@click.option("--moved", type=click.FloatRange(0, 100), help="Largest % of a perturbation's values [default: 25].")
+@click.option("--moved", type=click.FloatRange(0, 100), help="Largest % of a perturbation's values [default: 10].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def verify(
     location: str,

@@ -11,8 +11,9 @@ from typing import Protocol
 
 import torch
 
-from darht.cache.build import Plan, Worker, build_block
+from darht.cache.build import build_block
 from darht.cache.store import Store
+from darht.cache.worker import Plan, Worker
 from darht.core.config import fingerprint
 from darht.core.errors import CacheError, SpecMismatchError
 from darht.core.places import Place

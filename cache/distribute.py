@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from darht.cache.build import BuildReport, OnUnit, Plan, claim_folder
+from darht.cache.build import BuildReport, OnUnit, claim_folder
+from darht.cache.worker import Plan
 from darht.cache.commit import COMMITS, commit_key
 from darht.cache.crew import Crew, OnNotice, Task, UnitDone, share
 from darht.cache.layout import ArrayLayout

@@ -46,7 +46,7 @@ def diff_table(diff: CacheDiff) -> Table:
     """A line for every array of either cache."""
     table = _table("array", "bytes", "shards that differ", *_VALUES)
     for array in diff.arrays:
-        bytes_ = {"both": "equal" if array.equal else "differ"}.get(array.found, f"in the {array.found} only")
+        bytes_ = {"both": "equal" if array.equal else "differ"}.get(array.found, f"{array.found} only")
         table.add_row(array.name, bytes_, str(len(array.shards)) if array.shards else "", *_values(array.values))
     return table
 

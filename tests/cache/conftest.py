@@ -13,7 +13,8 @@ import yaml
 from click.testing import CliRunner, Result
 from crash_server import CrashServer
 
-from darht.cache.build import OnUnit, Plan, build, plan_build
+from darht.cache.build import OnUnit, build, plan_build
+from darht.cache.worker import Plan
 from darht.cache.cli import cache
 
 sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share

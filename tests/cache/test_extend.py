@@ -11,14 +11,16 @@ import torch
 import yaml
 
 from darht.cache import build as builder
-from darht.cache.build import Plan, build, plan_build, spec_in
+from darht.cache.build import build, plan_build, spec_in
 from darht.cache.commit import State
 from darht.cache.extend import grow
 from darht.cache.history import growth_problems, read_history
 from darht.cache.reader import open_cache
 from darht.cache.seal import read_spec, seal
 from darht.cache.status import read_status
+from darht.cache.store import Store
 from darht.cache.verify import verify
+from darht.cache.worker import Plan, Worker
 from darht.core.errors import CorruptError, IncompleteError, ModelError, SpecMismatchError
 from darht.core.places import LocalPlace, place
 
@@ -138,9 +140,9 @@ def test_an_extended_cache_is_the_one_built_at_once(growth, computed, cache, pla
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each forward pass of a teacher had."""
     batches: list[int] = []
-    model = builder.Worker._model
+    model = Worker._model
 
-    def counting(self: builder.Worker, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def counting(self: Worker, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         answer = model(self, name)
 
         def ask(x: torch.Tensor) -> torch.Tensor:
@@ -149,7 +151,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return ask
 
-    monkeypatch.setattr(builder.Worker, "_model", counting)
+    monkeypatch.setattr(Worker, "_model", counting)
     return batches
 
 
@@ -245,7 +247,7 @@ def test_growing_again_before_the_first_time_is_over(cache, plan, at_once, monke
     grow(cache, largest.spec)
     assert len(list((cache / "history").iterdir())) == 2
     only_clean = [(array, shard) for array, shard in largest.units if array.name == "logits/cnn/clean"]
-    worker = builder.Worker(largest, builder.Store(place(cache)), CPU, 256)
+    worker = Worker(largest, Store(place(cache)), CPU, 256)
     for array, shard in only_clean:
         worker.compute(array, shard)
     assert sum(asked) - before == 32 * (9 - 7) + 8 * (9 - 3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from darht.cache.build import Plan, Worker
+from darht.cache.worker import Plan, Worker
 from darht.cache.export import export_webdataset
 from darht.cache.exported import open_shards
 from darht.cache.jacobian import jacobian_rows

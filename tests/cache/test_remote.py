@@ -14,7 +14,8 @@ from click.testing import Result
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import FaultProxy, served
 
-from darht.cache.build import Plan, build, plan_build
+from darht.cache.build import build, plan_build
+from darht.cache.worker import Plan
 from darht.cache.commit import State
 from darht.cache.distribute import build_shared
 from darht.cache.exported import open_shards
