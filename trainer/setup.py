@@ -187,9 +187,15 @@ def live_teachers(
     """The cache's teachers in its order, loaded when the recipe asks them; `given` overrides where their folders lie.
 
     Raises:
-        ConfigError: a folder is not known, or its weights are not those that the cache was made with.
+        ConfigError: a folder is not known or not wanted, or its weights are not those that the cache was made with.
+        ModelError: a folder holds no teacher.
     """
+    unknown = [name for name in given if name not in cache.spec.teachers]
+    if unknown:
+        raise ConfigError(f"the cache has no teacher {', '.join(unknown)}; it has {', '.join(cache.spec.teachers)}")
     if config.teachers == "cached":
+        if given:
+            raise ConfigError("--teacher says where live teachers lie; set teachers: live, or leave it out")
         return ()
     folders = {name: Path(folder) for name, folder in cache.origin().get("teachers", {}).items()} | dict(given)
     teachers = []

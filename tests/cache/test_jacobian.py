@@ -88,7 +88,7 @@ def test_a_gradient_of_zero_has_scale_zero() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_refused(bad: float) -> None:
-    with pytest.raises(ModelError, match="^a gradient is not finite, so that there is no Jacobian$"):
+    with pytest.raises(ModelError, match=r"^a gradient is not finite, so that there is no Jacobian$"):
         jacobian_rows(lambda x: torch.stack([x.flatten(1).sum(1) * bad, x.flatten(1).sum(1)], dim=1), pixels(),
                       torch.zeros(6, dtype=torch.int64), 2)  # fmt: skip
 
