@@ -21,7 +21,7 @@ from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import StudentCard
 from darht.trainer.config import TrainConfig
 from darht.trainer.evaluate import AttackOn, correct_rows
-from darht.trainer.losses import Darht
+from darht.trainer.losses import AdaAd, Darht
 from darht.trainer.student import Student
 
 CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
@@ -65,6 +65,12 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
         yield (
             f"targets: first-order needs the Jacobian of every teacher, {cache.folder} lacks {', '.join(lacking)}; "
             "list them under 'jacobians' and run darht-cache extend, or use targets: clean"
+        )
+    recipe, answers = config.objective(), (config.teachers, config.targets)
+    if isinstance(recipe, AdaAd) and recipe.igdm and answers not in (("live", None), ("cached", "first-order")):
+        yield (
+            "loss.igdm compares what teachers say at x' and at its mirror image, which quoted answers do not tell "
+            "apart; use targets: first-order or teachers: live, or igdm: 0"
         )
     others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
     if inner.kind == "cached" and others:
