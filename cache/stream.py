@@ -165,8 +165,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
-        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the one after the last
-        is read ahead.
+        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the next
+        one is read ahead.
 
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.

@@ -49,6 +49,13 @@ def _floats(text: str, what: str) -> tuple[float, ...]:
     return values
 
 
+def _named_folders(items: tuple[str, ...]) -> dict[str, Path]:
+    given = {name: Path(folder) for name, _, folder in (item.partition("=") for item in items) if name and folder}
+    if len(given) != len(items):
+        raise ConfigError(f"--teacher reads NAME=FOLDER, each name once; got {', '.join(items)}")
+    return given
+
+
 def _data_options(function: Any) -> Any:
     for option in (
         click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
@@ -246,17 +253,25 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
     "--memory", default=8.0, show_default=True, help="GiB that the cache may take; a larger one is streamed from disk."
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
 @_device_option
 def train(
-    shards: str, out: Path, recipe: Path | None, assignments: tuple[str, ...], memory: float, resume: bool, device: str
+    shards: str,
+    out: Path,
+    recipe: Path | None,
+    assignments: tuple[str, ...],
+    memory: float,
+    resume: bool,
+    teachers: tuple[str, ...],
+    device: str,
 ) -> None:
-    """Train a feature-map student from a cache, without any teacher in memory."""
+    """Train a student from a cache, without any teacher in memory unless the recipe says teachers: live."""
     from darht.cache.exported import open_shards
     from darht.core.device import pick_device
     from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
 
-    config, where = load_recipe(recipe, assignments), pick_device(device)
+    config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
     seen = [0, 0.0]
     with _progress() as progress:
@@ -278,7 +293,16 @@ def train(
             progress.console.print(f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}", highlight=False)
 
         state = trainer.train(
-            config, cache, out, device=where, memory_gib=memory, resume=resume, on_step=on_step, on_epoch=on_epoch
+            config,
+            cache,
+            out,
+            device=where,
+            memory_gib=memory,
+            resume=resume,
+            teachers=folders,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            on_note=lambda text: progress.console.print(text, highlight=False, markup=False),
         )
     seconds = sum(row["seconds"] for row in state.history)
     best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
@@ -320,9 +344,7 @@ def evaluate(
     from darht.core.device import pick_device
     from darht.trainer.evaluate_run import EvalConfig, evaluate_run
 
-    given = dict(item.split("=", 1) for item in teachers if "=" in item)
-    if len(given) != len(teachers):
-        raise ConfigError(f"--teacher reads NAME=FOLDER; got {', '.join(teachers)}")
+    given = {name: str(folder) for name, folder in _named_folders(teachers).items()}
     config = EvalConfig(
         which=which,
         root=root,

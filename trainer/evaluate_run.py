@@ -14,6 +14,7 @@ from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError
 from darht.trainer.checkpoint import BEST, StudentCard, load_student, read_run
 from darht.trainer.evaluate import AttackOn, Score, WholeSuite, evaluate, quick_attacks, write_report
+from darht.trainer.losses import RECIPES
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,32 @@ def _teachers(folders: dict[str, str], num_classes: int, device: torch.device) -
 
 
 def _note(card: StudentCard) -> str:
-    inner = card.recipe["inner"]
+    """How the student was trained, as far as it matters for reading its figures."""
+    inner, recipe = card.recipe["inner"], card.recipe["recipe"]
+    examples = RECIPES[recipe].examples
+    if examples == "never":
+        return f"recipe {recipe} trains on clean images only: robust accuracy is shown beside it"
     if inner["kind"] == "cached":
         return (
             "inner: cached trains on other networks' examples only: what it buys is transfer robustness; "
             "white-box accuracy is shown beside it"
         )
-    return f"inner: pgd, {inner['steps']} steps on the student, teachers quoted on the clean view"
+    steps = "one step on the student from its row's last perturbation"
+    if inner["kind"] == "pgd":
+        steps = f"{inner['steps']} steps on the student"
+    return f"inner: {inner['kind']}, {steps}, {_asked(card)}"
+
+
+def _asked(card: StudentCard) -> str:
+    """Whom the student's examples were put to."""
+    recipe = RECIPES[card.recipe["recipe"]]
+    if recipe.listens == "none":
+        return "no teachers"
+    if card.recipe.get("teachers") == "live":
+        return "live teachers"
+    targets = (card.recipe.get("targets") or "clean") if recipe.asks else "clean"
+    return {
+        "clean": "teachers quoted on the clean view",
+        "nearest": "teachers quoted on the nearest stored example",
+        "first-order": "teachers estimated by their Jacobians",
+    }[targets]

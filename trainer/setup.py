@@ -22,7 +22,7 @@ from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import StudentCard
 from darht.trainer.config import TrainConfig
 from darht.trainer.evaluate import AttackOn, correct_rows
-from darht.trainer.losses import Darht
+from darht.trainer.losses import AdaAd, Darht
 from darht.trainer.student import Student
 
 CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
@@ -66,6 +66,12 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
         yield (
             f"targets: first-order needs the Jacobian of every teacher, {cache.folder} lacks {', '.join(lacking)}; "
             "list them under 'jacobians' and run darht-cache extend, or use targets: clean"
+        )
+    recipe, answers = config.objective(), (config.teachers, config.targets)
+    if isinstance(recipe, AdaAd) and recipe.igdm and answers not in (("live", None), ("cached", "first-order")):
+        yield (
+            "loss.igdm compares what teachers say at x' and at its mirror image, which quoted answers do not tell "
+            "apart; use targets: first-order or teachers: live, or igdm: 0"
         )
     others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
     if inner.kind == "cached" and others:
@@ -171,9 +177,15 @@ def live_teachers(
     """The cache's teachers in its order, loaded when the recipe asks them; `given` overrides where their folders lie.
 
     Raises:
-        ConfigError: a folder is not known, or its weights are not those that the cache was made with.
+        ConfigError: a folder is not known or not wanted, or its weights are not those that the cache was made with.
+        ModelError: a folder holds no teacher.
     """
+    unknown = [name for name in given if name not in cache.spec.teachers]
+    if unknown:
+        raise ConfigError(f"the cache has no teacher {', '.join(unknown)}; it has {', '.join(cache.spec.teachers)}")
     if config.teachers == "cached":
+        if given:
+            raise ConfigError("--teacher says where live teachers lie; set teachers: live, or leave it out")
         return ()
     folders = {name: Path(folder) for name, folder in cache.origin().get("teachers", {}).items()} | dict(given)
     teachers = []

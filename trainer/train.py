@@ -140,7 +140,6 @@ def train(
     ranks, identity = join_ranks(device), run_identity(config, cache, plan)
     if ranks.first:
         claim_run(out, identity, resume=resume)
-    on_note(str(plan))
     with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         run = _start(config, cache, feed)
         held, watched = holdout_source(feed), watched_source(feed, config)
@@ -148,6 +147,7 @@ def train(
         run.load(out)
         if ranks.first:
             write_run(out, identity, {"cache": cache_from(cache.folder, out), "feed": str(plan)})
+        on_note(str(plan))
         while run.progress.epoch < config.optim.epochs:
             row = _epoch(run, examples, feed, ranks, on_step=on_step)
             scores = _scores(run.result, held, watched, config, device) if ranks.first else {}

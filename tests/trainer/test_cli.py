@@ -131,6 +131,23 @@ def test_a_run_is_resumed_and_not_overwritten(run, tiny_cache):
     assert "recipe.seed: 0 -> 1" in fail(train, *arguments, *assigned(*FAST, "seed=1"), "--resume")
 
 
+def test_live_teachers_and_what_is_noted(tiny_cache, tiny_teachers, tmp_path):
+    arguments = ("--shards", tiny_cache, "--device", "cpu", *assigned(*FAST, "teachers=live", "loss.phases=[0, 0]"))
+    result = succeed(train, *arguments, "--out", tmp_path / "run", "--teacher", f"cnn={tiny_teachers['cnn']}")
+    assert "cache: 0.00 GiB of 8.00 GiB: resident" in result.stderr
+    said = fail(train, *arguments, "--out", tmp_path / "other", "--teacher", f"cnn={tiny_teachers['vit']}")
+    assert "teacher 'cnn' of the cache has" in said
+    for words in (("cnn",), ("=x",), ("cnn=",), ("cnn=a", "cnn=b")):
+        given = [word for item in words for word in ("--teacher", item)]
+        said = fail(train, *arguments, "--out", tmp_path / "other", *given)
+        assert said == f"error: --teacher reads NAME=FOLDER, each name once; got {', '.join(words)}"
+    assert "set teachers: live" in fail(
+        train, "--shards", tiny_cache, "--out", tmp_path / "other", "--teacher", "cnn=x", "--device", "cpu"
+    )
+    assert not (tmp_path / "other").exists()
+    assert "live teachers" in succeed(evaluate, tmp_path / "run", "--limit", 40, "--no-transfer").stdout
+
+
 def test_a_recipe_file(tiny_cache, tmp_path):
     recipe = {
         "recipe": "rslad",
@@ -161,7 +178,7 @@ def test_evaluate_a_run(run):
 
 def test_teachers_are_given_as_name_and_folder(run, tiny_teachers, tmp_path):
     said = fail(evaluate, run, "--teacher", tiny_teachers["cnn"], "--device", "cpu")
-    assert said.startswith("error: --teacher reads NAME=FOLDER; got ")
+    assert said.startswith("error: --teacher reads NAME=FOLDER, each name once; got ")
     said = fail(evaluate, run, "--teacher", f"cnn={tmp_path}", "--limit", 40, "--device", "cpu")
     assert "is not a teacher folder" in said
     succeed(evaluate, run, "--teacher", f"cnn={tiny_teachers['cnn']}", "--limit", 40, "--device", "cpu")

@@ -21,7 +21,7 @@ from darht.cache.stream import Feed, level_counts
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.trainer import setup
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
-from darht.trainer.config import StudentConfig
+from darht.trainer.config import StudentConfig, WarmConfig
 from darht.trainer.inner import Examples
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.setup import feed_plan, holdout_source, make_student, normalisation, score
@@ -89,10 +89,14 @@ RUNS = {
     "darht-pgd": CONFIG,
     "darht-cached": changed(inner={"kind": "cached"}, loss={**CONFIG.loss, "kd": "mse", "weights": "row"}),
     "rslad-pgd": changed(recipe="rslad"),
-    "at-plain": changed(
-        recipe="at", loss={"clean_share": 0.5}, student=dataclasses.replace(CONFIG.student, feature_map=False)
-    ),
+    "at-plain": changed(recipe="at", loss={"clean_share": 0.5}, student=PLAIN),
     "dropout": DROPOUT,
+    "darht-warm": changed(inner={"kind": "warm", "warm": WarmConfig(momentum=0.5, check_rows=16)}),
+    "trades-warm": changed(
+        recipe="trades",
+        student=PLAIN,
+        inner={"kind": "warm", "step": 16, "warm": WarmConfig(start="noise", check_rows=0)},
+    ),
 }
 
 
@@ -327,6 +331,43 @@ def test_rslad_needs_a_robust_teacher(plain_cache, tmp_path):
         ConfigError, match=r"recipe rslad needs a robust teacher on adversarial images; those of .* are all vanilla"
     ):
         train(changed(recipe="rslad"), plain_cache, tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inner": {"kind": "warm"}}, r"inner\.warm\.start: cached needs stored perturbations, .* has no attacks; use"),
+        ({"targets": "nearest"}, r"targets: nearest needs stored answers, .* has no attacks; use targets: clean"),
+        (
+            {"targets": "first-order"},
+            r"targets: first-order needs the Jacobian of every teacher, .* lacks cnn; ",
+        ),
+        ({"recipe": "mtard"}, r"recipe mtard needs a robust teacher on adversarial images"),
+        ({"recipe": "adaad"}, r"recipe adaad needs a robust teacher on adversarial images"),
+    ],
+)
+def test_what_a_recipe_needs_and_the_cache_lacks(plain_cache, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train(changed(**changes), plain_cache, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mtard_needs_a_vanilla_teacher(cache, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs a teacher whose role is vanilla on clean images; .* all robust"):
+        train(changed(recipe="mtard"), cache, tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize("changes", [{}, {"targets": "clean"}, {"targets": "nearest"}, {"inner": {"kind": "cached"}}])
+def test_igdm_needs_teachers_who_tell_two_points_apart(mixed_cache, tmp_path, changes):
+    config = changed(recipe="adaad", loss={"igdm": 20.0}, **changes)
+    with pytest.raises(ConfigError, match=r"loss\.igdm compares .* use targets: first-order or teachers: live"):
+        train(config, mixed_cache, tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize("recipe", ["kd", "at", "trades"])
+def test_recipes_that_vanilla_teachers_are_enough_for(plain_cache, tmp_path, recipe):
+    config = changed(recipe=recipe, optim={"epochs": 1}, inner={"steps": 1})
+    assert train(config, plain_cache, tmp_path / "run", device=CPU).epoch == 1
 
 
 def test_a_cache_beyond_the_budget_is_refused(cache, tmp_path):
