@@ -259,16 +259,29 @@ def test_plain_callables_and_tiny_batches_work(scene):
     assert padded(1, 64) == 16 and padded(17, 64) == 32 and padded(64, 64) == 64 and padded(1, 64, constant=True) == 64
 
 
+@pytest.mark.parametrize("attack", [PGD(eps=4, step=1), FABT(eps=4, steps=6, targets=2), Square(eps=4, queries=12)])
+def test_compiled_copies_see_one_shape_alone(attack, scene, monkeypatch):
+    """A new shape would be compiled anew, and compiling for a CPU takes longer than all other tests together."""
+    model, x, y = scene
+    shapes, asked = set(), []
+
+    def compile_(part, **how):
+        asked.append(how)
+        return lambda z: (shapes.add(tuple(z.shape)), part(z))[1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    found = Engine(compile=True, slots=32, restarts=2).run(attack, model, x, y, generator=rng(70))
+    assert shapes == {(32, 3, 8, 8)} and asked and all(how == {"dynamic": False} for how in asked)
+    plain = Engine(slots=32, restarts=2).run(attack, model, x, y, generator=rng(70))
+    assert torch.equal(found.success, plain.success) and torch.equal(found.x_adv, plain.x_adv)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling for a CPU takes too long")
 def test_compiled_copies_give_the_same_flags(scene):
     model, x, y = scene
-    if not torch.cuda.is_available():  # compiling for a CPU takes longer than all other tests together
-        assert Engine(compile=True).compile
-        return
     found = Engine(compile=True).run(PGD(eps=4, step=1), model, x, y, generator=rng(70))
-    assert (
-        abs(int(found.robust.sum()) - int(EXACT.run(PGD(eps=4, step=1), model, x, y, generator=rng(70)).robust.sum()))
-        < 2
-    )
+    plain = EXACT.run(PGD(eps=4, step=1), model, x, y, generator=rng(70))
+    assert abs(int(found.robust.sum()) - int(plain.robust.sum())) < 2
 
 
 class Odd(nn.Module):
