@@ -184,7 +184,7 @@ class Engine:
         """Check the inputs, copy and speed up the model, and choose the kernels until the block ends."""
         check_inputs(model, x, y)
         ready = self._prepare(model, x)
-        with kernels(x.device, len(ready.fast)):
+        with kernels(x.device):
             yield ready
 
     def _prepare(self, model: Model, x: Tensor) -> Prepared:

@@ -101,9 +101,10 @@ def _keep_memory() -> None:
 
 
 @contextmanager
-def kernels(device: torch.device, lanes: int) -> Iterator[None]:
-    """Deterministic kernels on a GPU; one torch thread for each of several lanes on a CPU; restored at the end.
+def kernels(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels on a GPU; one torch thread for each lane on a CPU; restored at the end.
 
+    One lane has one thread as well: with more, matrix products of few rows are cut along the sum, which changes bits.
     On a CPU the C library is also brought to keep what is freed: see `_keep_memory`.
     """
     threads = torch.get_num_threads()
@@ -114,7 +115,7 @@ def kernels(device: torch.device, lanes: int) -> Iterator[None]:
             cudnn.deterministic, cudnn.benchmark = True, False
         else:
             _keep_memory()
-            torch.set_num_threads(1 if lanes > 1 else threads)
+            torch.set_num_threads(1)
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before

@@ -215,7 +215,9 @@ class Lane:
             return
         size = self.queue.slots
         points = torch.cat([state.best for state, _, _, _ in self.unseen])
-        answers = torch.cat([forward_padded(self.oracle, chunk, size) for chunk in torch.split(points, size)])
+        constant = self.queue.constant
+        chunks = torch.split(points, size)
+        answers = torch.cat([forward_padded(self.oracle, chunk, size, constant=constant) for chunk in chunks])
         parts = torch.split(answers, [len(rows) for _, rows, _, _ in self.unseen])
         for (state, rows, run, seen), logits in zip(self.unseen, parts, strict=True):
             state.logits = logits
@@ -279,7 +281,7 @@ def forward_all(models: Sequence[Model], x: Tensor, slots: int) -> Tensor:
     return torch.cat([parts[k % len(models)][k // len(models)] for k in range(len(chunks))])
 
 
-def forward_padded(oracle: Oracle, x: Tensor, slots: int) -> Tensor:
+def forward_padded(oracle: Oracle, x: Tensor, slots: int, *, constant: bool = False) -> Tensor:
     """Logits of up to `slots` rows, in a batch filled up with copies."""
-    index = torch.arange(padded(len(x), slots, constant=x.is_cuda), device=x.device) % len(x)
+    index = torch.arange(padded(len(x), slots, constant=constant or x.is_cuda), device=x.device) % len(x)
     return oracle.logits(x[index])[: len(x)]
