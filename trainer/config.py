@@ -7,6 +7,7 @@ from typing import Any, Literal
 from darht.attacks import PGD
 from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
+from darht.trainer.student import Dropout
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,15 @@ class StudentConfig:
     arch: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
     feature_map: bool = True  # a row of logits per teacher; without it the student is the plain classifier
+    mc_dropout: float = 0.0  # share of the features that is dropped, also at inference; 0 for none, as released
+    mc_samples: int = 16  # passes that are averaged at inference; each costs one linear layer, not one backbone
+
+    def __post_init__(self) -> None:
+        self.dropout()
+
+    def dropout(self) -> Dropout:
+        """The settings of Monte-Carlo dropout, checked."""
+        return Dropout(self.mc_dropout, self.mc_samples)
 
 
 @dataclass(frozen=True)

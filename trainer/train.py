@@ -37,11 +37,13 @@ from darht.trainer.config import TrainConfig
 from darht.trainer.evaluate import AttackOn, correct_rows
 from darht.trainer.inner import draw_step
 from darht.trainer.losses import RECIPES
+from darht.trainer.model_card import teacher_notes, write_model_card
 from darht.trainer.schedule import descend, learning_rate, make_optimizer
-from darht.trainer.student import Student
+from darht.trainer.student import Student, check_folds
+from darht.trainer.tally import Tally
 
 _CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
-OnStep = Callable[[int, int, int], None]
+OnStep = Callable[[int, int, int, Tally], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 
 
@@ -53,7 +55,7 @@ def train(
     device: torch.device,
     memory_gib: float = 8.0,
     resume: bool = False,
-    on_step: OnStep = lambda step, total, images: None,
+    on_step: OnStep = lambda step, total, images, tally: None,
     on_epoch: OnEpoch = lambda row: None,
 ) -> Progress:
     """Train the student that `config` describes and leave it in `out`.
@@ -65,7 +67,7 @@ def train(
         device: where to train.
         memory_gib: the most that the cache may take in memory.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
-        on_step: told step, steps in all, and images, after each step.
+        on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
 
     Raises:
@@ -79,25 +81,26 @@ def train(
     student = make_student(config, data, cache.spec.data.classes)
     optimizer = make_optimizer(student, config.optim)
     progress = load_checkpoint(out, student, optimizer)
-    write_run(out, identity, {"cache": _cache_from(cache.folder, out)})
+    write_run(out, identity, {"cache": _cache_from(cache.folder, out), "teachers": teacher_notes(cache)})
     steps = max(1, len(data.training) // config.optim.batch_size)
     total = steps * config.optim.epochs
     while progress.epoch < config.optim.epochs:
-        start, losses, epoch = time.perf_counter(), [], progress.epoch
+        start, tally, epoch = time.perf_counter(), Tally(device), progress.epoch
         student.train()
         with borrowed_generator(config.seed, "dropout", epoch):
             for number, rows in enumerate(_batches(data, config, epoch, steps), start=epoch * steps):
                 done = number / total
                 step = draw_step(student, data, rows, config, epoch=epoch, number=number, done=done)
-                loss = RECIPES[config.recipe].loss(student, step, config)
+                with tally.listening(student, step):
+                    loss = RECIPES[config.recipe].loss(student, step, config)
                 descend(loss, student, optimizer, config.optim, done)
-                losses.append(loss.detach())
-                on_step(number + 1, total, len(rows))
-        seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
-        check_finite(mean, epoch + 1)
+                tally.add(loss)
+                on_step(number + 1, total, len(rows), tally)
+        check_finite(tally.reading().loss, epoch + 1)
+        seconds = time.perf_counter() - start
         row = {
             "epoch": epoch + 1,
-            "loss": round(mean, 6),
+            **tally.row(),
             **score_holdout(student, data, config, device),
             "lr": round(learning_rate(config.optim, done), 8),
             "images_per_second": round(steps * len(rows) / seconds, 1),
@@ -161,8 +164,10 @@ def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...
             teachers=len(data.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
             preprocessing=normalisation(data.images[torch.from_numpy(data.training)]),
+            dropout=config.student.dropout(),
         ).to(data.images.device)
     check_pixels(student, data.images, config.student.arch)
+    check_folds(student, data.images[:2].float() / 255)
     return student
 
 
@@ -216,9 +221,10 @@ def score_holdout(student: Student, data: TrainingSet, config: TrainConfig, devi
     was_training = student.training
     student.eval()
     try:
-        clean = correct_rows(lambda x: student(x).logits, held, None, device=device)
-        attack = AttackOn(config.inner.pgd())
-        robust = correct_rows(lambda x: student(x).logits, held, attack, device=device, seed=config.seed)
+        with borrowed_generator(config.seed, "holdout"):  # for Monte-Carlo dropout, which draws at inference
+            clean = correct_rows(lambda x: student(x).logits, held, None, device=device)
+            attack = AttackOn(config.inner.pgd())
+            robust = correct_rows(lambda x: student(x).logits, held, attack, device=device, seed=config.seed)
     except ModelError as error:  # it took every batch before: only its numbers can have gone
         raise DarhtError(f"the student diverged ({error}): {_CALMER}") from error
     finally:
@@ -242,6 +248,9 @@ def _card(config: TrainConfig, cache: Cache, student: Student, row: dict[str, An
         recipe=to_plain(config),
         epoch=row["epoch"],
         selection={key: value for key, value in row.items() if key.startswith("holdout")},
+        image_size=cache.spec.data.image_shape[-2:],
+        mc_dropout=student.dropout.p,
+        mc_samples=student.dropout.samples,
     )
 
 
@@ -259,6 +268,8 @@ def save_epoch(
     save_student(out / LAST, student, card)
     if score >= progress.best:
         save_student(out / BEST, student, card)
+        write_model_card(out, BEST)
+    write_model_card(out, LAST)
     progress.epoch, progress.best = row["epoch"], max(score, progress.best)
     progress.history.append(row)
     write_log(out, progress.history)

@@ -53,7 +53,7 @@ def run(tiny_cache, tmp_path_factory):
     result = succeed(train, "--shards", tiny_cache, "--out", out, *assigned(*FAST), "--device", "cpu")
     assert f"{out}: 1 epochs, " in result.stdout
     assert "best held-out PGD accuracy" in result.stdout
-    assert "epoch 1: loss" in result.stderr
+    assert "epoch 1/1, loss " in result.stderr
     return out
 
 

@@ -182,11 +182,12 @@ def test_another_seed_gives_another_student(cache, whole, tmp_path):
 
 def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     steps, rows = [], []
-    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told), on_epoch=rows.append)
+    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]), on_epoch=rows.append)
     per_epoch = (100 - len(cache.manifest.holdout)) // 32
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    expected = ["epoch", "loss", "holdout_clean", "holdout_pgd", "lr", "images_per_second", "seconds"]
+    expected = ["epoch", "loss", "train_clean", "train_adversarial", "holdout_clean", "holdout_pgd", "lr"]
+    expected += ["images_per_second", "seconds"]
     assert list(rows[0]) == expected
     assert (tmp_path / "log.csv").read_text().splitlines()[0] == ",".join(expected)
 
@@ -261,7 +262,7 @@ def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path)
 def test_fewer_rows_than_a_batch_are_one_batch(plain_cache, tmp_path):
     steps = []
     config = changed(recipe="at", optim={"epochs": 2, "batch_size": 256})
-    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told))
+    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]))
     assert steps == [(1, 2, 40), (2, 2, 40)]
 
 
