@@ -1,7 +1,7 @@
 """What people see while a student trains: a progress bar, a line for each epoch, curves, and TensorBoard's events."""
 
-import time
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -34,8 +34,8 @@ class Monitor:
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._bar = Progress(*columns, *times, console=Console(stderr=True), expand=True)
         self._task: TaskID | None = None
-        self._looked, self._images, self._speed = time.monotonic(), 0, 0.0
-        self._drawn, self._cost, self._fresh = time.monotonic(), 0.0, True
+        self._looked, self._images, self._speed = monotonic(), 0, 0.0
+        self._drawn, self._cost, self._fresh = monotonic(), 0.0, True
         self._events: Any = None
 
     def __enter__(self) -> "Monitor":
@@ -58,7 +58,7 @@ class Monitor:
             self._task = self._bar.add_task("", total=total, completed=step - 1, note="")
         self.finished = (step - 1) * self.epochs // total
         self._images += images
-        now = time.monotonic()
+        now = monotonic()
         if now - self._looked >= _REFRESH:
             speed = self._images / (now - self._looked)
             self._speed = 0.7 * self._speed + 0.3 * speed if self._speed else speed
@@ -74,14 +74,14 @@ class Monitor:
         self.finished, self._fresh = row["epoch"], False
         self._bar.console.print(epoch_line(row, self.epochs), highlight=False, soft_wrap=True)
         self._note(row)
-        if time.monotonic() - self._drawn >= self._cost / _CURVES_SHARE:
+        if monotonic() - self._drawn >= self._cost / _CURVES_SHARE:
             self._draw()
-        self._looked, self._images = time.monotonic(), 0
+        self._looked, self._images = monotonic(), 0
 
     def _draw(self) -> None:
-        start = time.monotonic()
+        start = monotonic()
         write_curves(self.out)
-        self._drawn, self._fresh = time.monotonic(), True
+        self._drawn, self._fresh = monotonic(), True
         self._cost = self._drawn - start
 
     def _note(self, row: dict[str, Any]) -> None:

@@ -115,6 +115,7 @@ RUNS = {
     "rslad-pgd": changed(recipe="rslad"),
     "at-plain": changed(recipe="at", student=dataclasses.replace(CONFIG.student, feature_map=False)),
     "dropout": DROPOUT,
+    "mc-dropout": changed(student=dataclasses.replace(CONFIG.student, mc_dropout=0.3, mc_samples=4)),
 }
 
 
@@ -165,7 +166,7 @@ def test_a_finished_run_is_not_trained_further(cache, whole, tmp_path):
     assert (first / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.parametrize("config", [CONFIG, DROPOUT], ids=["resnet18", "dropout"])
+@pytest.mark.parametrize("config", [CONFIG, DROPOUT, RUNS["mc-dropout"]], ids=["resnet18", "dropout", "mc-dropout"])
 def test_the_caller_s_generators_are_left_alone(config, cache, tmp_path):
     torch.manual_seed(123)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -186,6 +187,7 @@ def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     per_epoch = (100 - len(cache.manifest.holdout)) // 32
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("train_clean", "train_adversarial") if row[key])
     expected = ["epoch", "loss", "train_clean", "train_adversarial", "holdout_clean", "holdout_pgd", "lr"]
     expected += ["images_per_second", "seconds"]
     assert list(rows[0]) == expected
@@ -208,6 +210,9 @@ def test_what_a_run_leaves_behind(cache, whole):
     assert card.cache_root_hash == cache.root_hash
     assert card.epoch == 3
     assert card.classes == tuple("0123456789")
+    assert card.image_size == (8, 8)
+    assert "On rows held out of the *training* split" in (out / BEST / "README.md").read_text()
+    assert "| cnn | resnet18 | robust |" in (out / LAST / "README.md").read_text()
     assert card.selection == {key: log(out)[-1][key] for key in ("holdout_clean", "holdout_pgd")}
     run = json.loads((out / "run.json").read_text())
     assert (out / run["cache"]).resolve() == cache.folder.folder.resolve()
@@ -401,3 +406,22 @@ def test_the_student_normalises_by_the_training_rows_alone(cache):
     data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
     student = make_student(CONFIG, data, cache.spec.data.classes)
     assert student.preprocessing == normalisation(data.images[torch.from_numpy(data.training)])
+
+
+def test_clean_batches_alone_have_no_adversarial_accuracy(cache, tmp_path):
+    config = changed(recipe="at", clean_share=1.0, optim={"epochs": 1})
+    row = train(config, cache, tmp_path, device=CPU).history[0]
+    assert row["train_adversarial"] is None
+    assert 0 < row["train_clean"] <= 100
+    assert ",," in (tmp_path / "log.csv").read_text()
+
+
+def test_a_student_that_does_not_fold_is_refused_before_it_trains(cache, tmp_path):
+    config = changed(student=StudentConfig(arch="torchvision:squeezenet1_1"))
+    with pytest.raises(ModelError, match="puts ReLU after its classifier"):
+        train(config, cache, tmp_path / "run", device=CPU)
+
+
+def test_monte_carlo_dropout_is_part_of_the_student(cache, whole):
+    student, card = load_student(whole("mc-dropout", RUNS["mc-dropout"]) / BEST, CPU)
+    assert (card.mc_dropout, card.mc_samples) == (student.dropout.p, student.dropout.samples) == (0.3, 4)
