@@ -166,8 +166,8 @@ def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...
             preprocessing=normalisation(data.images[torch.from_numpy(data.training)]),
             dropout=config.student.dropout(),
         ).to(data.images.device)
-    check_pixels(student, data.images, config.student.arch)
-    check_folds(student, data.images[:2].float() / 255)
+        check_pixels(student, data.images, config.student.arch)  # inside, because Monte-Carlo dropout draws
+        check_folds(student, data.images[:2].float() / 255)
     return student
 
 

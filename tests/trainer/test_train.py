@@ -13,6 +13,7 @@ from darht.cache.build import build, plan_build
 from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
+from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, Progress, StudentCard, load_student
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
@@ -245,7 +246,15 @@ def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path):
     for epoch, score in enumerate(scores, start=1):
         row = {"epoch": epoch, "holdout_pgd": float(score)}
         card = StudentCard(
-            "resnet18", CONFIG.student.kwargs, ("cnn", "vit"), 10, student.preprocessing, (), "", {}, epoch
+            "resnet18",
+            CONFIG.student.kwargs,
+            ("cnn", "vit"),
+            10,
+            student.preprocessing,
+            (),
+            "",
+            to_plain(CONFIG),
+            epoch,
         )
         with torch.no_grad():
             student.head.bias.fill_(epoch)
