@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from darht.cache.worker import Worker
 from darht.cache.crew import Event, Failed, Lost, Task, compute
+from darht.cache.worker import Worker
 from darht.core.device import pick_device
 from darht.core.errors import ConfigError, DarhtError
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from darht.cache.build import BuildReport, OnUnit, claim_folder
-from darht.cache.worker import Plan
 from darht.cache.commit import COMMITS, commit_key
 from darht.cache.crew import Crew, OnNotice, Task, UnitDone, share
 from darht.cache.layout import ArrayLayout
+from darht.cache.worker import Plan
 from darht.core.config import fingerprint
 from darht.core.errors import ConfigError
 from darht.core.places import LocalPlace, Location, Place, place

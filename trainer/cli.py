@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from darht.core.cli import Command, Group
+from darht.core.cli import Command, DefaultGroup, Group
 from darht.core.errors import ConfigError, DarhtError
 
 _FOLDER = click.Path(path_type=Path)
@@ -240,7 +242,15 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
     )
 
 
-@click.command(cls=Command)
+@click.group(cls=DefaultGroup, default="run")
+def train() -> None:
+    """Train a student from a cache, and write what came out for use elsewhere.
+
+    `darht-train --shards CACHE --out RUN` is short for `darht-train run --shards CACHE --out RUN`.
+    """
+
+
+@train.command("run")
 @click.option(
     "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
 )
@@ -255,7 +265,9 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
 @_device_option
-def train(
+@click.pass_context
+def train_run(
+    ctx: click.Context,
     shards: str,
     out: Path,
     recipe: Path | None,
@@ -270,43 +282,59 @@ def train(
     from darht.core.device import pick_device
     from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
+    from darht.trainer.monitor import Monitor
 
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
-    seen = [0, 0.0]
-    with _progress() as progress:
-        task = progress.add_task("train", total=None, note="")
-
-        def on_step(step: int, total: int, images: int) -> None:
-            if not seen[0]:
-                progress.console.print(str(trainer.feed_plan(config, cache, where, memory)), highlight=False)
-            seen[0] += images
-            speed = seen[0] / max(1e-9, progress.tasks[task].elapsed or 0)
-            progress.update(task, completed=step, total=total, note=f"steps, {speed:.0f} images/s")
-
-        def on_epoch(row: dict[str, Any]) -> None:
-            held = (
-                f", held out: clean {row['holdout_clean']:.1f} %, PGD {row['holdout_pgd']:.1f} %"
-                if "holdout_pgd" in row
-                else ""
+    monitor = Monitor(out, config.optim.epochs)
+    hooks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
+    try:
+        with monitor:
+            state = trainer.train(
+                config, cache, out, device=where, memory_gib=memory, resume=resume, teachers=folders, **hooks
             )
-            progress.console.print(f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}", highlight=False)
-
-        state = trainer.train(
-            config,
-            cache,
-            out,
-            device=where,
-            memory_gib=memory,
-            resume=resume,
-            teachers=folders,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            on_note=lambda text: progress.console.print(text, highlight=False, markup=False),
+    except KeyboardInterrupt:
+        click.echo(
+            f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written", err=True
         )
+        click.echo(f"go on with: {_again(ctx)}", err=True)
+        sys.exit(130)
     seconds = sum(row["seconds"] for row in state.history)
     best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
     click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
+
+
+def _again(ctx: click.Context) -> str:
+    """The command that goes on with this run: the same options, and --resume."""
+    words = ["darht-train"]
+    for parameter in ctx.command.params:
+        name, value = parameter.name or "", ctx.params.get(parameter.name or "")
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
+            values = value if isinstance(value, tuple) else (value,)
+            words += [word for item in values for word in (parameter.opts[0], str(item))]
+    return shlex.join([*words, "--resume"])
+
+
+@train.command("export")
+@click.argument("run", type=_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="A new or empty folder.")
+@click.option(
+    "--format",
+    "kind",
+    default="hub",
+    show_default=True,
+    type=click.Choice(["hub", "plain", "onnx"]),
+    help="hub: the student with its map; plain: the folded network's state_dict; onnx: that network, pixels to logits.",
+)
+@click.option(
+    "--which", default="student", show_default=True, type=click.Choice(["student", "last"]), help="Best or last."
+)
+def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
+    """Write a run's student for use elsewhere."""
+    from darht.trainer.export import export_run
+
+    exported = export_run(run, out, kind=kind, which=which)
+    click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")
 
 
 @click.command(cls=Command)

@@ -10,6 +10,7 @@ from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
 from darht.trainer.losses import RECIPES
 from darht.trainer.step import Recipe
+from darht.trainer.student import Dropout
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class WarmConfig:
     check_rows: int = 512
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must lie in [0, 1); got {self.momentum:g}")
+        if not 0 <= self.momentum <= 0.5:  # what int8 holds; beyond it the sum of signs would saturate
+            raise ConfigError(f"momentum must lie in [0, 0.5]; got {self.momentum:g}")
         if self.consistency < 0 or self.check_rows < 0:
             raise ConfigError(
                 f"consistency and check_rows must be at least 0; got {self.consistency:g} and {self.check_rows}"
@@ -116,6 +117,15 @@ class StudentConfig:
     arch: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
     feature_map: bool = True  # a row of logits per teacher; without it the student is the plain classifier
+    mc_dropout: float = 0.0  # share of the features that is dropped, also at inference; 0 for none, as released
+    mc_samples: int = 16  # passes that are averaged at inference; each costs one linear layer, not one backbone
+
+    def __post_init__(self) -> None:
+        self.dropout()
+
+    def dropout(self) -> Dropout:
+        """The settings of Monte-Carlo dropout, checked."""
+        return Dropout(self.mc_dropout, self.mc_samples)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from darht.trainer.checkpoint import StudentCard
 from darht.trainer.config import TrainConfig
 from darht.trainer.evaluate import AttackOn, correct_rows
 from darht.trainer.losses import AdaAd, Darht
-from darht.trainer.student import Student
+from darht.trainer.student import Student, check_folds
 
 CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
 
@@ -122,8 +122,11 @@ def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> S
             teachers=len(feed.cache.spec.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
             preprocessing=normalisation(feed.pixel_counts()),
+            dropout=config.student.dropout(),
         ).to(feed.plan.device)
-    check_pixels(student, feed.fetch(feed.training[:1])[0].to(feed.plan.device), config.student.arch)
+        pixels = feed.fetch(feed.training[:2])[0].to(feed.plan.device)
+        check_pixels(student, pixels, config.student.arch)
+        check_folds(student, pixels.float() / 255)
     return student
 
 
@@ -162,8 +165,9 @@ def score(model: nn.Module, source: Source, attack: PGD, device: torch.device, s
     was_training = model.training
     model.eval()
     try:
-        clean = correct_rows(lambda x: model(x).logits, source, None, device=device)
-        robust = correct_rows(lambda x: model(x).logits, source, AttackOn(attack), device=device, seed=seed)
+        with borrowed_generator(seed, "holdout"):  # for Monte-Carlo dropout, which draws at inference
+            clean = correct_rows(lambda x: model(x).logits, source, None, device=device)
+            robust = correct_rows(lambda x: model(x).logits, source, AttackOn(attack), device=device, seed=seed)
     except ModelError as error:  # it took every batch before: only its numbers can have gone
         raise DarhtError(f"the student diverged ({error}): {CALMER}") from error
     finally:
@@ -215,4 +219,7 @@ def student_card(config: TrainConfig, cache: Cache, student: Student, row: dict[
         recipe=to_plain(config),
         epoch=row["epoch"],
         selection={key: value for key, value in row.items() if key.startswith("holdout")},
+        image_size=cache.spec.data.image_shape[-2:],
+        mc_dropout=student.dropout.p,
+        mc_samples=student.dropout.samples,
     )

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from darht.trainer.checkpoint import (
 )
 from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.inner import Examples
+from darht.trainer.model_card import teacher_notes, write_model_card
 from darht.trainer.ranks import Ranks, join_ranks
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.setup import (
@@ -47,9 +49,10 @@ from darht.trainer.setup import (
 )
 from darht.trainer.step import Learned
 from darht.trainer.student import Student
+from darht.trainer.tally import Tally
 from darht.trainer.warm import WarmMemory
 
-OnStep = Callable[[int, int, int], None]
+OnStep = Callable[[int, int, int, Tally], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 OnNote = Callable[[str], None]
 
@@ -113,7 +116,7 @@ def train(
     memory_gib: float = 8.0,
     resume: bool = False,
     teachers: Mapping[str, Path] | None = None,
-    on_step: OnStep = lambda step, total, images: None,
+    on_step: OnStep = lambda step, total, images, tally: None,
     on_epoch: OnEpoch = lambda row: None,
     on_note: OnNote = lambda text: None,
 ) -> Progress:
@@ -127,7 +130,7 @@ def train(
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
-        on_step: told step, steps in all, and images, after each step.
+        on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
         on_note: told what a person should know, a sentence at a time.
 
@@ -146,7 +149,8 @@ def train(
         examples = Examples(config, config.objective(), run.memory, live)
         run.load(out)
         if ranks.first:
-            write_run(out, identity, {"cache": cache_from(cache.folder, out), "feed": str(plan)})
+            notes = {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+            write_run(out, identity, notes)
         on_note(str(plan))
         while run.progress.epoch < config.optim.epochs:
             row = _epoch(run, examples, feed, ranks, on_step=on_step)
@@ -193,7 +197,7 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
     compute, total = config.compute, feed.steps * config.optim.epochs
     student = run.forward
     careful = min(1.0, run.progress.collapses / 2)
-    start, losses, images = time.perf_counter(), [], 0
+    start, tally, images = time.perf_counter(), Tally(feed.plan.device), 0
     run.student.train()
     with borrowed_generator(config.seed, "dropout", epoch):
         for number, (data, batch) in enumerate(feed.batches(epoch), start=epoch * feed.steps):
@@ -202,24 +206,29 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
             for at in filter(len, ranks.part(batch).tensor_split(compute.accumulate)):
                 with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
                     step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
-                    out = student(step.x)
-                    loss = recipe.loss(student, step, out, run.learned)
+                    with nullcontext() if compute.compile else tally.listening(run.student, step):
+                        out = student(step.x)
+                        loss = recipe.loss(student, step, out, run.learned)
+                    if compute.compile:
+                        tally.see(out.logits, step)
                     if step.start is not None:
                         loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
-                (loss * (len(at) / len(batch))).backward()
-                losses.append(loss.detach() * (len(at) / len(batch)))
+                share = len(at) / len(batch)
+                (loss * share).backward()
+                tally.add(loss, share)
             ranks.add_gradients(run.student)
             take_step(run.student, run.optimizer, config.optim, done)
             _average(run, config, step=True, done=done)
             images += len(batch)
-            on_step(number + 1, total, len(batch))
+            on_step(number + 1, total, len(batch), tally)
     _average(run, config, step=False, done=(number + 1) / total)
     ranks.share(run.student, run.memory)
-    seconds, mean = time.perf_counter() - start, float(ranks.total(torch.stack(losses).sum())) / feed.steps
-    check_finite(mean, epoch + 1)
+    ranks.total(tally.counts)
+    check_finite(tally.reading().loss, epoch + 1)
+    seconds = time.perf_counter() - start
     return {
         "epoch": epoch + 1,
-        "loss": round(mean, 6),
+        **tally.row(),
         "lr": round(learning_rate(config.optim, done), 8),
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
@@ -286,6 +295,8 @@ def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -
     save_student(out / LAST, run.result, card)
     if best:
         save_student(out / BEST, run.result, card)
+        write_model_card(out, BEST)
+    write_model_card(out, LAST)
     write_log(out, progress.history)
     replace(run, progress=progress).save(out)
 

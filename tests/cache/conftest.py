@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from crash_server import CrashServer
 
 from darht.cache.build import OnUnit, build, plan_build
-from darht.cache.worker import Plan
 from darht.cache.cli import cache
+from darht.cache.worker import Plan
 
 sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share
 

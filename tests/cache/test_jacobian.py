@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from darht.cache.worker import Plan, Worker
 from darht.cache.export import export_webdataset
 from darht.cache.exported import open_shards
 from darht.cache.jacobian import jacobian_rows
@@ -22,6 +21,7 @@ from darht.cache.store import Store
 from darht.cache.stream import Feed, plan_feed
 from darht.cache.teachers import Card, load_teacher, save_teacher
 from darht.cache.verify import verify
+from darht.cache.worker import Plan, Worker
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import build as build_net
 

@@ -15,7 +15,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from servers import FaultProxy, served
 
 from darht.cache.build import build, plan_build
-from darht.cache.worker import Plan
 from darht.cache.commit import State
 from darht.cache.distribute import build_shared
 from darht.cache.exported import open_shards
@@ -24,6 +23,7 @@ from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.cache.status import read_status
 from darht.cache.verify import verify
+from darht.cache.worker import Plan
 from darht.core import places
 from darht.core.errors import CorruptError, DarhtError
 from darht.core.places import place

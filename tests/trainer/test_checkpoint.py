@@ -169,3 +169,8 @@ def test_the_log_is_written_as_lines_of_json_and_as_a_table(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == history
     with (tmp_path / "log.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in row.items()} for row in history]
+
+
+def test_the_table_has_a_column_for_whatever_any_epoch_tells(tmp_path):
+    write_log(tmp_path, [{"epoch": 1, "loss": 0.5, "train_clean": None}, {"epoch": 2, "loss": 0.25, "note": "back"}])
+    assert (tmp_path / "log.csv").read_text().splitlines() == ["epoch,loss,train_clean,note", "1,0.5,,", "2,0.25,,back"]

@@ -55,7 +55,7 @@ def run(tiny_cache, tmp_path_factory):
     result = succeed(train, "--shards", tiny_cache, "--out", out, *assigned(*FAST), "--device", "cpu")
     assert f"{out}: 1 epochs, " in result.stdout
     assert "best held-out PGD accuracy" in result.stdout
-    assert "epoch 1: loss" in result.stderr
+    assert "epoch 1/1, loss " in result.stderr
     assert "GiB of 8 GiB, resident in memory" in result.stderr
     return out
 
@@ -287,7 +287,7 @@ def test_help_imports_no_torch():
     code = (
         "import sys, click.testing, darht.trainer.cli as cli\n"
         "for command in ([cli.teacher], [cli.teacher, 'train'], [cli.teacher, 'import'], [cli.teacher, 'check'],\n"
-        "                [cli.train], [cli.evaluate]):\n"
+        "                [cli.train], [cli.train, 'run'], [cli.train, 'export'], [cli.evaluate]):\n"
         "    result = click.testing.CliRunner().invoke(command[0], [*command[1:], '--help'])\n"
         "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
         "print([name for name in ('torch', 'zarr', 'timm', 'torchvision', 'sklearn') if name in sys.modules])\n"

@@ -18,6 +18,7 @@ from darht.cache.loader import GIB, needed_bytes
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.cache.stream import Feed, level_counts
+from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.trainer import setup
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
@@ -97,6 +98,7 @@ RUNS = {
         student=PLAIN,
         inner={"kind": "warm", "step": 16, "warm": WarmConfig(start="noise", check_rows=0)},
     ),
+    "mc-dropout": changed(student=dataclasses.replace(CONFIG.student, mc_dropout=0.3, mc_samples=4)),
 }
 
 
@@ -132,7 +134,7 @@ def test_a_finished_run_is_not_trained_further(cache, whole, tmp_path):
     assert (first / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.parametrize("config", [CONFIG, DROPOUT], ids=["resnet18", "dropout"])
+@pytest.mark.parametrize("config", [CONFIG, DROPOUT, RUNS["mc-dropout"]], ids=["resnet18", "dropout", "mc-dropout"])
 def test_the_caller_s_generators_are_left_alone(config, cache, tmp_path):
     torch.manual_seed(123)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -149,11 +151,13 @@ def test_another_seed_gives_another_student(cache, whole, tmp_path):
 
 def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     steps, rows = [], []
-    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told), on_epoch=rows.append)
+    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]), on_epoch=rows.append)
     per_epoch = (100 - len(cache.manifest.holdout)) // 32
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    expected = ["epoch", "loss", "lr", "images_per_second", "seconds", "holdout_clean", "holdout_pgd"]
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("train_clean", "train_adversarial") if row[key])
+    expected = ["epoch", "loss", "train_clean", "train_adversarial", "lr", "images_per_second", "seconds"]
+    expected += ["holdout_clean", "holdout_pgd"]
     assert list(rows[0]) == expected
     assert (tmp_path / "log.csv").read_text().splitlines()[0] == ",".join(expected)
 
@@ -174,6 +178,9 @@ def test_what_a_run_leaves_behind(cache, whole):
     assert card.cache_root_hash == cache.root_hash
     assert card.epoch == 3
     assert card.classes == tuple("0123456789")
+    assert card.image_size == (8, 8)
+    assert "On rows held out of the *training* split" in (out / BEST / "README.md").read_text()
+    assert "| cnn | resnet18 | robust |" in (out / LAST / "README.md").read_text()
     assert card.selection == {key: log(out)[-1][key] for key in ("holdout_clean", "holdout_pgd")}
     run = json.loads((out / "run.json").read_text())
     assert (out / run["cache"]).resolve() == cache.folder.folder.resolve()
@@ -206,7 +213,15 @@ def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
     for epoch, accuracy in enumerate(scores, start=1):
         row = {"epoch": epoch, "holdout_pgd": float(accuracy)}
         card = StudentCard(
-            "resnet18", CONFIG.student.kwargs, ("cnn", "vit"), 10, student.preprocessing, (), "", {}, epoch
+            "resnet18",
+            CONFIG.student.kwargs,
+            ("cnn", "vit"),
+            10,
+            student.preprocessing,
+            (),
+            "",
+            to_plain(CONFIG),
+            epoch,
         )
         with torch.no_grad():
             student.head.bias.fill_(epoch)
@@ -229,7 +244,7 @@ def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path)
 def test_fewer_rows_than_a_batch_are_one_batch(plain_cache, tmp_path):
     steps = []
     config = changed(recipe="at", optim={"epochs": 2, "batch_size": 256})
-    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told))
+    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]))
     assert steps == [(1, 2, 40), (2, 2, 40)]
 
 
@@ -455,3 +470,22 @@ def test_the_student_normalises_by_the_training_rows_alone(cache, open_feed):
     student = make_student(CONFIG, feed, cache.spec.data.classes)
     images = torch.from_numpy(cache.read("image")[feed.training])
     assert student.preprocessing == normalisation(level_counts(images))
+
+
+def test_clean_batches_alone_have_no_adversarial_accuracy(cache, tmp_path):
+    config = changed(recipe="at", loss={"clean_share": 1.0}, optim={"epochs": 1})
+    row = train(config, cache, tmp_path, device=CPU).history[0]
+    assert row["train_adversarial"] is None
+    assert 0 < row["train_clean"] <= 100
+    assert ",," in (tmp_path / "log.csv").read_text()
+
+
+def test_a_student_that_does_not_fold_is_refused_before_it_trains(cache, tmp_path):
+    config = changed(student=StudentConfig(arch="torchvision:squeezenet1_1"))
+    with pytest.raises(ModelError, match="puts ReLU after its classifier"):
+        train(config, cache, tmp_path / "run", device=CPU)
+
+
+def test_monte_carlo_dropout_is_part_of_the_student(cache, whole):
+    student, card = load_student(whole("mc-dropout", RUNS["mc-dropout"]) / BEST, CPU)
+    assert (card.mc_dropout, card.mc_samples) == (student.dropout.p, student.dropout.samples) == (0.3, 4)
