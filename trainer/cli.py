@@ -234,17 +234,13 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 
 
 @click.command(cls=Command)
-@click.option(
-    "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
-)
+@click.option("--shards", required=True, help="A sealed cache or its export: a folder, URL or DIR/shard-{00..49}.tar.")
 @click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
 @click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
 @click.option(
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
-@click.option(
-    "--memory", default=8.0, show_default=True, help="GiB that the cache may take; a larger one is streamed from disk."
-)
+@click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take, or else is streamed in.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @_device_option
 def train(
