@@ -259,9 +259,7 @@ def train() -> None:
 @click.option(
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
-@click.option(
-    "--memory", default=8.0, show_default=True, help="GiB that the cache may take; a larger one is streamed from disk."
-)
+@click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take, or else is streamed in.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
 @_device_option

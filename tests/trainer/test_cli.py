@@ -134,7 +134,7 @@ def test_a_run_is_resumed_and_not_overwritten(run, tiny_cache):
 def test_live_teachers_and_what_is_noted(tiny_cache, tiny_teachers, tmp_path):
     arguments = ("--shards", tiny_cache, "--device", "cpu", *assigned(*FAST, "teachers=live", "loss.phases=[0, 0]"))
     result = succeed(train, *arguments, "--out", tmp_path / "run", "--teacher", f"cnn={tiny_teachers['cnn']}")
-    assert "cache: 0.00 GiB of 8.00 GiB: resident" in result.stderr
+    assert "GiB of 8 GiB, resident in memory" in result.stderr
     said = fail(train, *arguments, "--out", tmp_path / "other", "--teacher", f"cnn={tiny_teachers['vit']}")
     assert "teacher 'cnn' of the cache has" in said
     for words in (("cnn",), ("=x",), ("cnn=",), ("cnn=a", "cnn=b")):

@@ -67,7 +67,7 @@ def test_export_says_what_it_wrote(kind, file, run, tmp_path):
 
 
 def test_control_c_says_how_to_go_on(tiny_cache, tmp_path, monkeypatch):
-    out, descend, steps = tmp_path / "a run", trainer.descend, []
+    out, descend, steps = tmp_path / "a run", trainer.take_step, []
 
     def interrupted(*arguments):
         steps.append(0)
@@ -75,7 +75,7 @@ def test_control_c_says_how_to_go_on(tiny_cache, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         descend(*arguments)
 
-    monkeypatch.setattr(trainer, "descend", interrupted)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
     stopped = call(*words(tiny_cache, out, "optim.epochs=3"))
     monkeypatch.undo()
     assert stopped.exit_code == 130
@@ -120,7 +120,7 @@ def options(cls, where=""):
 def test_no_option_lets_test_images_choose(run, tiny_cache, monkeypatch, tmp_path):
     """Selection reads rows held out of the training split; there is no word for anything else."""
     told = {name for parameter in train.commands["run"].params for name in parameter.opts}
-    assert told == {"--shards", "--out", "--recipe", "--set", "--memory", "--resume", "--device"}
+    assert told == {"--shards", "--out", "--recipe", "--set", "--memory", "--resume", "--teacher", "--device"}
     keys = set(options(TrainConfig))
     assert {f"optim.{field.name}" for field in dataclasses.fields(OptimConfig)} <= keys
     assert {f"student.{field.name}" for field in dataclasses.fields(StudentConfig)} <= keys

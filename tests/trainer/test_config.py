@@ -56,7 +56,7 @@ def test_plain_form_parses_back_to_the_same_recipe(config):
         ("inner.kind=hot", "recipe.inner.kind must be one of cached, warm, pgd; got 'hot'"),
         ("inner.warm.start=hot", "recipe.inner.warm.start must be one of cached, zero, noise; got 'hot'"),
         ("inner.warm.momentum=0.2", "inner.warm sets up inner.kind: warm; got pgd"),
-        ("inner.warm.momentum=1", "momentum must lie in [0, 1); got 1"),
+        ("inner.warm.momentum=1", "momentum must lie in [0, 0.5]; got 1"),
         ("inner.warm.consistency=-1", "consistency and check_rows must be at least 0; got -1 and 512"),
         ("inner.warm.check_rows=-1", "consistency and check_rows must be at least 0; got 10 and -1"),
         ("teachers=dead", "recipe.teachers must be one of cached, live; got 'dead'"),

@@ -409,7 +409,7 @@ def test_two_streamed_runs_and_one_that_was_killed_end_with_the_same_bits(stream
     train(STREAMED, cache, tmp_path / "two", **options)
     assert_same_bits(tmp_path / "one", tmp_path / "two")
 
-    def kill(step, total, images):
+    def kill(step, total, images, tally):
         if step == 15:  # of 22: in the middle of the second epoch
             raise KeyboardInterrupt
 

@@ -115,7 +115,7 @@ def clean_step(data, rows, views, dtype=torch.float64):
     return Step(x, x, data.labels[rows], clean_answer(targets), targets, targets, supervises, data.robust, 0.0)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5])
 def test_steps_are_those_of_fgsm_mep(data, momentum):
     """Five steps in changing views, against the published update written out pixel by pixel.
 
@@ -159,7 +159,7 @@ def test_steps_are_those_of_fgsm_mep(data, momentum):
 @given(
     eps=st.integers(1, 127),
     length=st.integers(1, 255),
-    momentum=st.floats(0, 0.99),
+    momentum=st.floats(0, 0.5),
     start=st.sampled_from(["cached", "zero", "noise"]),
     seed=st.integers(0, 99),
 )
