@@ -52,30 +52,28 @@ def build(
     from functools import partial
 
     from darht.cache import build as builder
-    from darht.cache.distribute import build_shared, choose_part, units_left
+    from darht.cache.distribute import Workforce, build_shared, choose_part, units_left
     from darht.cache.extend import grow
     from darht.cache.seal import seal as seal_cache
     from darht.core.device import pick_device
 
-    shared = workers > 1 or engine == "ray"
-    where = pick_device("cpu" if shared else device)  # the workers load the teachers where they compute
+    workforce = Workforce(engine=engine, workers=workers, device=device)
+    where = pick_device(device if workforce.alone else "cpu")  # the others load the teachers where they compute
     known = builder.spec_in(out)
     plan = builder.plan_build(spec, device=where, download=download, known=known)
     if extending:
         grow(out, plan.spec)
     part = None if shard is None else choose_part(shard, plan.shards, os.environ)
-    shards = range(plan.shards) if part is None else part.shards
     if part is not None:
         click.echo(part.reason)
+    shards = range(plan.shards) if part is None else part.shards
     with _progress(sum(len(plan.block(k)) for k in shards)) as (on_unit, on_notice):
-        if shared:
-            load = partial(builder.plan_build, spec.resolve(), known=known)
-            report = build_shared(
-                plan, load, out, engine=engine, workers=workers, device=device, batch_size=batch_size,
-                shards=shards, on_unit=on_unit, on_notice=on_notice,
-            )  # fmt: skip
+        common: Any = {"batch_size": batch_size, "shards": shards, "on_unit": on_unit}
+        if workforce.alone:
+            report = builder.build(plan, out, device=where, **common)
         else:
-            report = builder.build(plan, out, device=where, batch_size=batch_size, shards=shards, on_unit=on_unit)
+            load = partial(builder.plan_build, spec.resolve(), known=known)
+            report = build_shared(plan, load, out, workforce, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
     left = units_left(out, plan.arrays)
     if part is not None and left:

@@ -17,8 +17,27 @@ from darht.core.config import fingerprint
 from darht.core.errors import ConfigError
 from darht.core.places import LocalPlace, Location, Place, place
 
-Engine = Literal["local", "ray"]
 _INDEXES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "RANK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workforce:
+    """Who works on a build.
+
+    Attributes:
+        engine: `local` for processes of this machine, `ray` for actors of a Ray cluster.
+        workers: how many; with Ray on GPUs there is one on each.
+        device: auto, cpu, cuda or cuda:N; several processes go round the GPUs of this machine.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    workers: int = 1
+    device: str = "auto"
+
+    @property
+    def alone(self) -> bool:
+        """Whether one worker does all of it, which needs no process of its own."""
+        return self.engine == "local" and self.workers == 1
 
 
 @dataclass(frozen=True)
@@ -112,10 +131,8 @@ def build_shared(
     plan: Plan,
     load: Callable[..., Plan],
     out: Location,
+    workforce: Workforce,
     *,
-    engine: Engine = "local",
-    workers: int = 1,
-    device: str = "auto",
     batch_size: int = 256,
     shards: Sequence[int] | None = None,
     on_unit: OnUnit,
@@ -127,9 +144,7 @@ def build_shared(
         plan: of this process, on any device; the workers' plans must have its spec.
         load: makes the plan of a worker, `load(device=device)`; it travels to it.
         out: the cache's folder or URL, which every worker must reach.
-        engine: `local` for processes of this machine, `ray` for actors of a Ray cluster.
-        workers: how many; with Ray on GPUs there is one on each.
-        device: auto, cpu, cuda or cuda:N; several processes go round the GPUs of this machine.
+        workforce: how many, on what.
         batch_size: images in one forward pass.
         shards: the row blocks to build; None for all of them.
         on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
@@ -152,7 +167,7 @@ def build_shared(
 
     if chosen:
         task = Task(load=load, fingerprint=fingerprint(plan.spec), out=folder, batch_size=batch_size)
-        crew, size = _crew(task, engine, device, min(workers, len(chosen)))
+        crew, size = _crew(task, workforce, min(workforce.workers, len(chosen)))
         share(chosen, crew, size, on_unit=count, on_notice=on_notice)
     return report
 
@@ -168,11 +183,11 @@ def _reachable(folder: Place) -> Place:
     return folder
 
 
-def _crew(task: Task, engine: Engine, device: str, workers: int) -> tuple[Crew, int]:
-    if engine == "ray":
+def _crew(task: Task, workforce: Workforce, workers: int) -> tuple[Crew, int]:
+    if workforce.engine == "ray":
         from darht.cache.actors import ray_crew
 
-        return ray_crew(task, device, workers)
+        return ray_crew(task, workforce.device, workers)
     from darht.cache.processes import process_crew
 
-    return process_crew(task, device, workers), workers
+    return process_crew(task, workforce.device, workers), workers

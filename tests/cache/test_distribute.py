@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from darht.cache.build import build, claim_folder, plan_build
 from darht.cache.commit import COMMITS
 from darht.cache.crew import BlockDone, Event, Failed, Lost, Task, UnitDone, share
-from darht.cache.distribute import build_shared, choose_part, part_of, units_left
+from darht.cache.distribute import Workforce, build_shared, choose_part, part_of, units_left
 from darht.cache.processes import process_crew
 from darht.cache.seal import seal
 from darht.cache.status import read_status
@@ -213,10 +213,15 @@ def built(quick_config: Path, tmp_path: Path) -> Callable[..., tuple[Path, list[
     def run(load: Callable[..., object] = plan_build, **options) -> tuple[Path, list[str]]:
         out, notices = tmp_path / "cache", []
         units = []
-        options = {"device": "cpu", "on_notice": notices.append, **options}
+        workforce = Workforce(**{"device": "cpu", **options})
         plan = plan_build(quick_config, device=CPU)
         report = build_shared(
-            plan, partial(load, quick_config), out, on_unit=lambda *unit: units.append(unit), **options
+            plan,
+            partial(load, quick_config),
+            out,
+            workforce,
+            on_unit=lambda *unit: units.append(unit),
+            on_notice=notices.append,
         )
         assert len(units) == report.computed + report.reused == UNITS
         return out, notices
@@ -321,9 +326,13 @@ def test_a_cache_in_memory_has_one_worker(built, quick_config):
     plan = plan_build(quick_config, device=CPU)
     with pytest.raises(ConfigError, match="memory of one process: leave out --workers"):
         build_shared(
-            plan, partial(plan_build, quick_config), "memory://test_distribute/cache", workers=2, on_unit=print,
+            plan,
+            partial(plan_build, quick_config),
+            "memory://test_distribute/cache",
+            Workforce(workers=2),
+            on_unit=print,
             on_notice=print,
-        )  # fmt: skip
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- threads

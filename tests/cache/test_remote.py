@@ -16,7 +16,7 @@ from servers import FaultProxy, served
 
 from darht.cache.build import build, plan_build
 from darht.cache.commit import State
-from darht.cache.distribute import build_shared
+from darht.cache.distribute import Workforce, build_shared
 from darht.cache.exported import open_shards
 from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
@@ -106,7 +106,7 @@ def test_a_process_of_its_own_builds_onto_s3(
 ):
     plan, url, notices = small(one_shard), "s3://bucket/shared", list[str]()
     load = partial(plan_build, tmp_path / "spec.yaml")  # where `small` wrote it
-    build_shared(plan, load, url, workers=2, device="cpu", on_unit=quiet, on_notice=notices.append)
+    build_shared(plan, load, url, Workforce(workers=2, device="cpu"), on_unit=quiet, on_notice=notices.append)
     assert seal(url).root_hash == seal(build_into(plan, tmp_path / "disk")).root_hash
     assert notices == []
 
