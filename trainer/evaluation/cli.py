@@ -132,7 +132,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
 
 def _config(which: str, options: dict[str, Any]) -> Any:
     from darht.attacks import parse_eps
-    from darht.trainer.evaluation.run import EvalConfig
+    from darht.trainer.evaluation.config import EvalConfig
     from darht.trainer.evaluation.substitute import Substitution
     from darht.trainer.evaluation.target import ModelOptions
 

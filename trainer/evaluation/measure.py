@@ -159,7 +159,7 @@ class Measurement:
     def example_of(self, step: Step, rows: np.ndarray) -> Tensor:
         """The step's adversarial pixels for a few images, computed now."""
         x, y = self.tensors(rows)
-        with self._drawing(step.name, rows):
+        with self.drawing(step.name, rows):
             return step.craft(x, y, self.generator(step, rows))
 
     def generator(self, step: Step, rows: np.ndarray) -> RowRng:
@@ -186,7 +186,7 @@ class Measurement:
 
     def _clean(self, rows: np.ndarray) -> np.ndarray:
         def answer() -> Arrays:
-            with self._drawing("clean", rows):
+            with self.drawing("clean", rows):
                 return {"logits": self.answers(self.tensors(rows)[0]).cpu().numpy()}
 
         return self.ledger.get("clean", self._facts({}, rows), answer)["logits"]
@@ -194,7 +194,7 @@ class Measurement:
     def _attack(self, step: Step, rows: np.ndarray) -> Arrays:
         def attack() -> Arrays:
             x, y = self.tensors(rows)
-            with self._drawing(step.name, rows):
+            with self.drawing(step.name, rows):
                 x_adv = step.craft(x, y, self.generator(step, rows)).detach()
                 assert bool((step.threat.distance(x_adv, x) <= step.threat.radius * (1 + 1e-5) + 1e-7).all())
                 return _judged(self.answers(x_adv), y, x_adv - x)
@@ -229,7 +229,7 @@ class Measurement:
         return Score(step.name, int((known == 1).sum()), count, about, step.family, "all images" if everyone else on)
 
     @contextmanager
-    def _drawing(self, name: str, rows: np.ndarray) -> Iterator[None]:
+    def drawing(self, name: str, rows: np.ndarray) -> Iterator[None]:
         """For a random model: the batch's own draws, whatever ran before it."""
         if not self.random:
             yield

@@ -5,9 +5,8 @@ worst case.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,83 +14,24 @@ from torch import Tensor, nn
 
 from darht.attacks import AutoAttack, Engine, Threat
 from darht.attacks.checks import is_probability
-from darht.attacks.threat import Norm
-from darht.cache.source import Source, content_sha256, load_source
-from darht.cache.teachers import load_teacher
-from darht.core.errors import ConfigError, DarhtError
+from darht.cache.source import Source
 from darht.trainer.checkpoint import BEST
 from darht.trainer.evaluation import adaptive, blackbox
 from darht.trainer.evaluation.calibration import run_corruptions
+from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.eot import Expectation, draws_random_numbers
 from darht.trainer.evaluation.ledger import Ledger
 from darht.trainer.evaluation.masking import check_masking
 from darht.trainer.evaluation.measure import Measurement, OnBatch
 from darht.trainer.evaluation.overlap import trained_on
 from darht.trainer.evaluation.report import Report, write_report
-from darht.trainer.evaluation.substitute import Substitution
+from darht.trainer.evaluation.subject import load_subject, load_surrogates, load_teachers, load_training_split
 from darht.trainer.evaluation.suite import run_autoattack, run_quick, run_reference
-from darht.trainer.evaluation.target import ModelOptions, Target, check_classes, find, load
+from darht.trainer.evaluation.target import Target
 from darht.trainer.student import Student
-from darht.trainer.train import check_pixels
 
-Tier = Literal["quick", "standard", "full"]
-QUICK_IMAGES = 1000
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
 _BLACKBOX_IMAGES = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What `darht-eval` measures.
-
-    Attributes:
-        tier: `quick` (FGSM, PGD-20, transfer, masking checks; 1,000 images), `standard` (and AutoAttack, on all test
-            images), `full` (and adaptive and black-box attacks and corruptions).
-        which: of a run: `student` (best on held-out rows) or `last`.
-        data: the data set; None for the one that the model belongs to.
-        root: where it lies; None for where the cache was built from.
-        image_size: side to which an imagefolder is cut.
-        download: fetch CIFAR when its files are not there.
-        limit: the first so many test rows only.
-        eps: radius in pixel levels; None for what the model was trained for, or 8.
-        norm: `linf` or `l2`.
-        teachers: folders by name, beside or instead of those the cache was built from; None leaves transfer out.
-        surrogates: names of independently trained models, as `darht-eval` takes them.
-        model: how foreign models are built.
-        autoattack: its settings; eps and norm are set from the fields here.
-        reference: run the authors' own AutoAttack instead of ours.
-        corruptions: measure them in any tier; `full` does always.
-        samples: draws that a random model's answer is the mean of.
-        queries: of RayS and of Square in the black-box set; of Square in the masking checks a fifth.
-        substitution: the adaptive black-box attack.
-        seed: of everything random.
-    """
-
-    tier: Tier = "quick"
-    which: str = BEST
-    data: str | None = None
-    root: Path | None = None
-    image_size: int | None = None
-    download: bool = False
-    limit: int | None = None
-    eps: float | None = None
-    norm: Norm = "linf"
-    teachers: Mapping[str, str] | None = field(default_factory=dict)
-    surrogates: tuple[str, ...] = ()
-    model: ModelOptions = field(default_factory=ModelOptions)
-    autoattack: AutoAttack = field(default_factory=AutoAttack)
-    reference: bool = False
-    corruptions: bool = False
-    samples: int = 16
-    queries: tuple[int, int] = (10_000, 5000)
-    substitution: Substitution = field(default_factory=Substitution)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.reference and self.tier == "quick":
-            raise ConfigError("--reference runs the reference AutoAttack: add --attack autoattack or --tier standard")
-        if self.norm == "l2" and self.eps is None:
-            raise ConfigError("an L2 radius has no default: give --eps in pixel levels, e.g. 128 for 128/255")
 
 
 def evaluate(
@@ -114,10 +54,10 @@ def evaluate(
     Raises:
         CacheError, ModelError, DataError, ConfigError: something is not where it should be, or does not fit.
     """  # fmt: skip
-    target, source = _subject(text, config, device)
+    target, source = load_subject(text, config, device)
     ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
-    teachers = _teachers(target, config, device)
-    surrogates = _surrogates(config, len(source.classes), device)
+    teachers = load_teachers(target, config, device)
+    surrogates = load_surrogates(config, len(source.classes), device)
     folder = out or (Path(text) if target.kind == "run" else Path(f"eval-{_slug(target.name)}"))
     m = _measurement(target, source, ball, config=config, parts=folder / "eval-parts", device=device, on_batch=on_batch)
 
@@ -144,43 +84,6 @@ def evaluate(
     return write_report(folder, stem, target, m, masking=masking, facts=facts)
 
 
-def _subject(text: str, config: EvalConfig, device: torch.device) -> tuple[Target, Source]:
-    """The model and the images it is asked about; foreign models are built for the data's classes."""
-    if find(text, config.model) in ("run", "student", "teacher"):
-        target = load(text, config.model, device, which=config.which)
-        source = _test_split(target.data, target.origin, config)
-    else:
-        source = _test_split(None, {}, config)
-        target = load(text, config.model, device, classes=len(source.classes))
-    image = torch.from_numpy(source.images[:1]).to(device)
-    check_pixels(target.model, image, target.name)
-    check_classes(target, target.model, image.float() / 255, source.classes)
-    return target, source
-
-
-def _test_split(known: str | None, origin: Mapping[str, Any], config: EvalConfig) -> Source:
-    name = config.data or known
-    if name is None:
-        raise ConfigError("the model does not say what data it belongs to: give --data NAME, and --root DIR")
-    lay = origin.get("data_root") if config.data in (None, known) else None
-    where = config.root or (Path(lay) if lay else None)
-    size = config.image_size or (origin.get("image_size") if config.data in (None, known) else None)
-    source = load_source(name, where, "test", limit=config.limit, image_size=size, download=config.download)
-    return _first(source, QUICK_IMAGES) if config.tier == "quick" and config.limit is None else source
-
-
-def _first(source: Source, count: int) -> Source:
-    """The first images, or evenly spaced ones where the first lack a class."""
-    if len(source.images) <= count:
-        return source
-    rows = np.arange(count)
-    if len(np.unique(source.labels[rows])) < len(source.classes):
-        rows = np.linspace(0, len(source.images) - 1, count).astype(np.int64)
-    images, labels = source.images[rows], source.labels[rows]
-    return Source(source.name, source.split, images, labels, source.classes,
-                  content_sha256(images, labels, source.classes))  # fmt: skip
-
-
 def _measurement(
     target: Target, source: Source, ball: Threat, *, config: EvalConfig, parts: Path, device: torch.device,
     on_batch: OnBatch,
@@ -203,7 +106,7 @@ def _measurement(
         engine=Engine(slots=slots, lanes=1 if random else None),
         ledger=Ledger(parts, identity),
         random=random,
-        batch=500 if device.type == "cpu" else 2000,
+        batch=250 if device.type == "cpu" else 2000,
         on_batch=on_batch,
     )
 
@@ -251,7 +154,7 @@ def _run_full(
     rows = m.correct[:_BLACKBOX_IMAGES]
     blackbox.run_queries(m, rows, square=config.queries[1], rays=config.queries[0])
     blackbox.run_surrogates(m, surrogates)
-    blackbox.run_substitutes(m, _training_split(m.source, target, config), config.substitution, rows)
+    blackbox.run_substitutes(m, load_training_split(m.source, target, config), config.substitution, rows)
 
 
 def _teachers_said(m: Measurement, target: Target, teachers: Mapping[str, nn.Module]) -> Tensor | None:
@@ -271,44 +174,6 @@ def _teachers_said(m: Measurement, target: Target, teachers: Mapping[str, nn.Mod
 def _answers(m: Measurement, model: nn.Module) -> Tensor:
     parts = [np.arange(start, min(start + 250, m.count)) for start in range(0, m.count, 250)]
     return torch.cat([model(m.tensors(rows)[0]) for rows in parts])
-
-
-def _training_split(test: Source, target: Target, config: EvalConfig) -> Source | str:
-    """The training images of the same data, or why they are not there."""
-    same = config.data in (None, target.data)
-    lay = target.origin.get("data_root") if same else None
-    where = config.root or (Path(lay) if lay else None)
-    size = config.image_size or (target.origin.get("image_size") if same else None)
-    try:
-        train = load_source(test.name, where, "train", image_size=size)
-    except DarhtError as error:
-        return str(error)
-    return train if train.images.shape[2:] == test.images.shape[2:] else "they have another size than the test images"
-
-
-def _teachers(target: Target, config: EvalConfig, device: torch.device) -> dict[str, nn.Module]:
-    if config.teachers is None:
-        return {}
-    folders = {**target.origin.get("teachers", {}), **config.teachers}
-    try:
-        loaded = {name: load_teacher(Path(folder), device) for name, folder in folders.items()}
-    except DarhtError as error:
-        raise ConfigError(f"{error}; give --teacher NAME=FOLDER, or --no-transfer") from error
-    C = target.num_classes
-    others = [f"'{name}' has {card.num_classes}" for name, (_, card) in loaded.items() if card.num_classes != C]
-    if others:
-        raise ConfigError(f"the student has {C} classes, teacher {', '.join(others)}: they cannot transfer")
-    return {name: teacher for name, (teacher, _) in loaded.items()}
-
-
-def _surrogates(config: EvalConfig, classes: int, device: torch.device) -> dict[str, nn.Module]:
-    loaded: dict[str, nn.Module] = {}
-    for text in config.surrogates:
-        model = load(text, config.model, device, classes=classes)
-        if model.num_classes != classes:
-            raise ConfigError(f"--surrogate {text} has {model.num_classes} classes, the data has {classes}")
-        loaded[model.name if model.name not in loaded else f"{model.name} {len(loaded)}"] = model.model
-    return loaded
 
 
 def _folded(m: Measurement, student: Student | None) -> dict[str, Any] | None:
