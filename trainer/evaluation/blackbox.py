@@ -57,7 +57,7 @@ def run_substitutes(m: Measurement, train: Source | str, config: Substitution, r
     for share in config.shares:
         model = _substitute(m, train, config, share)
         step = from_other(f"substitute:{share:.0%} of data", attack, model, "a substitute", "black-box")
-        step.about.update(config.record(share, len(train.images)))
+        step.about["substitute"] = config.record(share, len(train.images))
         m.ask(step, rows, on=on)
 
 

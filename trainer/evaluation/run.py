@@ -93,10 +93,16 @@ def _measurement(
     random = model is not target.model or draws_random_numbers(model, probe)
     small = source.images.shape[2] <= 64
     slots = 64 if device.type == "cpu" or not small else 256
-    identity = {"model": target.fingerprint(), "data": source.sha256, "samples": config.samples if random else 1}
+    identity: dict[str, Any] = {
+        "model": target.fingerprint(),
+        "data": source.sha256,
+        "samples": config.samples if random else 1,
+    }
     if not random:
         with torch.no_grad():
-            identity["answers"] = model(probe).argmax(1).tolist()
+            logits = model(probe)
+        # Code around the weights may change them: the answers and their size tell.
+        identity |= {"answers": logits.argmax(1).tolist(), "size": f"{float(logits.abs().mean()):.3e}"}
     return Measurement(
         model=Expectation(model, config.samples) if random else model,
         source=source,

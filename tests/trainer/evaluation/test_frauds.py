@@ -1,4 +1,4 @@
-"""Planted frauds are caught: what looks robust to a weak attack fails the checks, and the worst case tells the truth."""
+"""Planted frauds are caught: what looks robust to a weak attack fails the checks; the worst case tells the truth."""
 
 import json
 
