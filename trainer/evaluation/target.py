@@ -137,7 +137,7 @@ def _run(run: Path, which: str, device: torch.device) -> Target:
     facts = read_run(run)
     target = _student(run / which, device)
     assert target.card is not None
-    cache = open_shards((run / facts["cache"]).resolve())
+    cache = open_shards(facts["cache"] if "://" in facts["cache"] else (run / facts["cache"]).resolve())
     if cache.root_hash != target.card.cache_root_hash:
         raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
     about = {**target.about, "which": which}
