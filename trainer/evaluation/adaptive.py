@@ -15,7 +15,7 @@ from darht.attacks import APGD, SAGA, AutoSAGA
 from darht.attacks.objectives import Model, cross_entropy, dlr, input_gradient, margin
 from darht.attacks.pgd import climb
 from darht.attacks.threat import LEVELS, Threat, to_levels
-from darht.core.rng import RowRng
+from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.measure import Measurement, Step
 from darht.trainer.evaluation.suite import from_other, logit_ratio, step_of
 from darht.trainer.losses import kl_rows
@@ -218,10 +218,13 @@ class FoldCheck:
 
 @torch.no_grad()
 def compare_folded(student: Student, folded: nn.Module, pixels: list[Tensor]) -> FoldCheck:
-    """Ask both about the same pixels."""
+    """Ask both about the same pixels; a student that draws random numbers with the same draws."""
     images, differing, largest = 0, 0, 0.0
-    for x in pixels:
-        want, got = student(x).logits, folded(x)
+    for number, x in enumerate(pixels):
+        with borrowed_generator(0, "fold", number):
+            want = student(x).logits
+        with borrowed_generator(0, "fold", number):
+            got = folded(x)
         images += len(x)
         differing += int((want.argmax(1) != got.argmax(1)).sum())
         largest = max(largest, float((want - got).abs().max() / want.abs().max().clamp(min=1e-12)))

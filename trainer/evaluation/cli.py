@@ -15,6 +15,7 @@ from darht.core.cli import Group
 from darht.core.errors import ConfigError, DarhtError
 
 _FOLDER = click.Path(path_type=Path)
+_SHOWN = 8  # bars on the screen; the full tier has dozens
 
 
 class _MeasureByDefault(Group):
@@ -85,7 +86,7 @@ def _attack_options(function: Any) -> Any:
         click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (pyautoattack) instead of ours."),
         click.option("--norm", default="linf", show_default=True, type=click.Choice(["linf", "l2"])),
         click.option("--eps", help="Radius, 8 or 8/255; default: what the model was trained for, or 8."),
-        click.option("--attack", type=click.Choice(["quick", "autoattack"]), hidden=True),
+        click.option("--attack", type=click.Choice(["quick", "autoattack"]), help="autoattack: --tier standard."),
         click.option("--tier", type=click.Choice(["quick", "standard", "full"]), help=(
             "quick: FGSM, PGD-20, transfer, masking checks on 1,000 images (default). standard: and AutoAttack, on all "
             "test images. full: and adaptive and black-box attacks and corruptions.")),
@@ -108,7 +109,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
     """Measure MODEL on a test split, and write eval.json, eval.md and report.html.
 
     MODEL is a run, a student's or teacher's folder, a file of weights with --arch, timm:NAME, torchvision:NAME, or
-    python:module:callable that returns a model. `--attack autoattack` means `--tier standard`.
+    python:module:callable that returns a model.
     """
     from darht.core.device import pick_device
     from darht.trainer.evaluation.run import evaluate as run
@@ -124,6 +125,8 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
             ) -> None:
                 if name not in tasks:
                     tasks[name] = progress.add_task(name, total=total, note="")
+                    for old in list(tasks.values())[:-_SHOWN]:
+                        progress.update(old, visible=False)
                 progress.update(tasks[name], completed=done, note=f"images, {alive} alive")
 
             report = run(model, config, out=out, device=where, on_batch=on_batch)

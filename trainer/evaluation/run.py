@@ -77,7 +77,7 @@ def evaluate(
         "tier": config.tier,
         "note": _note(target, config, teachers),
         "warnings": _warnings(m, target),
-        "folded": _folded(m, target.student),
+        "folded": _folded(m, target),
         "corruptions": corruptions,
     }
     stem = "eval" if config.which == BEST else f"eval-{config.which}"
@@ -182,15 +182,15 @@ def _answers(m: Measurement, model: nn.Module) -> Tensor:
     return torch.cat([model(m.tensors(rows)[0]) for rows in parts])
 
 
-def _folded(m: Measurement, student: Student | None) -> dict[str, Any] | None:
-    """The folded student beside the unfolded one, on clean images and on those of the gallery."""
-    if student is None or m.random:
+def _folded(m: Measurement, target: Target) -> dict[str, Any] | None:
+    """The folded student beside the unfolded one, on clean images and on adversarial ones."""
+    if target.student is None:
         return None
     pixels = [m.tensors(rows)[0] for rows in np.array_split(np.arange(m.count), -(-m.count // 250))]
     for example in m.examples.values():
         clean = m.tensors(np.array([example.row]))[0]
         pixels.append((clean + torch.from_numpy(example.delta).to(m.device) / 255).clamp(0, 1))
-    found = adaptive.compare_folded(student, m.model, pixels)
+    found = adaptive.compare_folded(target.student, target.model, pixels)
     passed = found.differing == 0 and found.largest < 1e-4
     return {"passed": passed, "images": found.images, "differing": found.differing, "largest": found.largest}
 

@@ -1,11 +1,20 @@
 """Planted frauds are caught: what looks robust to a weak attack fails the checks; the worst case tells the truth."""
 
+import dataclasses
+import inspect
 import json
 
 import pytest
 import torch
+import yaml
 
 from darht.attacks import AutoAttack
+from darht.cache.build import build, plan_build
+from darht.cache.reader import open_cache
+from darht.cache.seal import seal
+from darht.trainer import train as train_module
+from darht.trainer.cli import train
+from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.run import evaluate
 
@@ -80,3 +89,33 @@ def test_the_page_says_that_a_fraud_is_not_to_be_believed(sound, tmp_path):
     assert "Do not believe the robust accuracy" in report.page.read_text()
     assert "do not believe the numbers" in report.path.with_suffix(".md").read_text()
     assert not json.loads(report.path.read_text())["masking"]["passed"]
+
+
+def test_the_trainer_has_no_way_to_select_on_test_images():
+    """It gets a cache and a recipe: no option names a data set or a split, and selection is on the cache's holdout."""
+    named = {parameter.name for parameter in train.params}
+    named |= {field.name for kind in (TrainConfig, OptimConfig, InnerConfig) for field in dataclasses.fields(kind)}
+    assert not {name for name in named if "test" in name or name in ("data", "root", "split", "validation")}
+    assert "load_source" not in inspect.getsource(train_module)
+
+
+def test_a_cache_of_test_images_is_told(tiny_teachers, tmp_path):
+    """The one way around it: a cache built from the test split. The report says so."""
+    config = {
+        "data": {"source": "digits", "split": "test", "limit": 60, "holdout": 0.3},
+        "teachers": {"cnn": {"path": str(tiny_teachers["cnn"])}},
+        "views": {"kind": "identity"},
+    }
+    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(config))
+    build(plan_build(tmp_path / "cache.yaml", device=CPU), tmp_path / "cache", device=CPU, on_unit=lambda *unit: None)
+    seal(tmp_path / "cache")
+    network = StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]})
+    recipe = TrainConfig(
+        student=network,
+        inner=InnerConfig(kind="pgd", steps=1),
+        optim=OptimConfig(epochs=1, batch_size=16),
+    )
+    train_module.train(recipe, open_cache(tmp_path / "cache"), tmp_path / "run", device=CPU)
+    report = evaluate(str(tmp_path / "run"), EvalConfig(limit=60, queries=(10, 50)), device=CPU)
+    assert any("60 of 60 test images lie in the cache" in text for text in report.record["warnings"])
+    assert "training accuracy, not test accuracy" in report.page.read_text()
