@@ -221,9 +221,9 @@ def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
 
     result = compare_runs(runs, seed=seed)
     console = Console()
-    table = Table("model", "clean %", *result.shared, "worst case %", "behind the first", "p", header_style="bold")
-    for row in result.cells():
-        table.add_row(*row)
+    table = Table("model", "clean %", "worst case %", "behind the first", "p", header_style="bold")
+    for name, clean, *_, worst, behind, p in result.cells():
+        table.add_row(name, clean, worst, behind, p)
     console.print(table)
     console.print(result.note, highlight=False, soft_wrap=True)
     if out is not None:

@@ -18,6 +18,7 @@ from darht.core.errors import CacheError, ConfigError
 from darht.core.files import write_atomic
 from darht.core.rng import derive_seed
 from darht.trainer.evaluation.page import render
+from darht.trainer.evaluation.report import NORMS
 
 RESAMPLES = 10_000
 WORST = "worst case"
@@ -115,8 +116,8 @@ def compare_runs(runs: Sequence[Path], *, seed: int = 0) -> Comparison:
     shared = [name for name in shared if name not in ("clean", WORST) and not name.startswith("check:")]
     threat, data = read[0][0]["threat"], read[0][0]["data"]
     note = (
-        f"{data['rows']} images of {data['source']}, {threat['norm']} {threat['eps']:g}/255; differences of the worst "
-        f"case with 95 % intervals and two-sided p from {RESAMPLES:,} paired bootstrap resamples, seed {seed}."
+        f"{data['rows']} images of {data['source']}, {NORMS[threat['norm']]} {threat['eps']:g}/255; differences of the "
+        f"worst case with 95 % intervals and two-sided p from {RESAMPLES:,} paired bootstrap resamples, seed {seed}."
     )
     over = {tuple(record["robust_accuracy"]["attack"]["over"]) for record, _ in read}
     if len(over) > 1:

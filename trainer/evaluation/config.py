@@ -37,7 +37,7 @@ class EvalConfig:
         reference: run the authors' own AutoAttack instead of ours.
         corruptions: measure them in any tier; `full` does always.
         samples: draws that a random model's answer is the mean of.
-        queries: of RayS and of Square in the black-box set; of Square in the masking checks a fifth.
+        queries: of RayS and of Square in the black-box set; the masking checks take no more of Square.
         substitution: the adaptive black-box attack.
         seed: of everything random.
     """

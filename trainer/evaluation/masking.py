@@ -23,7 +23,8 @@ CURVE = (2, 4, 8, 12, 16, 32, 64)
 _BEYOND = (128, 255)  # for models trained at a large radius: a curve must end where any image can become any other
 _ZERO = 2.0  # per cent that may be left where an attack can do almost anything
 _SLACK = 2.0  # points that two accuracies on the same images may differ for chance
-_MORE = 5.0  # points that ten times the steps, or restarts, may gain
+_MORE = 10.0  # points that five times the steps, or restarts, may gain; undefended nets gained up to 6
+_SATURATED = 5.0  # points that cross-entropy may leave more than the logit ratio
 _NOISES = 20  # draws of noise for each image
 _UPHILL = 0.75  # of the images on which the gradient must raise the margin more than a random direction
 _GRID, _SURFACE_IMAGES = 9, 16
@@ -102,7 +103,7 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000) -> M
     share = {name: 100 * float(known.mean()) for name, known in right.items()}
     with m.drawing("surface", rows):
         surface, uphill, dead = _surface(m, rows[:_SURFACE_IMAGES])
-    slack, much = max(_SLACK, 100.001 / len(rows)), max(_MORE, 300.001 / len(rows))  # at least one image, or three
+    slack, three = max(_SLACK, 100.001 / len(rows)), 300.001 / len(rows)  # at least one image, or three
     white = right["fgsm"] & right["pgd"] & right["more steps"] & right["restarts"] & right["dlr"]
     only_square = 100 * float((white & ~right["square"]).mean())
     last = 100 * curve[-1][1] / len(rows)
@@ -111,13 +112,13 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000) -> M
     checks = (
         Check("accuracy falls to 0 as epsilon grows", last <= max(_ZERO, slack),
               f"at most {_ZERO:g} % right at the largest radius", {"eps": curve[-1][0], "accuracy": last}),
-        Check("more steps and restarts do not help much", gained <= much,
+        Check("more steps and restarts do not help much", gained <= max(_MORE, three),
               f"100 steps or 5 restarts take at most {_MORE:g} points from 20 steps",
               {"20 steps": share["pgd"], "100 steps": share["more steps"], "5 restarts": share["restarts"]}),
         Check("single-step is weaker than multi-step", share["fgsm"] >= multi - slack,
               "FGSM leaves no fewer images than PGD", {"fgsm": share["fgsm"], "pgd-20": multi}),
-        Check("cross-entropy is no weaker than the logit ratio", share["pgd"] - share["dlr"] <= much,
-              f"PGD on CE leaves at most {_MORE:g} points more than on DLR: saturated logits fool CE alone",
+        Check("cross-entropy is no weaker than the logit ratio", share["pgd"] - share["dlr"] <= max(_SATURATED, three),
+              f"PGD on CE leaves at most {_SATURATED:g} points more than on DLR: saturated logits fool CE alone",
               {"ce": share["pgd"], "dlr": share["dlr"]}),
         Check("black-box is weaker than white-box", share["square"] >= multi - slack and only_square <= slack,
               "Square leaves no fewer images than PGD, and fools none that withstand all white-box attacks",

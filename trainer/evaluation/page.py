@@ -15,7 +15,8 @@ from darht.trainer.evaluation.measure import SHOWN, Example, Measurement
 
 def write_page(path: Path, record: dict[str, Any], m: Measurement) -> None:
     """Write the page of an evaluation: `record` is what `eval.json` holds, `m` has the pictures."""
-    write_atomic(path, render("report.html", {"r": record, "gallery": _gallery(m), **_charts(record)}).encode())
+    facts = {"r": record, "families": _families(record), "gallery": _gallery(m), **_charts(record)}
+    write_atomic(path, render("report.html", facts).encode())
 
 
 def render(template: str, facts: dict[str, Any]) -> str:
@@ -25,6 +26,26 @@ def render(template: str, facts: dict[str, Any]) -> str:
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["pct"] = lambda value: f"{value:.1f}"
     return environment.get_template(template).render(facts)
+
+
+_HEADINGS = {
+    "": "",
+    "white-box": "white-box",
+    "transfer": "transfer from the teachers",
+    "adaptive": "adaptive: knows the feature map and the teachers",
+    "black-box": "black-box",
+    "check": "of the masking checks",
+    "worst": "",
+}
+
+
+def _families(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scores under their headings, the worst case last; names without the prefix that the heading says already."""
+    groups: dict[str, list[dict[str, Any]]] = {family: [] for family in _HEADINGS}
+    for score in record["scores"]:
+        family = "worst" if score["name"] == "worst case" else score["family"]
+        groups[family].append({**score, "short": score["name"].removeprefix(f"{family}:")})
+    return [{"heading": _HEADINGS[family], "scores": scores} for family, scores in groups.items() if scores]
 
 
 def _charts(record: dict[str, Any]) -> dict[str, Markup]:

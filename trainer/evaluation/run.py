@@ -31,6 +31,7 @@ from darht.trainer.evaluation.target import Target
 from darht.trainer.student import Student
 
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
+_MASKING_QUERIES = {"quick": 300, "standard": 1000, "full": 1000}
 _BLACKBOX_IMAGES = 1000
 
 
@@ -62,7 +63,8 @@ def evaluate(
     m = _measurement(target, source, ball, config=config, parts=folder / "eval-parts", device=device, on_batch=on_batch)
 
     run_quick(m, teachers)
-    masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=config.queries[1] // 5)
+    queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
+    masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries)
     if config.tier != "quick":
         suite = _sized(config.autoattack, ball, m.engine)
         (run_reference if config.reference else run_autoattack)(m, suite)

@@ -152,8 +152,8 @@ def _student(folder: Path, device: torch.device) -> Target:
     about = {"arch": card.arch, "kwargs": card.kwargs, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe,
              "epoch": card.epoch, "map_rows": list(card.teachers)}  # fmt: skip
     return Target(
-        name=folder.resolve().name, kind="student", model=student.fold().requires_grad_(False), student=student,
-        card=card, num_classes=card.num_classes, classes=tuple(card.classes), about=about,
+        name="/".join(folder.resolve().parts[-2:]), kind="student", model=student.fold().requires_grad_(False),
+        student=student, card=card, num_classes=card.num_classes, classes=tuple(card.classes), about=about,
         eps=float(card.recipe["inner"]["eps"]), note=_note(card),
     )  # fmt: skip
 

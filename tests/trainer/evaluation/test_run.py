@@ -113,7 +113,7 @@ def test_the_full_tier_runs_everything_or_says_why_not(runs):
     found = set(names(report)) | set(report.record["left_out"])
     for name in ("adaptive:z, ce", "adaptive:row cnn, dlr", "adaptive:all rows, ce", "adaptive:nearest row",
                  "adaptive:ensemble of z and rows", "adaptive:kl away from teachers", "adaptive:apgd from cnn",
-                 "adaptive:saga", "square", "rays", "surrogate:student", "substitute:2% of data"):  # fmt: skip
+                 "adaptive:saga", "square", "rays", "surrogate:cached/student", "substitute:2% of data"):  # fmt: skip
         assert name in found
     assert list(report.record["corruptions"]["accuracy"]) == ["contrast", "jpeg"]
     assert {"square", "rays"} <= set(report.record["robust_accuracy"]["attack"]["over"])
