@@ -65,11 +65,11 @@ def test_logits_times_ten_thousand_are_caught(honest, tmp_path):
 
 
 def test_a_random_noise_layer_is_caught_and_attacked_in_expectation(honest, tmp_path):
-    report = ask("noisy", tmp_path, limit=50, samples=4, queries=(300, 500))
+    report = ask("noisy", tmp_path, limit=40, samples=3, queries=(300, 200))
     assert "the answer is not random" in failed(report)
     assert any("random" in text for text in report.record["warnings"])
     assert score(report, "pgd-20").accuracy < score(report, "clean").accuracy - 20
-    again = ask("noisy", tmp_path / "again", limit=50, samples=4, queries=(300, 500))
+    again = ask("noisy", tmp_path / "again", limit=40, samples=3, queries=(300, 200))
     assert again.record == report.record  # its draws are seeded
 
 
