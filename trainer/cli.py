@@ -1,4 +1,4 @@
-"""The command lines that train and evaluate: each command is one library call."""
+"""The command lines that train: each command is one library call."""
 
 import contextlib
 import json
@@ -13,8 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from darht.core.cli import Command, DefaultGroup, Group
+from darht.core.cli import DefaultGroup, Group
 from darht.core.errors import ConfigError, DarhtError
+from darht.trainer.evaluation.cli import evaluate
+
+__all__ = ["evaluate", "teacher", "train"]
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -333,68 +336,3 @@ def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
 
     exported = export_run(run, out, kind=kind, which=which)
     click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")
-
-
-@click.command(cls=Command)
-@click.argument("run", type=_FOLDER)
-@click.option(
-    "--which", default="student", show_default=True, type=click.Choice(["student", "last"]), help="Best or last."
-)
-@click.option("--root", type=_FOLDER, help="Where the data set lies, when not where the cache was built from.")
-@click.option("--limit", type=int, help="The first N test rows only.")
-@click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from.")
-@click.option("--no-transfer", is_flag=True, help="Leave out the examples transferred from teachers.")
-@click.option(
-    "--attack",
-    default="quick",
-    show_default=True,
-    type=click.Choice(["quick", "autoattack"]),
-    help="autoattack adds AutoAttack standard to the quick set (FGSM, PGD-20, transfer).",
-)
-@click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (package pyautoattack) instead of ours.")
-@click.option("--seed", default=0, show_default=True)
-@_device_option
-def evaluate(
-    run: Path,
-    which: str,
-    root: Path | None,
-    limit: int | None,
-    teachers: tuple[str, ...],
-    no_transfer: bool,
-    attack: str,
-    reference: bool,
-    seed: int,
-    device: str,
-) -> None:
-    """Measure a run's student on the test split: clean, FGSM, PGD-20, and examples transferred from every teacher."""
-    from darht.core.device import pick_device
-    from darht.trainer.evaluate_run import EvalConfig, evaluate_run
-
-    given = {name: str(folder) for name, folder in _named_folders(teachers).items()}
-    config = EvalConfig(
-        which=which,
-        root=root,
-        limit=limit,
-        teachers=None if no_transfer else given,
-        autoattack=attack == "autoattack",
-        reference=reference,
-        seed=seed,
-    )
-    with _progress() as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_batch(name: str, images: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total, note="images")
-            progress.update(tasks[name], advance=images)
-
-        result = evaluate_run(run, config, device=pick_device(device), on_batch=on_batch)
-    console = Console()
-    table = Table("measured", "accuracy %", "95 % interval", "images", "attack", header_style="bold")
-    for score in result.scores:
-        low, high = score.interval
-        table.add_row(
-            score.name, f"{score.accuracy:.1f}", f"{low:.1f} - {high:.1f}", str(score.count), result.describe(score)
-        )
-    console.print(table)
-    console.print(f"{result.note}\nwritten to {result.path}", highlight=False, soft_wrap=True)

@@ -163,31 +163,6 @@ def test_a_recipe_file(tiny_cache, tmp_path):
     assert identity["recipe"]["inner"]["kind"] == "cached"
 
 
-def test_evaluate_a_run(run):
-    result = succeed(evaluate, run, "--limit", 40, "--device", "cpu")
-    for name in ("clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case"):
-        assert name in result.stdout
-    assert "inner: pgd, 1 steps on the student" in result.stdout
-    assert f"written to {run / 'eval.json'}" in result.stdout
-    assert len(json.loads((run / "eval.json").read_text())["scores"]) == 6
-    plain = succeed(evaluate, run, "--limit", 40, "--device", "cpu", "--no-transfer", "--which", "last")
-    assert "transfer" not in plain.stdout
-    assert json.loads((run / "eval-last.json").read_text())["which"] == "last"
-    assert json.loads((run / "eval.json").read_text())["which"] == "student"
-
-
-def test_teachers_are_given_as_name_and_folder(run, tiny_teachers, tmp_path):
-    said = fail(evaluate, run, "--teacher", tiny_teachers["cnn"], "--device", "cpu")
-    assert said.startswith("error: --teacher reads NAME=FOLDER, each name once; got ")
-    said = fail(evaluate, run, "--teacher", f"cnn={tmp_path}", "--limit", 40, "--device", "cpu")
-    assert "is not a teacher folder" in said
-    succeed(evaluate, run, "--teacher", f"cnn={tiny_teachers['cnn']}", "--limit", 40, "--device", "cpu")
-
-
-def test_a_folder_that_is_no_run(tmp_path):
-    assert "is not a run" in fail(evaluate, tmp_path, "--device", "cpu")
-
-
 @pytest.mark.parametrize(
     ("assignment", "part"),
     [
