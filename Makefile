@@ -6,9 +6,13 @@ DEMO := build/demo
 
 .PHONY: demo test lint clean
 
-# The stamp makes a second `make` start at once, and installs again when the dependencies change.
+# The stamps make a second `make` start at once, and install again when the dependencies change.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
@@ -16,7 +20,7 @@ demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/python -m darht.tools.experiment recipes/digits-demo.yaml --out $(DEMO)
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

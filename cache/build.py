@@ -26,7 +26,7 @@ from darht.cache.teachers import Teacher, load_teacher
 from darht.cache.views import apply_views, view_table
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.errors import CacheError, CorruptError, ModelError, SpecMismatchError
-from darht.core.files import is_free, write_atomic
+from darht.core.places import LocalPlace, Location, Place, place
 from darht.core.rng import RowRng
 
 SPEC, ORIGIN = "spec.json", "origin.json"
@@ -110,12 +110,12 @@ def _try_teacher(name: str, teacher: Teacher, num_classes: int, images: Tensor) 
         )
 
 
-def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256, on_unit: OnUnit) -> BuildReport:
+def build(plan: Plan, out: Location, *, device: torch.device, batch_size: int = 256, on_unit: OnUnit) -> BuildReport:
     """Compute every unit of `plan` that `out` does not hold yet, or holds damaged.
 
     Args:
         plan: from `plan_build`.
-        out: the cache folder; made when absent, continued when it holds the same spec.
+        out: the cache's folder or URL; made when absent, continued when it holds the same spec.
         device: where teachers and attacks run.
         batch_size: images in one forward pass; batches are cut inside a shard, so the bytes do not depend on
             which worker computes it.
@@ -125,13 +125,14 @@ def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256,
         SpecMismatchError: the folder holds another spec; the message lists the differing fields.
         CacheError: the folder holds something that is not a cache.
     """
-    claim_folder(out, plan)
-    store, report = Store(out), BuildReport()
+    folder = place(out)
+    claim_folder(folder, plan)
+    store, report = Store(folder), BuildReport()
     facts = environment(device, batch_size)
     worker = Worker(plan, store, device, batch_size)
     with _precision(plan.spec.precision):
         for array, shard in plan.units:
-            if unit_state(out, array, shard, check_bytes=True)[0] is State.DONE:
+            if unit_state(folder, array, shard, check_bytes=True)[0] is State.DONE:
                 report.reused += 1
                 on_unit(array, shard, 0.0)
                 continue
@@ -139,14 +140,14 @@ def build(plan: Plan, out: Path, *, device: torch.device, batch_size: int = 256,
             size, sha256 = store.write(array, shard, worker.compute(array, shard))
             seconds, rows = time.perf_counter() - start, array.rows(shard)
             commit = Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, facts)
-            write_commit(out, array, commit)
+            write_commit(folder, array, commit)
             report.computed += 1
             report.seconds[array.name] = report.seconds.get(array.name, 0.0) + seconds
             on_unit(array, shard, seconds)
     return report
 
 
-def claim_folder(out: Path, plan: Plan) -> None:
+def claim_folder(out: Place, plan: Plan) -> None:
     """Make `out` the folder of this spec, or check that it is already.
 
     Raises:
@@ -154,25 +155,25 @@ def claim_folder(out: Path, plan: Plan) -> None:
         CacheError: it is not empty and not a cache, or it is a file.
         CorruptError: its spec does not parse.
     """
-    text = canonical_json(plan.spec)
-    path = out / SPEC
-    if path.is_file() and path.read_bytes() != text.encode():
-        _refuse_other_spec(path, plan.spec)
-    if not path.is_file() and not is_free(out):
+    text, found = canonical_json(plan.spec).encode(), out.read(SPEC)
+    if found is not None and found != text:
+        _refuse_other_spec(out, found, plan.spec)
+    if found is None and not out.is_free():
         raise CacheError(f"{out} is not empty and holds no {SPEC}: choose a new or empty --out folder")
-    if not path.is_file():
-        write_atomic(path, text.encode())
+    if found is None:
+        out.write(SPEC, text)
     Store(out).create(plan.arrays)
-    write_atomic(out / ORIGIN, (json.dumps(_relative_origin(plan.origin, out), indent=2) + "\n").encode())
+    origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalPlace) else plan.origin
+    out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())
 
 
-def _refuse_other_spec(path: Path, spec: CacheSpec) -> NoReturn:
+def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(data)
     except ValueError as error:
-        raise CorruptError(f"{path} is not a cache spec: {error}; choose another --out folder") from error
+        raise CorruptError(f"{out.name(SPEC)} is not a cache spec: {error}; choose another --out folder") from error
     differences = spec_diff(found, to_plain(spec)) or ["only the way it is written"]
-    raise SpecMismatchError(f"{path.parent} holds another spec: {'; '.join(differences)}; choose another --out folder")
+    raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; choose another --out folder")
 
 
 def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:

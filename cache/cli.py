@@ -19,14 +19,14 @@ def cache() -> None:
 @cache.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The cache folder; a stopped build goes on."
+    "--out", required=True, help="The cache's folder, or a URL such as s3://BUCKET/NAME; a stopped build goes on."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
 )
 @click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there.")
-def build(spec: Path, out: Path, device: str, batch_size: int, download: bool) -> None:
+def build(spec: Path, out: str, device: str, batch_size: int, download: bool) -> None:
     """Craft perturbations, ask every teacher, store both, and seal the cache."""
     from darht.cache import build as builder
     from darht.cache.layout import ArrayLayout
@@ -51,18 +51,18 @@ def build(spec: Path, out: Path, device: str, batch_size: int, download: bool) -
 
 
 @cache.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def seal(folder: Path) -> None:
+@click.argument("location", metavar="CACHE")
+def seal(location: str) -> None:
     """Check every unit and write the manifest (build does it at its end)."""
     from darht.cache.seal import seal as seal_cache
 
-    click.echo(f"root hash {seal_cache(folder).root_hash}")
+    click.echo(f"root hash {seal_cache(location).root_hash}")
 
 
 @cache.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("location", metavar="CACHE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the numbers of the shards that need work.")
-def status(folder: Path, as_json: bool) -> None:
+def status(location: str, as_json: bool) -> None:
     """Print what is done and what is missing; exit 0 when whole and sealed, 3 when incomplete, 4 when corrupt."""
     import json
     import sys
@@ -71,7 +71,7 @@ def status(folder: Path, as_json: bool) -> None:
     from darht.cache.status import read_status
     from darht.core.config import to_plain
 
-    found = read_status(folder)
+    found = read_status(location)
     if as_json:
         click.echo(json.dumps({"state": found.state.value, **to_plain(found)}, indent=2))
     else:
@@ -92,26 +92,26 @@ def status(folder: Path, as_json: bool) -> None:
 
 
 @cache.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def verify(folder: Path) -> None:
+@click.argument("location", metavar="CACHE")
+def verify(location: str) -> None:
     """Read every byte of a sealed cache; exit 0 when all is right, 4 when not, with a line for everything wrong."""
     import sys
 
     from darht.cache.reader import open_cache
     from darht.cache.verify import verify as verify_cache
 
-    problems = verify_cache(folder)
+    problems = verify_cache(location)
     for problem in problems:
         click.echo(f"corrupt: {problem}", err=True)
     if problems:
         click.echo(f"{len(problems)} problems; darht-cache build on the same folder repairs them, then seal", err=True)
         sys.exit(4)
-    opened = open_cache(folder)
-    click.echo(f"{folder}: {len(opened.manifest.shards)} shards, every byte as sealed; root hash {opened.root_hash}")
+    opened = open_cache(location)
+    click.echo(f"{location}: {len(opened.manifest.shards)} shards, every byte as sealed; root hash {opened.root_hash}")
 
 
 @cache.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("location", metavar="CACHE")
 @click.option("--format", "_format", required=True, type=click.Choice(["webdataset"]), help="What to write.")
 @click.option(
     "--layout",
@@ -121,24 +121,24 @@ def verify(folder: Path) -> None:
     help="One entry per row for everybody, or one per 256 rows, which reads faster.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
-def export(folder: Path, _format: str, layout: Literal["samples", "blocks"], out: Path) -> None:
+def export(location: str, _format: str, layout: Literal["samples", "blocks"], out: Path) -> None:
     """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well."""
     from darht.cache.export import export_webdataset
     from darht.cache.reader import open_cache
 
-    index = export_webdataset(open_cache(folder), out, layout)
+    index = export_webdataset(open_cache(location), out, layout)
     size = sum(tar.size for tar in index.tars)
     click.echo(f"{out}: {len(index.tars)} tars, {size / 1e6:.2f} MB, {index.manifest.rows} rows, layout {layout}")
 
 
 @cache.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def info(folder: Path) -> None:
+@click.argument("location", metavar="CACHE")
+def info(location: str) -> None:
     """Print what a sealed cache holds."""
     from darht.cache.info import summarise
     from darht.cache.reader import open_cache
 
-    summary = summarise(open_cache(folder))
+    summary = summarise(open_cache(location))
     console = Console()
     for name, value in summary.facts:
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)

@@ -8,17 +8,17 @@ import platform
 import time
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import darht
 from darht.cache.layout import ArrayLayout
-from darht.cache.store import Store
+from darht.cache.store import shard_key
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
-from darht.core.files import sha256_file, write_atomic
+from darht.core.files import sha256_bytes
+from darht.core.places import Place
 
 COMMITS = "commits"
 
@@ -63,30 +63,31 @@ def environment(device: torch.device, batch_size: int) -> dict[str, Any]:
     }
 
 
-def commit_path(folder: Path, array: ArrayLayout, shard: int) -> Path:
-    """Where the record of a unit lies."""
-    return folder / COMMITS / array.name / f"{shard:05d}.json"
+def commit_key(array: ArrayLayout, shard: int) -> str:
+    """Where the record of a unit lies in a cache."""
+    return f"{COMMITS}/{array.name}/{shard:05d}.json"
 
 
-def write_commit(folder: Path, array: ArrayLayout, commit: Commit) -> None:
+def write_commit(place: Place, array: ArrayLayout, commit: Commit) -> None:
     """Declare a unit done."""
-    write_atomic(commit_path(folder, array, commit.shard), canonical_json(commit).encode())
+    place.write(commit_key(array, commit.shard), canonical_json(commit).encode())
 
 
-def read_commit(folder: Path, array: ArrayLayout, shard: int) -> Commit | None:
+def read_commit(place: Place, array: ArrayLayout, shard: int) -> Commit | None:
     """The record of a unit, or None while there is none.
 
     Raises:
         CorruptError: a record that is there but does not parse.
     """
-    path = commit_path(folder, array, shard)
-    if not path.is_file():
+    key = commit_key(array, shard)
+    data = place.read(key)
+    if data is None:
         return None
     try:
-        return parse_canonical(Commit, path.read_bytes(), path.name)
+        return parse_canonical(Commit, data, key.rsplit("/", 1)[-1])
     except ConfigError as error:
         raise CorruptError(
-            f"{path} is not a commit record: {error}; remove it and run darht-cache build again"
+            f"{place.name(key)} is not a commit record: {error}; run darht-cache build again, which replaces it"
         ) from error
 
 
@@ -98,25 +99,27 @@ class State(Enum):
     CORRUPT = "corrupt"
 
 
-def unit_state(folder: Path, array: ArrayLayout, shard: int, *, check_bytes: bool = False) -> tuple[State, str]:
+def unit_state(place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False) -> tuple[State, str]:
     """Whether a unit is done, and the reason when it is not.
 
     Done means: the record exists, names this unit and its array's fingerprint, and the shard has the recorded size and,
     with `check_bytes`, the recorded sha256. A unit without a record is missing, whatever else is there.
     """
     try:
-        commit = read_commit(folder, array, shard)
+        commit = read_commit(place, array, shard)
     except CorruptError as error:
         return State.CORRUPT, str(error)
     if commit is None:
         return State.MISSING, f"{array.name} shard {shard} has no commit record"
-    path, record = Store(folder).path(array, shard), commit_path(folder, array, shard)
+    key, record = shard_key(array, shard), place.name(commit_key(array, shard))
     if (commit.array, commit.shard, commit.fingerprint) != (array.name, shard, array.fingerprint):
         return State.CORRUPT, f"{record} belongs to another unit or another spec"
-    if not path.is_file():
-        return State.CORRUPT, f"{path} is missing although its record {record} exists"
-    if path.stat().st_size != commit.size:
-        return State.CORRUPT, f"{path} has {path.stat().st_size} bytes, its record says {commit.size}"
-    if check_bytes and sha256_file(path) != commit.sha256:
-        return State.CORRUPT, f"{path} does not have the sha256 of its record"
+    data = place.read(key) if check_bytes else None
+    size = place.size(key) if data is None else len(data)
+    if size is None:
+        return State.CORRUPT, f"{place.name(key)} is missing although its record {record} exists"
+    if size != commit.size:
+        return State.CORRUPT, f"{place.name(key)} has {size} bytes, its record says {commit.size}"
+    if data is not None and sha256_bytes(data) != commit.sha256:
+        return State.CORRUPT, f"{place.name(key)} does not have the sha256 of its record"
     return State.DONE, ""

@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from darht.cache.reader import Cache, open_cache
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
+from darht.core.places import Location, Place, place
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 class ExportedCache(Cache):
     """An export, opened for reading; all of it is read and checked at the first `read`."""
 
-    def __init__(self, folder: Path, index: Index) -> None:
+    def __init__(self, folder: Place, index: Index) -> None:
         super().__init__(folder, index.spec, index.manifest)
         self._index = index
         self._values: Arrays = {}
@@ -55,7 +55,7 @@ class ExportedCache(Cache):
         self._values = values
 
     def _fill(self, values: Arrays, tar: TarRecord) -> None:
-        data = _checked(self.folder / tar.path, tar)
+        data = _checked(self.folder, tar)
         read = 0
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             entries: dict[str, dict[str, bytes]] = {}
@@ -70,7 +70,9 @@ class ExportedCache(Cache):
                 values[name][first : first + len(rows)] = rows
             read += len(block["label"])
         if len(entries) != tar.entries or read != tar.rows[1] - tar.rows[0]:
-            raise CorruptError(f"{self.folder / tar.path} holds {len(entries)} entries, the index says {tar.entries}")
+            raise CorruptError(
+                f"{self.folder.name(tar.path)} holds {len(entries)} entries, the index says {tar.entries}"
+            )
 
     def _sample(self, entry: dict[str, bytes], row: int) -> Arrays:
         with Image.open(io.BytesIO(entry["png"])) as image:
@@ -91,32 +93,33 @@ def _block(entry: dict[str, bytes]) -> Arrays:
         return {name: block[name] for name in block.files}
 
 
-def _checked(path: Path, tar: TarRecord) -> bytes:
-    if not path.is_file():
-        raise IncompleteError(f"{path} is missing: export the cache again")
-    data = path.read_bytes()
+def _checked(folder: Place, tar: TarRecord) -> bytes:
+    data, name = folder.read(tar.path), folder.name(tar.path)
+    if data is None:
+        raise IncompleteError(f"{name} is missing: export the cache again")
     if len(data) != tar.size:
-        raise CorruptError(f"{path} has {len(data)} bytes, the index says {tar.size}: it is cut; export again")
+        raise CorruptError(f"{name} has {len(data)} bytes, the index says {tar.size}: it is cut; export again")
     if sha256_bytes(data) != tar.sha256:
-        raise CorruptError(f"{path} does not have the sha256 that the index names; export again")
+        raise CorruptError(f"{name} does not have the sha256 that the index names; export again")
     return data
 
 
-def open_shards(folder: Path) -> Cache:
-    """Open a sealed cache or an export of one.
+def open_shards(location: Location) -> Cache:
+    """Open a sealed cache or an export of one, in a folder or behind a URL.
 
     Raises:
-        CacheError: the folder is neither.
+        CacheError: it is neither.
         IncompleteError: the cache is not sealed, or something is missing.
         CorruptError: the index or the manifest is not what was written.
     """
-    path = folder / INDEX
-    if not path.is_file():
+    folder = place(location)
+    data, name = folder.read(INDEX), folder.name(INDEX)
+    if data is None:
         return open_cache(folder)
     try:
-        index = parse_canonical(Index, path.read_bytes(), INDEX)
+        index = parse_canonical(Index, data, INDEX)
     except ConfigError as error:
-        raise CorruptError(f"{path} is not an export's index: {error}; export again") from error
+        raise CorruptError(f"{name} is not an export's index: {error}; export again") from error
     if index.manifest.fingerprint != fingerprint(index.spec):
-        raise CorruptError(f"{path} holds a manifest of another spec; export again")
+        raise CorruptError(f"{name} holds a manifest of another spec; export again")
     return ExportedCache(folder, index)

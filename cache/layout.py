@@ -47,6 +47,16 @@ class ArrayLayout:
         """The rows of a unit."""
         return slice(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.shape[0]))
 
+    def shards_of(self, rows: slice) -> range:
+        """The units that hold `rows`."""
+        return range(rows.start // self.rows_per_shard, -(-rows.stop // self.rows_per_shard))
+
+    def overlap(self, shard: int, rows: slice) -> tuple[slice, slice]:
+        """The part of a unit that lies in `rows`: counted from the unit's first row, and from that of `rows`."""
+        own = self.rows(shard)
+        first, last = max(own.start, rows.start), min(own.stop, rows.stop)
+        return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
+
     @property
     def fill_value(self) -> float | int:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""

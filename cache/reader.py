@@ -1,6 +1,7 @@
 """Read a sealed cache."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,25 @@ from darht.cache.build import ORIGIN
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import Manifest, read_manifest, read_spec
 from darht.cache.spec import CacheSpec
-from darht.cache.store import Store
+from darht.cache.store import Store, shard_key
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
-from darht.core.files import sha256_file
+from darht.core.files import sha256_bytes
+from darht.core.places import LocalPlace, Location, Place, place
+
+_LOOKUPS = 16  # questions to an object store at a time
 
 
 class Cache:
     """A sealed cache, opened for reading.
 
     Attributes:
-        folder: where it lies.
+        folder: the place where it lies.
         spec: what it was made from.
         manifest: its shards and root hash.
         arrays: the layout of every array by name.
     """
 
-    def __init__(self, folder: Path, spec: CacheSpec, manifest: Manifest) -> None:
+    def __init__(self, folder: Place, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
         self._store = Store(folder)
@@ -56,31 +60,32 @@ class Cache:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
         array = self.arrays[name]
         rows = slice(*(rows or slice(None)).indices(array.shape[0]))
-        self._check_shards(array, rows)
-        values = self._store.read(array, rows)
+        values = np.empty((max(0, rows.stop - rows.start), *array.shape[1:]), dtype=array.dtype)
+        for shard in array.shards_of(rows):
+            part, wanted = array.overlap(shard, rows)
+            values[wanted] = self._store.decode(array, shard, self._shard(array, shard))[part]
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise CorruptError(
                 f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"
             )
         return values
 
-    def _check_shards(self, array: ArrayLayout, rows: slice) -> None:
-        for shard in range(rows.start // array.rows_per_shard, -(-rows.stop // array.rows_per_shard)):
-            path, key = self._store.path(array, shard), (array.name, shard)
-            if key in self._checked or not path.is_file():
-                continue  # a missing shard is the store's to name
-            if sha256_file(path) != self._sealed[key]:
-                span = array.rows(shard)
-                raise CorruptError(
-                    f"{path} (rows {span.start}..{span.stop - 1} of {array.name}) does not have the sha256 that was "
-                    "sealed: run darht-cache build again, then seal"
-                )
-            self._checked.add(key)
+    def _shard(self, array: ArrayLayout, shard: int) -> bytes:
+        data, key = self._store.shard(array, shard), (array.name, shard)
+        if key not in self._checked and sha256_bytes(data) != self._sealed[key]:
+            span, name = array.rows(shard), self.folder.name(shard_key(array, shard))
+            raise CorruptError(
+                f"{name} (rows {span.start}..{span.stop - 1} of {array.name}) does not have the sha256 that was "
+                "sealed: run darht-cache build again, then seal"
+            )
+        self._checked.add(key)
+        return data
 
     def origin(self) -> dict[str, Any]:
         """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it."""
-        path = self.folder / ORIGIN
-        return _absolute(json.loads(path.read_text()), self.folder) if path.is_file() else {}
+        data = self.folder.read(ORIGIN)
+        found: dict[str, Any] = {} if data is None else json.loads(data)
+        return _absolute(found, self.folder.folder) if isinstance(self.folder, LocalPlace) else found
 
     def size(self, name: str) -> int:
         """The bytes of an array on disk."""
@@ -93,24 +98,28 @@ def _absolute(value: Any, folder: Path) -> Any:
     return str((folder / value).resolve()) if isinstance(value, str) else value
 
 
-def open_cache(folder: Path) -> Cache:
-    """Open a sealed cache.
+def open_cache(location: Location) -> Cache:
+    """Open a sealed cache in a folder or behind a URL.
 
     Raises:
-        CacheError: the folder is not a cache.
+        CacheError: it is not a cache.
         IncompleteError: it is not sealed, or a shard is missing.
         CorruptError: the manifest is not the spec's, or a shard has another size than recorded.
     """
+    folder = place(location)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
-    for shard in manifest.shards:
-        path = folder / shard.path
-        if not path.is_file():
-            raise IncompleteError(f"{path} is missing: run darht-cache build again")
-        if path.stat().st_size != shard.size:
-            raise CorruptError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.size}; build again")
+    with ThreadPoolExecutor(_LOOKUPS) as pool:  # one question per shard: behind a URL their times would add up
+        sizes = list(pool.map(folder.size, [shard.path for shard in manifest.shards]))
+    for shard, size in zip(manifest.shards, sizes, strict=True):
+        if size is None:
+            raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
+        if size != shard.size:
+            raise CorruptError(
+                f"{folder.name(shard.path)} has {size} bytes, the manifest says {shard.size}; build again"
+            )
     for file in manifest.metadata:
-        path = folder / file.path
-        if not path.is_file() or sha256_file(path) != file.sha256:
-            raise CorruptError(f"{path} is not what was sealed: run darht-cache seal again, which writes it anew")
+        if sha256_bytes(folder.read(file.path) or b"") != file.sha256:
+            name = folder.name(file.path)
+            raise CorruptError(f"{name} is not what was sealed: run darht-cache seal again, which writes it anew")
     return Cache(folder, spec, manifest)

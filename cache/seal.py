@@ -1,7 +1,6 @@
 """Seal a cache: check every unit, then write the manifest whose root hash is the cache's identity."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -9,10 +8,11 @@ from darht.cache.build import SPEC
 from darht.cache.commit import State, read_commit, unit_state
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.spec import FORMAT_VERSION, CacheSpec, check_version
-from darht.cache.store import DATA, Store, shard_key
+from darht.cache.store import Store, shard_key
 from darht.core.config import canonical_json, fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.files import sha256_file, write_atomic
+from darht.core.files import sha256_bytes
+from darht.core.places import Location, Place, place
 from darht.core.rng import RowRng
 
 MANIFEST = "manifest.json"
@@ -65,20 +65,21 @@ class Manifest:
         check_version(self.format_version)
 
 
-def read_spec(folder: Path) -> CacheSpec:
+def read_spec(location: Location) -> CacheSpec:
     """Read `spec.json`.
 
     Raises:
         CacheError: there is none.
         CorruptError: it is not a spec.
     """
-    path = folder / SPEC
-    if not path.is_file():
-        raise CacheError(f"{folder} is not a cache: {path} is missing; darht-cache build SPEC.yaml --out DIR makes one")
+    folder = place(location)
+    data, name = folder.read(SPEC), folder.name(SPEC)
+    if data is None:
+        raise CacheError(f"{folder} is not a cache: {name} is missing; darht-cache build SPEC.yaml --out DIR makes one")
     try:
-        return parse_canonical(CacheSpec, path.read_bytes(), SPEC)
+        return parse_canonical(CacheSpec, data, SPEC)
     except ConfigError as error:
-        raise CorruptError(f"{path} is not a cache spec: {error}") from error
+        raise CorruptError(f"{name} is not a cache spec: {error}") from error
 
 
 def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
@@ -87,13 +88,14 @@ def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
     return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())
 
 
-def seal(folder: Path) -> Manifest:
+def seal(location: Location) -> Manifest:
     """Check every unit's bytes and write the manifest; sealing a sealed cache again gives the same manifest.
 
     Raises:
         IncompleteError: units are missing; the message counts them.
         CorruptError: a shard differs from its record.
     """
+    folder = place(location)
     spec = read_spec(folder)
     arrays = layouts(spec)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
@@ -106,20 +108,17 @@ def seal(folder: Path) -> Manifest:
                 "run darht-cache build again"
             )
     shards = tuple(_record(folder, array, shard) for array, shard in units)
-    Store(folder).create(arrays)
-    metadata = tuple(
-        FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_file(path))
-        for path in sorted((folder / DATA).rglob("zarr.json"))
-    )
+    described = sorted(Store(folder).create(arrays).items())
+    metadata = tuple(FileRecord(key, len(data), sha256_bytes(data)) for key, data in described)
     manifest = _manifest(spec, shards, metadata)
-    write_atomic(folder / MANIFEST, canonical_json(manifest).encode())
+    folder.write(MANIFEST, canonical_json(manifest).encode())
     return manifest
 
 
-def _record(folder: Path, array: ArrayLayout, shard: int) -> ShardRecord:
+def _record(folder: Place, array: ArrayLayout, shard: int) -> ShardRecord:
     commit = read_commit(folder, array, shard)
     assert commit is not None  # its state was done a moment ago
-    return ShardRecord(array.name, shard, f"{DATA}/{shard_key(array, shard)}", commit.size, commit.sha256)
+    return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256)
 
 
 def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[FileRecord, ...]) -> Manifest:
@@ -140,22 +139,23 @@ def root_hash(manifest: Manifest) -> str:
     return fingerprint({key: value for key, value in body.items() if key not in ("metadata", "root_hash")})
 
 
-def read_manifest(folder: Path, spec: CacheSpec) -> Manifest:
+def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
     """Read and check `manifest.json`.
 
     Raises:
         IncompleteError: the cache is not sealed.
         CorruptError: the manifest does not parse, its root hash is wrong, or it belongs to another spec.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise IncompleteError(f"{folder} is not sealed: {path} is missing; finish it with darht-cache build, then seal")
+    folder = place(location)
+    data, name = folder.read(MANIFEST), folder.name(MANIFEST)
+    if data is None:
+        raise IncompleteError(f"{folder} is not sealed: {name} is missing; finish it with darht-cache build, then seal")
     try:
-        manifest = parse_canonical(Manifest, path.read_bytes(), MANIFEST)
+        manifest = parse_canonical(Manifest, data, MANIFEST)
     except ConfigError as error:
-        raise CorruptError(f"{path} is not a manifest: {error}; run darht-cache seal again") from error
+        raise CorruptError(f"{name} is not a manifest: {error}; run darht-cache seal again") from error
     if manifest.root_hash != root_hash(manifest):
-        raise CorruptError(f"{path} does not have the root hash it names; run darht-cache seal again")
+        raise CorruptError(f"{name} does not have the root hash it names; run darht-cache seal again")
     if manifest.fingerprint != fingerprint(spec):
-        raise CorruptError(f"{path} belongs to another spec than {folder / SPEC}; run darht-cache seal again")
+        raise CorruptError(f"{name} belongs to another spec than {folder.name(SPEC)}; run darht-cache seal again")
     return manifest

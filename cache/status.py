@@ -1,11 +1,11 @@
 """How far a build is, from the commit records alone."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from darht.cache.commit import State, read_commit, unit_state
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import MANIFEST, read_spec
+from darht.core.places import Location, Place, place
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,20 @@ class Status:
         return State.MISSING if any(array.missing for array in self.arrays) or not self.sealed else State.DONE
 
 
-def read_status(folder: Path) -> Status:
+def read_status(location: Location) -> Status:
     """Look at every commit record and every shard's size; no shard is read.
 
     Raises:
         CacheError: the folder is not a cache.
         CorruptError: its spec does not parse.
     """
+    folder = place(location)
     arrays = tuple(_array_status(folder, array) for array in layouts(read_spec(folder)).values())
     shards = sorted({shard for array in arrays for shard in (*array.missing, *array.corrupt)})
-    return Status(arrays, (folder / MANIFEST).is_file(), tuple(shards))
+    return Status(arrays, folder.size(MANIFEST) is not None, tuple(shards))
 
 
-def _array_status(folder: Path, array: ArrayLayout) -> ArrayStatus:
+def _array_status(folder: Place, array: ArrayLayout) -> ArrayStatus:
     states = [unit_state(folder, array, shard)[0] for shard in range(array.shards)]
     done = [read_commit(folder, array, shard) for shard, state in enumerate(states) if state is State.DONE]
     seconds = sum(commit.seconds for commit in done if commit is not None)

@@ -4,9 +4,7 @@ A shard is encoded whole in memory and written by us, in one atomic step, becaus
 writes through a temporary name, and takes nine times as long to fill a shard chunk by chunk.
 """
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,32 +13,29 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from darht.cache.layout import ArrayLayout
 from darht.core.errors import CorruptError, IncompleteError
-from darht.core.files import write_atomic
+from darht.core.files import sha256_bytes
+from darht.core.places import Location, place
 
 DATA = "data.zarr"
 
 
 class Store:
-    """The arrays of one cache folder."""
+    """The arrays of one cache."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / DATA
+    def __init__(self, location: Location) -> None:
+        self.place = place(location)
 
-    def create(self, arrays: Mapping[str, ArrayLayout]) -> None:
-        """Write the metadata of the group and of every array that is not there yet."""
-        memory = _metadata(arrays.values())
-        for key in sorted(memory):
-            path = self.root / key
-            if not path.is_file() or path.read_bytes() != memory[key]:
-                write_atomic(path, memory[key])
-
-    def path(self, array: ArrayLayout, shard: int) -> Path:
-        """Where a shard lies."""
-        return self.root / shard_key(array, shard)
+    def create(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
+        metadata = _metadata(arrays.values())
+        for key in sorted(metadata):
+            if self.place.read(key) != metadata[key]:
+                self.place.write(key, metadata[key])
+        return metadata
 
     def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str]:
         """Write one whole shard, read it back, and return its size in bytes and its sha256.
@@ -48,44 +43,68 @@ class Store:
         Raises:
             CorruptError: the file system gave back other bytes than were written.
         """
-        data = encode_shard(array, shard, values)
-        path = self.path(array, shard)
-        write_atomic(path, data)
-        expected, found = hashlib.sha256(data).hexdigest(), hashlib.sha256(path.read_bytes()).hexdigest()
+        data, key = encode_shard(array, shard, values), shard_key(array, shard)
+        self.place.write(key, data)
+        expected, found = sha256_bytes(data), sha256_bytes(self.place.read(key) or b"")
         if found != expected:
-            raise CorruptError(f"{path} reads back with sha256 {found[:12]}, written was {expected[:12]}")
+            raise CorruptError(
+                f"{self.place.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
+            )
         return len(data), expected
+
+    def shard(self, array: ArrayLayout, shard: int) -> bytes:
+        """The bytes of a shard.
+
+        Raises:
+            IncompleteError: it is missing (zarr would give the fill value in silence).
+            CorruptError: it is empty (zarr would give the fill value here too).
+        """
+        data, name = self.place.read(shard_key(array, shard)), self.place.name(shard_key(array, shard))
+        if data is None:
+            raise IncompleteError(f"{name} is missing: run darht-cache build again")
+        if not data:
+            raise CorruptError(f"{name} is empty: run darht-cache build again")
+        return data
 
     def read(self, array: ArrayLayout, rows: slice) -> np.ndarray:
         """Read rows of an array.
 
         Raises:
-            IncompleteError: a shard file is missing (zarr would give the fill value in silence).
-            CorruptError: a checksum fails, or a shard file is empty (zarr would give the fill value here too).
+            IncompleteError: a shard is missing.
+            CorruptError: a shard is empty, or a checksum fails.
         """
-        first, last = rows.start // array.rows_per_shard, -(-rows.stop // array.rows_per_shard)
-        for shard in range(first, last):
-            path = self.path(array, shard)
-            if not path.is_file():
-                raise IncompleteError(f"{path} is missing: run darht-cache build again")
-            if path.stat().st_size == 0:
-                raise CorruptError(f"{path} is empty: run darht-cache build again")
+        values = np.empty((max(0, rows.stop - rows.start), *array.shape[1:]), dtype=array.dtype)
+        for shard in array.shards_of(rows):
+            part, wanted = array.overlap(shard, rows)
+            values[wanted] = self.decode(array, shard, self.shard(array, shard))[part]
+        return values
+
+    def decode(self, array: ArrayLayout, shard: int, data: bytes) -> np.ndarray:
+        """The rows of a unit from the bytes of its shard.
+
+        Raises:
+            CorruptError: a checksum fails.
+        """
+        rows, store = array.rows(shard), MemoryStore()
         try:
-            values: np.ndarray = self._open(array)[rows]
+            opened = _create(store, array)
+            sync(store.set(_inside(shard_key(array, shard)), default_buffer_prototype().buffer.from_bytes(data)))
+            values: np.ndarray = opened[rows]
         except (ValueError, RuntimeError) as error:
-            reason = f"rows {rows.start}..{rows.stop - 1} of {array.name} do not decode: {error}"
+            what = f"rows {rows.start}..{rows.stop - 1} of {array.name} do not decode: {error}"
             raise CorruptError(
-                f"{self.root}: {reason}; run darht-cache build again after removing the shard"
+                f"{self.place.name(shard_key(array, shard))}: {what}; run darht-cache build again"
             ) from error
         return values
 
-    def _open(self, array: ArrayLayout) -> Any:
-        return zarr.open_array(LocalStore(self.root, read_only=True), path=array.name, mode="r")
-
 
 def shard_key(array: ArrayLayout, shard: int) -> str:
-    """The key of a shard inside `data.zarr`."""
-    return "/".join([array.name, "c", str(shard), *("0" for _ in array.shape[1:])])
+    """Where a shard lies in a cache."""
+    return "/".join([DATA, array.name, "c", str(shard), *("0" for _ in array.shape[1:])])
+
+
+def _inside(key: str) -> str:
+    return key.removeprefix(f"{DATA}/")
 
 
 def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
@@ -102,7 +121,7 @@ def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
     store = MemoryStore()
     with zarr.config.set({"array.write_empty_chunks": True}):
         _create(store, array)[rows] = values
-    return _items(store)[shard_key(array, shard)]
+    return _items(store)[_inside(shard_key(array, shard))]
 
 
 def _metadata(arrays: Any) -> dict[str, bytes]:
@@ -112,7 +131,7 @@ def _metadata(arrays: Any) -> dict[str, bytes]:
         for depth in range(1, array.name.count("/") + 1):
             zarr.open_group(store, path="/".join(array.name.split("/")[:depth]), mode="a", zarr_format=3)
         _create(store, array)
-    return _items(store)
+    return {f"{DATA}/{key}": data for key, data in _items(store).items()}
 
 
 def _create(store: MemoryStore, array: ArrayLayout) -> Any:

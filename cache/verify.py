@@ -2,24 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from darht.cache.commit import State, unit_state
+from darht.cache.commit import State, read_commit, unit_state
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import read_manifest, read_spec
 from darht.cache.spec import CacheSpec
-from darht.cache.store import Store
+from darht.cache.store import Store, shard_key
 from darht.cache.views import apply_views
 from darht.core.errors import CacheError
-from darht.core.files import sha256_file
+from darht.core.files import sha256_bytes
+from darht.core.places import Location, Place, place
 
 OnUnit = Callable[[str, int], None]
 
 
-def verify(folder: Path, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
+def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
     """Everything that is wrong with a sealed cache, one line each; empty when nothing is.
 
     Checked are the manifest and its root hash, the sha256 of every shard and metadata file, the checksum of every
@@ -27,19 +27,20 @@ def verify(folder: Path, on_unit: OnUnit = lambda name, shard: None) -> list[str
     ball and its adversarial image within 0..255.
 
     Args:
-        folder: the cache.
+        location: of the cache.
         on_unit: told array and shard after each.
 
     Raises:
         CacheError: the folder is not a cache, or not sealed.
         CorruptError: spec or manifest do not parse, so that nothing else could be checked.
     """
+    folder = place(location)
     spec = read_spec(folder)
     manifest, arrays = read_manifest(folder, spec), layouts(spec)
     problems = [
-        f"{folder / file.path} is not what was sealed"
+        f"{folder.name(file.path)} is not what was sealed"
         for file in manifest.metadata
-        if not (folder / file.path).is_file() or sha256_file(folder / file.path) != file.sha256
+        if sha256_bytes(folder.read(file.path) or b"") != file.sha256
     ]
     sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
     # Under a wrong description nothing can be decoded: then only bytes are compared.
@@ -55,7 +56,7 @@ def verify(folder: Path, on_unit: OnUnit = lambda name, shard: None) -> list[str
 class _Verifier:
     """Looks at one unit after the other."""
 
-    folder: Path
+    folder: Place
     spec: CacheSpec
     arrays: dict[str, ArrayLayout]
     store: Store
@@ -66,8 +67,8 @@ class _Verifier:
         state, reason = unit_state(self.folder, array, shard, check_bytes=True)
         if state is not State.DONE:
             return [reason]
-        path, rows = self.store.path(array, shard), array.rows(shard)
-        if sha256_file(path) != sealed:
+        path, rows = self.folder.name(shard_key(array, shard)), array.rows(shard)
+        if sealed != self.recorded(array, shard):
             return [f"{path} does not have the sha256 of the manifest"]
         if not self.described:
             return []
@@ -76,6 +77,11 @@ class _Verifier:
         except CacheError as error:
             return [str(error)]
         return [f"{path}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
+
+    def recorded(self, array: ArrayLayout, shard: int) -> str | None:
+        """The sha256 in a unit's record, which its bytes were compared with."""
+        commit = read_commit(self.folder, array, shard)
+        return None if commit is None else commit.sha256
 
     def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
         """What the numbers themselves break, whoever wrote them and whatever their hashes say."""

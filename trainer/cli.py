@@ -234,7 +234,7 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 
 
 @click.command(cls=Command)
-@click.option("--shards", type=_FOLDER, required=True, help="A sealed cache, or its WebDataset export.")
+@click.option("--shards", required=True, help="A sealed cache or its WebDataset export: a folder or a URL.")
 @click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
 @click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
 @click.option(
@@ -244,7 +244,7 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @_device_option
 def train(
-    shards: Path, out: Path, recipe: Path | None, assignments: tuple[str, ...], memory: float, resume: bool, device: str
+    shards: str, out: Path, recipe: Path | None, assignments: tuple[str, ...], memory: float, resume: bool, device: str
 ) -> None:
     """Train a feature-map student from a cache, without any teacher in memory."""
     from darht.cache.exported import open_shards

@@ -82,7 +82,7 @@ def evaluate_run(
     """
     facts = read_run(run)
     student, card = load_student(run / config.which, device)
-    cache = open_shards((run / facts["cache"]).resolve())
+    cache = open_shards(facts["cache"] if "://" in facts["cache"] else (run / facts["cache"]).resolve())
     if cache.root_hash != card.cache_root_hash:
         raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
     origin = cache.origin()

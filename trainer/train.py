@@ -19,6 +19,7 @@ from darht.cache.source import Source
 from darht.cache.teachers import Preprocessing
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError, DarhtError, ModelError
+from darht.core.places import LocalPlace, Place
 from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
     BEST,
@@ -78,7 +79,7 @@ def train(
     student = make_student(config, data, cache.spec.data.classes)
     optimizer = make_optimizer(student, config.optim)
     progress = load_checkpoint(out, student, optimizer)
-    write_run(out, identity, {"cache": os.path.relpath(cache.folder.resolve(), out.resolve())})
+    write_run(out, identity, {"cache": _cache_from(cache.folder, out)})
     steps = max(1, len(data.training) // config.optim.batch_size)
     total = steps * config.optim.epochs
     while progress.epoch < config.optim.epochs:
@@ -138,6 +139,13 @@ def check_finite(loss: float, epoch: int) -> None:
 def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
     """What makes two runs the same: recipe, cache and code version."""
     return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, "darht": darht.__version__}
+
+
+def _cache_from(folder: Place, out: Path) -> str:
+    """Where the cache lies: relative to the run, so that both can be moved together, or its URL."""
+    if isinstance(folder, LocalPlace):
+        return os.path.relpath(folder.folder.resolve(), out.resolve())
+    return str(folder)
 
 
 def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...]) -> Student:

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from darht.cache.build import Worker, claim_folder
-from darht.cache.commit import commit_path
+from darht.cache.commit import commit_key
 from darht.cache.layout import layouts
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.cache.spec import attack_spec
-from darht.cache.store import Store
+from darht.cache.store import Store, shard_key
 from darht.cache.teachers import load_teacher
 from darht.cache.views import apply_views
 from darht.core.errors import CacheError, CorruptError, SpecMismatchError
+from darht.core.places import place
 from darht.core.rng import RowRng
 
 CPU = torch.device("cpu")
@@ -93,9 +94,9 @@ def test_a_build_stopped_inside_a_unit_writes_it_again(small, build_into, tmp_pa
     build_into(plan, folder)
     expected = seal(folder).root_hash
     array = plan.arrays["delta/pgd-cnn"]
-    commit_path(folder, array, 1).unlink()  # stopped between shard and record
-    Store(folder).path(array, 2).write_bytes(b"half a shard")  # a file that is there is no unit that is done
-    Store(folder).path(plan.arrays["label"], 0).unlink()
+    (folder / commit_key(array, 1)).unlink()  # stopped between shard and record
+    (folder / shard_key(array, 2)).write_bytes(b"half a shard")  # a file that is there is no unit that is done
+    (folder / shard_key(plan.arrays["label"], 0)).unlink()
     recomputed = []
     build_into(plan, folder, lambda array, shard, seconds: seconds and recomputed.append((array.name, shard)))
     assert recomputed == [("label", 0), ("delta/pgd-cnn", 1), ("delta/pgd-cnn", 2)]
@@ -301,13 +302,13 @@ def test_a_folder_with_a_damaged_spec(small, tmp_path, damage):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "spec.json").write_bytes(damage)
     with pytest.raises(CorruptError, match=r"spec\.json is not a cache spec"):
-        claim_folder(tmp_path / "cache", small())
+        claim_folder(place(tmp_path / "cache"), small())
 
 
 def test_a_file_in_the_place_of_the_folder(small, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(CacheError, match="choose a new or empty --out folder"):
-        claim_folder(tmp_path / "cache", small())
+        claim_folder(place(tmp_path / "cache"), small())
 
 
 def test_an_empty_folder_will_do(small, build_into, tmp_path):

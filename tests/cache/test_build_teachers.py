@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from darht.cache.commit import commit_path
+from darht.cache.commit import commit_key
 from darht.cache.seal import seal
 from darht.cache.teachers import Card, Preprocessing, save_teacher
 from darht.core.errors import ModelError
@@ -34,7 +34,7 @@ def test_logits_that_are_not_finite(small, build_into, tmp_path):
         "teacher 'loud' gave logits that are not finite in float16 on rows 0..15; "
         "use store.logits: float32, or another teacher"
     )
-    assert not commit_path(tmp_path / "cache", small(add).arrays["logits/loud/clean"], 0).exists()
+    assert not (tmp_path / "cache" / commit_key(small(add).arrays["logits/loud/clean"], 0)).exists()
 
     def exact(config):
         add(config)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from darht.cache.commit import Commit, State, commit_path, environment, read_commit, unit_state, write_commit
+from darht.cache.commit import Commit, State, commit_key, environment, read_commit, unit_state, write_commit
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import read_spec
-from darht.cache.store import Store
+from darht.cache.store import shard_key
 from darht.core.config import canonical_json
 from darht.core.errors import CorruptError
+from darht.core.places import place
 
 
 @pytest.fixture
@@ -20,18 +21,30 @@ def unit(copied: Path) -> tuple[Path, ArrayLayout, int]:
     return copied, layouts(read_spec(copied))["logits/cnn/clean"], 1
 
 
+def record_path(folder: Path, array: ArrayLayout, shard: int) -> Path:
+    return folder / commit_key(array, shard)
+
+
+def record_of(folder: Path, array: ArrayLayout, shard: int) -> Commit | None:
+    return read_commit(place(folder), array, shard)
+
+
+def state_of(folder: Path, array: ArrayLayout, shard: int, **options: bool) -> tuple[State, str]:
+    return unit_state(place(folder), array, shard, **options)
+
+
 def rewrite(unit, **fields) -> None:
     folder, array, shard = unit
-    commit = read_commit(folder, array, shard)
+    commit = read_commit(place(folder), array, shard)
     assert commit is not None
-    commit_path(folder, array, shard).write_text(canonical_json(dataclasses.replace(commit, **fields)))
+    (folder / commit_key(array, shard)).write_text(canonical_json(dataclasses.replace(commit, **fields)))
 
 
 def test_a_record_reads_back(unit, tmp_path):
     folder, array, _ = unit
     commit = Commit(array.name, 2, (64, 96), array.fingerprint, 7, "ab", 0.5, {"host": "x"})
-    write_commit(folder, array, commit)
-    assert read_commit(folder, array, 2) == commit
+    write_commit(place(folder), array, commit)
+    assert read_commit(place(folder), array, 2) == commit
 
 
 def test_the_record_of_a_unit(unit):
@@ -39,7 +52,7 @@ def test_the_record_of_a_unit(unit):
     record = json.loads((folder / "commits" / "logits/cnn/clean" / "00001.json").read_text())
     assert (record["array"], record["shard"], record["rows"]) == ("logits/cnn/clean", 1, [32, 64])
     assert record["fingerprint"] == array.fingerprint
-    assert record["size"] == Store(folder).path(array, shard).stat().st_size
+    assert record["size"] == (folder / shard_key(array, shard)).stat().st_size
     assert record["seconds"] > 0 and record["format_version"] == 1
     assert {"darht", "torch", "device", "threads", "batch_size", "host", "pid", "time"} == set(record["environment"])
 
@@ -55,47 +68,47 @@ def flip(path: Path) -> None:
 
 
 def test_done(unit):
-    assert unit_state(*unit) == (State.DONE, "")
-    assert unit_state(*unit, check_bytes=True) == (State.DONE, "")
+    assert state_of(*unit) == (State.DONE, "")
+    assert state_of(*unit, check_bytes=True) == (State.DONE, "")
 
 
 def test_without_a_record_it_is_missing_although_the_shard_is_there(unit):
-    commit_path(*unit).unlink()
-    assert read_commit(*unit) is None
-    assert unit_state(*unit) == (State.MISSING, "logits/cnn/clean shard 1 has no commit record")
+    record_path(*unit).unlink()
+    assert record_of(*unit) is None
+    assert state_of(*unit) == (State.MISSING, "logits/cnn/clean shard 1 has no commit record")
 
 
 @pytest.mark.parametrize("fields", [{"fingerprint": "0" * 64}, {"shard": 0}, {"array": "logits/vit/clean"}])
 def test_a_record_of_something_else_is_not_done(unit, fields):
     rewrite(unit, **fields)
-    state, reason = unit_state(*unit)
+    state, reason = state_of(*unit)
     assert state is State.CORRUPT and reason.endswith("belongs to another unit or another spec")
 
 
 def test_another_size_is_not_done(unit):
     rewrite(unit, size=1)
-    state, reason = unit_state(*unit)
+    state, reason = state_of(*unit)
     assert state is State.CORRUPT and reason.endswith("bytes, its record says 1")
 
 
 def test_without_the_shard_it_is_not_done(unit):
     folder, array, shard = unit
-    Store(folder).path(array, shard).unlink()
-    state, reason = unit_state(*unit)
+    (folder / shard_key(array, shard)).unlink()
+    state, reason = state_of(*unit)
     assert state is State.CORRUPT and "is missing although its record" in reason
 
 
 def test_other_bytes_of_the_same_size_are_found_by_their_hash(unit):
     folder, array, shard = unit
-    flip(Store(folder).path(array, shard))
-    assert unit_state(*unit)[0] is State.DONE
-    state, reason = unit_state(*unit, check_bytes=True)
+    flip(folder / shard_key(array, shard))
+    assert state_of(*unit)[0] is State.DONE
+    state, reason = state_of(*unit, check_bytes=True)
     assert state is State.CORRUPT and reason.endswith("does not have the sha256 of its record")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff", b'{"array": 3}'])
 def test_a_damaged_record(unit, damage):
-    commit_path(*unit).write_bytes(damage)
-    with pytest.raises(CorruptError, match=r"00001\.json is not a commit record: .*; remove it and run"):
-        read_commit(*unit)
-    assert unit_state(*unit)[0] is State.CORRUPT
+    record_path(*unit).write_bytes(damage)
+    with pytest.raises(CorruptError, match=r"00001\.json is not a commit record: .*; run darht-cache build again"):
+        record_of(*unit)
+    assert state_of(*unit)[0] is State.CORRUPT

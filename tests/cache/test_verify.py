@@ -20,6 +20,7 @@ from darht.cache.status import read_status
 from darht.cache.store import Store
 from darht.cache.verify import verify
 from darht.core.errors import CacheError, CorruptError
+from darht.core.places import place
 
 CPU = torch.device("cpu")
 FILES = [
@@ -124,9 +125,9 @@ def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> Non
     values = store.read(array, array.rows(0)).copy()
     change(values)
     size, sha256 = store.write(array, 0, values)
-    commit = read_commit(folder, array, 0)
+    commit = read_commit(place(folder), array, 0)
     assert commit is not None
-    write_commit(folder, array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
+    write_commit(place(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
     seal(folder)
 
 

@@ -209,7 +209,7 @@ def test_what_a_run_leaves_behind(cache, whole):
     assert card.classes == tuple("0123456789")
     assert card.selection == {key: log(out)[-1][key] for key in ("holdout_clean", "holdout_pgd")}
     run = json.loads((out / "run.json").read_text())
-    assert (out / run["cache"]).resolve() == cache.folder.resolve()
+    assert (out / run["cache"]).resolve() == cache.folder.folder.resolve()
     assert run["identity"]["cache_root_hash"] == cache.root_hash
     checkpoint = torch.load(out / CHECKPOINT, weights_only=True)
     assert all(torch.equal(checkpoint["student"][name], value) for name, value in student.state_dict().items())

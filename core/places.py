@@ -1,0 +1,188 @@
+"""Where files lie: a folder of this machine, or anything that fsspec reaches by a URL.
+
+A place is a tree of whole files with keys such as `commits/label/00000.json`. A write replaces a whole file at once:
+on a local disk by rename, in an object store because that is what a PUT does. Other protocols can only be read.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from darht.core.errors import ConfigError, DarhtError
+from darht.core.files import is_free, write_atomic
+
+_PUT_IS_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory")
+_TRIES, _FIRST_WAIT = 5, 0.2  # 0.2 + 0.4 + 0.8 + 1.6 s: a busy object store has answered by then, or will not soon
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LocalPlace:
+    """A folder of this machine."""
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def name(self, key: str) -> str:
+        """What to call a file in a message."""
+        return str(self.folder / key)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
+        """The bytes [start, stop) of a file, or None where there is none."""
+        path = self.folder / key
+        if not path.is_file():
+            return None
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read() if stop is None else file.read(stop - start)
+        except OSError as error:
+            raise DarhtError(f"cannot read {path}: {error.strerror}") from error
+
+    def size(self, key: str) -> int | None:
+        """The bytes of a file, or None where there is none."""
+        path = self.folder / key
+        return path.stat().st_size if path.is_file() else None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Replace a file at once, and only when all of it is on the disk."""
+        write_atomic(self.folder / key, data)
+
+    def remove(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        (self.folder / key).unlink(missing_ok=True)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every file under a folder of the place, in order."""
+        found = (self.folder / prefix).rglob("*")
+        return sorted(path.relative_to(self.folder).as_posix() for path in found if path.is_file())
+
+    def is_free(self) -> bool:
+        """Whether nothing is there but what a killed write leaves."""
+        return is_free(self.folder)
+
+
+@dataclass(frozen=True)
+class RemotePlace:
+    """A folder behind a URL of fsspec (`s3://`, `memory://`, read-only `http(s)://`, ...).
+
+    Every call is tried five times. Settings and credentials come from where the protocol's package looks for them
+    (for S3: `AWS_ENDPOINT_URL`, `AWS_PROFILE` and so on).
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def name(self, key: str) -> str:
+        """What to call a file in a message."""
+        return f"{self.url}/{key}"
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
+        """The bytes [start, stop) of a file, or None where there is none."""
+        bounds = {"start": start, "end": stop} if start or stop is not None else {}
+
+        def fetch() -> bytes | None:
+            data = bytes(self._system.cat_file(self.name(key), **bounds))
+            if stop is not None and len(data) > stop - start:  # a server that knows no ranges sends everything
+                return data[start:stop]
+            return data
+
+        return self._try("read", key, fetch)
+
+    def size(self, key: str) -> int | None:
+        """The bytes of a file, or None where there is none."""
+        size = self._try("read", key, lambda: self._system.info(self.name(key))["size"])
+        return None if size is None else int(size)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Replace a file at once."""
+        path, protocol = self.name(key), self.url.split("://", 1)[0]
+        if protocol not in _PUT_IS_ATOMIC:
+            raise DarhtError(
+                f"cannot write {path}: {protocol}:// does not replace files at once; give a folder or an s3:// URL"
+            )
+
+        def put() -> bool:
+            self._system.pipe_file(path, data)
+            return True
+
+        if self._try("write", key, put) is None:
+            raise DarhtError(f"cannot write {path}: there is no such bucket or folder; make it first")
+
+    def remove(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        self._try("remove", key, lambda: self._system.rm_file(self.name(key)))
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every file under a folder of the place, in order."""
+        root = str(self._system._strip_protocol(self.url)).rstrip("/")
+        found = self._try("list", prefix, lambda: self._system.find(f"{self.url}/{prefix}".rstrip("/"))) or []
+        return sorted(str(path).removeprefix(root).lstrip("/") for path in found)
+
+    def is_free(self) -> bool:
+        """Whether nothing is there."""
+        return not self.keys()
+
+    @property
+    def _system(self) -> Any:
+        return _file_system(self.url)
+
+    def _try(self, what: str, key: str, action: Callable[[], T]) -> T | None:
+        """What `action` gives, None when the file is not there, and an error after the last of several tries."""
+        for attempt in range(_TRIES):
+            try:
+                return action()
+            except FileNotFoundError:
+                return None
+            except PermissionError as error:
+                raise DarhtError(f"cannot {what} {self.name(key)}: permission denied ({error})") from error
+            except Exception as error:  # every protocol fails in its own classes
+                last = error
+                if attempt + 1 < _TRIES:
+                    time.sleep(_FIRST_WAIT * 2**attempt)
+        reason = " ".join(f"{type(last).__name__}: {last}".split())
+        raise DarhtError(f"cannot {what} {self.name(key)} after {_TRIES} tries ({reason}); run again later") from last
+
+
+Place = LocalPlace | RemotePlace
+Location = Place | Path | str
+
+
+def place(location: Location) -> Place:
+    """The place that a path, a URL or a place names.
+
+    Raises:
+        ConfigError: a URL whose protocol is unknown, or whose package is not installed.
+    """
+    if isinstance(location, LocalPlace | RemotePlace):
+        return location
+    text = str(location)
+    if "://" not in text:
+        return LocalPlace(Path(text).expanduser())
+    if text.startswith("file://"):
+        return LocalPlace(Path(text.removeprefix("file://")))
+    found = RemotePlace(text.rstrip("/"))
+    _file_system(found.url)
+    return found
+
+
+@functools.lru_cache
+def _file_system(url: str) -> Any:
+    import fsspec
+
+    protocol = url.split("://", 1)[0]
+    try:
+        return fsspec.url_to_fs(url, use_listings_cache=False)[0]
+    except ImportError as error:
+        extra = {"s3": "darht[s3]", "http": "darht[http]", "https": "darht[http]"}.get(protocol)
+        fix = f"pip install '{extra}'" if extra else str(error)
+        raise ConfigError(f"{protocol}:// URLs need a package that is not installed: {fix}") from error
+    except ValueError as error:
+        raise ConfigError(f"{url} is no location that can be used: {error}") from error

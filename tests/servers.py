@@ -1,0 +1,118 @@
+"""Servers on loopback: files over HTTP, and a proxy that fails as networks do, on a seeded schedule."""
+
+import contextlib
+import http.client
+import http.server
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+_FAULTS = ("busy", "reset", "cut")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The URL under which the files of a folder can be read; this server knows no ranges."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class FaultProxy:
+    """Forwards to `target` on loopback, and spoils the share `rate` of the requests.
+
+    Attributes:
+        rate: share of requests that get a 503, a connection reset, or half an answer.
+        flip: change one byte of every answer that is long enough to be a shard.
+        faults: how many were injected, by kind.
+    """
+
+    def __init__(self, target: tuple[str, int], seed: int = 0) -> None:
+        self.rate, self.flip, self.faults = 0.0, False, dict.fromkeys(_FAULTS, 0)
+        self._target, self._random, self._lock = target, random.Random(seed), threading.Lock()
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def forward(self) -> None:
+                proxy.handle(self)
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "FaultProxy":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """One request: forwarded whole, or spoiled."""
+        body = self._body(request)
+        with self._lock:
+            fault = self._random.choice(_FAULTS) if self._random.random() < self.rate else ""
+        if fault:
+            self.faults[fault] += 1
+        if fault == "busy":
+            request.send_response(503)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if fault == "reset":
+            self._hang_up(request)
+            return
+        connection = http.client.HTTPConnection(*self._target, timeout=30)
+        connection.request(request.command, request.path, body=body, headers=dict(request.headers))
+        answer = connection.getresponse()
+        data = bytearray(answer.read())
+        if self.flip and request.command == "GET" and len(data) > 500:
+            data[len(data) // 2] ^= 1
+        request.send_response(answer.status)
+        length = answer.getheader("Content-Length") if request.command == "HEAD" else str(len(data))
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                request.send_header(name, value)
+        request.send_header("Content-Length", length or "0")
+        request.end_headers()
+        if fault == "cut":
+            request.wfile.write(data[: len(data) // 2])
+            self._hang_up(request)
+        else:
+            request.wfile.write(data)
+        connection.close()
+
+    @staticmethod
+    def _body(request: http.server.BaseHTTPRequestHandler) -> bytes:
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+
+    @staticmethod
+    def _hang_up(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.close_connection = True
+        request.wfile.flush()
+        request.connection.shutdown(socket.SHUT_RDWR)
