@@ -50,7 +50,7 @@ class Answers:
 
     def withstood(self, source: str) -> Bools:
         """Where each teacher is right on every example crafted on `source`, `[T, N]`; all true when there are none."""
-        right: Bools = self.right[self.own(source)].all(0)
+        right: Bools = np.all(self.right[self.own(source)], axis=0)
         return right
 
 

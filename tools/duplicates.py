@@ -19,7 +19,11 @@ from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, un
 # Looked at on CIFAR-10: of all 10,000 test images these bounds pair 2.6 % with a training image. Below them pairs of
 # different ships on the same sea begin, whose detail does not agree.
 PIXELS, DETAIL = 0.85, 0.65
-_THUMB, _CLOSE, _NEAR = 8, 0.8, 5  # side of a thumbnail, the correlation that makes a candidate, candidates a test image
+_THUMB, _CLOSE, _NEAR = (
+    8,
+    0.8,
+    5,
+)  # side of a thumbnail, the correlation that makes a candidate, candidates a test image
 
 
 @dataclass(frozen=True, kw_only=True)

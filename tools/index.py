@@ -20,7 +20,9 @@ from darht.cache.reader import Cache
 from darht.core.config import parse
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.core.files import is_free, sha256_bytes, write_atomic
-from darht.tools.nearest import Ints, Nearest, recall, without_self
+from darht.core.places import LocalPlace
+from darht.tools.answers import Ints
+from darht.tools.nearest import Nearest, recall, without_self
 from darht.tools.project import Method, fit_projection, project
 from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
 
@@ -147,9 +149,9 @@ def default_folder(cache: Cache) -> Path:
     Raises:
         ConfigError: the cache is not a local folder.
     """
-    if "://" in str(cache.folder):
-        raise ConfigError(f"{cache.folder} is not a local folder: say where the index lies with --index DIR")
-    return Path(cache.folder) / "index"
+    if not isinstance(cache.folder, LocalPlace):
+        raise ConfigError(f"{cache.folder} is not a local folder: say where the index goes with --out or --index DIR")
+    return cache.folder.folder / "index"
 
 
 def open_indexes(cache: Cache, folder: Path) -> Indexes:
@@ -232,9 +234,7 @@ def _is_whole(folder: Path, record: Record, identity: str) -> bool:
     return has_axes and path.is_file() and path.stat().st_size == record.size and record.identity == identity
 
 
-def _fit(
-    cache: Cache, spaces: dict[str, Space], space: Space, folder: Path, settings: IndexSettings
-) -> Floats | None:
+def _fit(cache: Cache, spaces: dict[str, Space], space: Space, folder: Path, settings: IndexSettings) -> Floats | None:
     """The projection of a space: for perturbations one for all attacks, fitted to all of them."""
     if space.dim <= settings.dim:
         return None

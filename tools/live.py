@@ -15,6 +15,7 @@ from darht.attacks import PGD
 from darht.attacks.exact import encode
 from darht.attacks.slots import forward_all
 from darht.cache.reader import Cache
+from darht.cache.source import load_source
 from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.files import sha256_file
@@ -80,6 +81,28 @@ def craft(cache: Cache, attack: str, model: nn.Module, image: NDArray[np.uint8],
         method(model, x, torch.tensor([label]), generator=generator), x, method.threat, spec.unit
     ).numpy()
     return delta
+
+
+def open_test(cache: Cache, root: Path | None) -> tuple[NDArray[np.uint8] | None, str]:
+    """The images of the test split, uint8 `[M, 3, H, W]`; or None and the reason.
+
+    Raises:
+        DataError: `root` was given, and the split is not there.
+    """
+    data, origin = cache.spec.data, cache.origin()
+    known = origin.get("data_root")
+    if data.split != "train":
+        return None, f"the cache holds the {data.split} split"
+    try:
+        where = root or (Path(known) if known else None)
+        source = load_source(data.source, where, "test", image_size=origin.get("image_size"))
+    except DarhtError as error:
+        if root is not None:
+            raise
+        return None, str(error)
+    if source.images.shape[1:] != tuple(data.image_shape):
+        return None, f"its images have the shape {source.images.shape[1:]}, those of the cache {data.image_shape}"
+    return source.images, ""
 
 
 def find_student(run: Path) -> Path:
@@ -149,5 +172,3 @@ def student_transfer(
         fooled = both & (forward_all([teacher], x_adv, _BATCH).argmax(1) != labels)
         found[name] = int(fooled.sum()), int(both.sum())
     return found
-
-

@@ -152,13 +152,13 @@ def _look(
     else:
         row, vector = -1, query.vectors[space.name]
         first = Neighbour(-1, 1.0, -1, query.said[space.name])
-    rows, cosines = _nearest(cache, space, vector, row, k, indexes)
+    rows, cosines = _nearest(cache, space, vector, row=row, k=k, indexes=indexes)
     hits = [_hit(cache, space, int(i), float(c), labels) for i, c in zip(rows, cosines, strict=True)]
     return Hits(space.name, first, tuple(hits))
 
 
 def _nearest(
-    cache: Cache, space: Space, vector: Floats, row: int, k: int, indexes: Indexes | None
+    cache: Cache, space: Space, vector: Floats, *, row: int, k: int, indexes: Indexes | None
 ) -> tuple[Ints, Floats]:
     near = Nearest(vector, k, exclude=np.array([row]))
     candidates = None if indexes is None else _candidates(indexes, space, vector, k)

@@ -14,7 +14,8 @@ def fit_projection(sample: Floats, dim: int, method: Method, seed: int = 0) -> F
 
     `pca` keeps the `dim` orthonormal directions with the most energy of the sample, about the origin: cosines are
     angles about the origin, so nothing is centred (randomised SVD: Halko, Martinsson and Tropp 2011). `random` needs no
-    sample: Gaussian entries of variance 1 / dim keep all angles to about 1 / sqrt(dim) (Johnson and Lindenstrauss 1984).
+    sample: Gaussian entries of variance 1 / dim keep all angles to about 1 / sqrt(dim) (Johnson and
+    Lindenstrauss 1984).
     """
     from sklearn.random_projection import GaussianRandomProjection
     from sklearn.utils.extmath import randomized_svd

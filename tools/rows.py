@@ -1,4 +1,4 @@
-"""Rows worth a look: those that fool every teacher, that only one gets right, with wrong labels, or repeated in the test.
+"""Rows worth a look: those that fool every teacher, that one alone gets right, with wrong labels, or repeated in the test.
 
 `python -m darht.tools.rows CACHE` is `darht-inspect rows CACHE`.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from darht.cache.reader import Cache
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
-from darht.tools.answers import Answers, Ints, read_answers, softmax
+from darht.tools.answers import Answers, Bools, Ints, read_answers, softmax
 from darht.tools.duplicates import Pair
 from darht.tools.vectors import Floats, blocks, need_attacks
 
@@ -110,7 +110,7 @@ def _fooled_all(answers: Answers) -> tuple[FooledRow, ...]:
 
 
 def _only_one(answers: Answers) -> tuple[LoneRow, ...]:
-    stands = answers.right.all(0) & answers.right_clean
+    stands: Bools = np.all(answers.right, axis=0) & answers.right_clean
     rows = np.flatnonzero(stands.sum(0) == 1)
     return tuple(LoneRow(row=int(row), teacher=answers.teachers[int(stands[:, row].argmax())]) for row in rows)
 

@@ -215,7 +215,8 @@ def _costs(sets: np.ndarray, rates: Doubles) -> Doubles:
         for j in range(size):
             if i != j:
                 total += rates[sets[:, i], sets[:, j]]
-    return total / (size * (size - 1))
+    mean: Doubles = total / (size * (size - 1))
+    return mean
 
 
 def _greedy_sets(allowed: np.ndarray, size: int, rates: Doubles, value: Doubles, by: Criterion) -> np.ndarray:
@@ -252,7 +253,9 @@ def _resampled(counts: Bools, fooled: Bools) -> Doubles:
     return out
 
 
-def _described(chosen: tuple[int, ...], candidates: tuple[Candidate, ...], rates: Doubles, draws: Doubles) -> TeacherSet:
+def _described(
+    chosen: tuple[int, ...], candidates: tuple[Candidate, ...], rates: Doubles, draws: Doubles
+) -> TeacherSet:
     one = np.array([chosen])
     spread = np.percentile([_costs(one, draw)[0] for draw in draws], [2.5, 97.5])
     return TeacherSet(

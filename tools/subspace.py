@@ -20,6 +20,8 @@ from darht.tools.vectors import Floats, cache_spaces, need_attacks, sample_rows,
 
 OnStep = Callable[[str, int, int], None]
 _SAMPLE_BYTES = 64 * 2**20  # of vectors of one attack: 5,461 perturbations of 32x32 pixels
+_DIRECT_ROWS = 1024  # up to here the exact decomposition takes less time than the randomised one
+_RANK_ROWS = 2048  # of them the whole spectrum is computed, which takes seconds and grows with the cube
 _QUERIES = 1000  # of each attack: their neighbours are looked up
 _PERMUTATIONS = 999  # the smallest p-value is 0.001
 
@@ -53,7 +55,7 @@ class Geometry:
         angles: degrees `[A, A, k]`, smallest first; on the diagonal those between two halves of the attack's own rows.
         class_angles: degrees `[A, A, C]`, the mean principal angle for each class; NaN for classes of too few rows.
         energy: `[A, A]`, the share of a's perturbation energy inside b's subspace; chance is k / D.
-        effective_rank: `[A]`, the exponential of the entropy of the energies.
+        effective_rank: `[A]`, the exponential of the entropy of the energies, of up to 2,048 of the rows.
         mixing: by pair of attack numbers (a < b).
     """
 
@@ -73,8 +75,12 @@ def top_directions(vectors: Floats, k: int) -> Floats:
     """An orthonormal basis `[D, k]` of the k directions in which `vectors` `[n, D]` have most energy."""
     from sklearn.utils.extmath import randomized_svd
 
-    _, _, axes = randomized_svd(vectors, k, n_oversamples=max(10, k), n_iter=8, random_state=0)
-    return np.ascontiguousarray(axes.T)
+    if len(vectors) > _DIRECT_ROWS:
+        _, _, axes = randomized_svd(vectors, k, n_oversamples=max(10, k), n_iter=4, random_state=0)
+        return np.ascontiguousarray(axes.T)
+    _, _, axes = np.linalg.svd(vectors @ vectors.T, hermitian=True)  # the left vectors of `vectors`, strongest first
+    basis, _ = np.linalg.qr(vectors.T @ axes[:k].T)
+    return np.ascontiguousarray(basis)
 
 
 def principal_angles(first: Floats, second: Floats) -> Floats:
@@ -82,7 +88,7 @@ def principal_angles(first: Floats, second: Floats) -> Floats:
     from scipy.linalg import subspace_angles
 
     radians = subspace_angles(first.astype(np.float64), second.astype(np.float64))
-    return np.degrees(np.sort(radians)).astype(np.float32)
+    return np.asarray(np.degrees(np.sort(radians)), dtype=np.float32)
 
 
 def effective_rank(vectors: Floats) -> float:
@@ -156,7 +162,7 @@ def subspaces(
         bases.append(top_directions(vectors, k))
         halves.append(principal_angles(top_directions(vectors[::2], k), top_directions(vectors[1::2], k)))
         by_class.append([_class_basis(vectors[labels == c], k) for c in range(C)])
-        ranks.append(effective_rank(vectors))
+        ranks.append(effective_rank(vectors[:: -(-len(vectors) // _RANK_ROWS)]))
         on_step(f"subspace of {name}", a + 1, total)
     for a, name in enumerate(attacks):
         energy[a] = inside(take(cache, spaces[f"delta/{name}"], rows), bases)

@@ -61,9 +61,7 @@ def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None 
             Space(name=f"logits/{name}", dim=teacher.num_classes, teachers=(name,), read=_logit_reader(cache, name))
         )
     for name, (dim, features) in (students or {}).items():
-        spaces.append(
-            Space(name=f"features/{name}", dim=dim, teachers=(), read=_feature_reader(cache, features))
-        )
+        spaces.append(Space(name=f"features/{name}", dim=dim, teachers=(), read=_feature_reader(cache, features)))
     return {space.name: space for space in spaces}
 
 

@@ -15,6 +15,7 @@ from darht.cache.store import Store
 from darht.cache.teachers import Preprocessing
 from darht.core.config import canonical_json
 from darht.core.files import write_atomic
+from darht.core.places import place
 from darht.tools.vectors import Floats
 
 PGD = {"eps": 8.0, "step": 2.0, "steps": 10, "random_start": True, "norm": "linf", "objective": "ce"}
@@ -54,15 +55,18 @@ def write_cache(
     values = {"source_index": np.arange(N), "label": labels, "image": images, "views/offset": np.zeros((1, 3))}
     values |= {f"delta/pgd-{name}": delta[:, None] for name, delta in deltas.items()}
     values |= {f"logits/{t}/{kind}": value[:, None] for t, kinds in logits.items() for kind, value in kinds.items()}
-    arrays, store = layouts(spec), Store(folder)
+    arrays, where = layouts(spec), place(folder)
+    store = Store(where)
     write_atomic(folder / SPEC, canonical_json(spec).encode())
     store.create(arrays)
     for name, array in arrays.items():
         for shard in range(array.shards):
             rows = array.rows(shard)
             size, sha256 = store.write(array, shard, np.ascontiguousarray(values[name][rows], dtype=array.dtype))
-            commit = Commit(name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, 0.5, {"host": "here"})
-            write_commit(folder, array, commit)
+            commit = Commit(
+                name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, 0.5, {"host": "here"}
+            )
+            write_commit(where, array, commit)
     seal(folder)
     return folder
 
