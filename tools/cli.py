@@ -180,7 +180,8 @@ def subspace(
     loaded = _loaded(cache, teachers, device) if gaas else None
     if loaded is not None and loaded.teachers:
         with _steps(Console(stderr=True)) as on_step:
-            _print(gaas_table(measure_gaas(cache, dict(loaded.teachers), count=gaas, on_step=on_step)))
+            counted = measure_gaas(cache, dict(loaded.teachers), count=gaas, on_step=on_step)
+        _print(gaas_table(counted) if len(counted.rows) else "no row was drawn that all teachers answer rightly")
 
 
 @inspect.command(cls=Command)
@@ -236,7 +237,7 @@ def select(location: str, student: Path | None, teachers: tuple[str, ...], devic
 @click.argument("location", metavar="CACHE")
 @click.option("--out", type=_FOLDER, help="The JSON list; CACHE-rows.json beside the cache by default.")
 @click.option("--filter", "kinds", default="label-error,duplicate", show_default=True,
-              help="Kinds that darht-train --exclude leaves out: fooled-all, only-one, label-error, duplicate.")  # fmt: skip
+              help="Kinds for darht-train --exclude; fooled-all and only-one as well.")  # fmt: skip
 @click.option("--margin", default=0.5, show_default=True, help="Lead in probability that makes a label suspicious.")
 @click.option("--root", type=_FOLDER, help="Where the test split lies, when not where the cache was built from.")
 @click.option("--most", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each kind to show.")

@@ -42,8 +42,10 @@ class Gaas:
     eps: float
 
     def mean(self, teacher: int) -> tuple[float, float]:
-        """The mean dimension of a teacher and half the width of its 95 % interval (1.96 standard errors)."""
+        """The mean dimension of a teacher, and 1.96 standard errors of it (a 95 % interval); NaN without rows."""
         values = self.dims[teacher]
+        if not len(values):
+            return float("nan"), float("nan")
         spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return float(values.mean()), float(1.96 * spread)
 

@@ -248,7 +248,8 @@ def _fit(cache: Cache, spaces: dict[str, Space], space: Space, folder: Path, set
     sample = np.concatenate([take(cache, other, rows) for other in together])
     if min(sample.shape) < settings.dim:
         raise ConfigError(
-            f"{settings.dim} dimensions of {space.name} need as many vectors, there are {len(sample)}: lower --dim"
+            f"{settings.dim} dimensions of {space.name} need as many vectors, there are {len(sample)}: "
+            "lower --dim of darht-inspect index"
         )
     axes = fit_projection(sample, settings.dim, settings.projection, settings.seed)
     buffer = io.BytesIO()

@@ -4,7 +4,6 @@ The main path is `collect`; `report_figures.py` draws, `report_page.py` writes t
 CACHE` is `darht-inspect report CACHE`.
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -179,17 +178,20 @@ def draw_maps(cache: Cache, indexes: Indexes, answers: Answers) -> tuple[Map, ..
     }
     xy = plane.fit_transform(vectors).astype(np.float32)
     maps = [Map(method="PCA", xy=xy, held=float(plane.explained_variance_ratio_.sum()), **shared)]
-    if importlib.util.find_spec("umap") is not None:
-        small = project(vectors, indexes.axes(f"delta/{attacks[0]}"))
-        maps.append(Map(method="UMAP", xy=_umap(small), held=float("nan"), **shared))
+    flat = _umap(project(vectors, indexes.axes(f"delta/{attacks[0]}")))
+    if flat is not None:
+        maps.append(Map(method="UMAP", xy=flat, held=float("nan"), **shared))
     return tuple(maps)
 
 
-def _umap(vectors: Floats) -> Floats:
+def _umap(vectors: Floats) -> Floats | None:
+    """None where umap-learn is not installed."""
     import warnings
 
-    from umap import UMAP
-
+    try:
+        from umap import UMAP
+    except ImportError:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a seed means one thread, and what numba thinks of this machine
         neighbours = min(15, len(vectors) - 1)
@@ -230,7 +232,7 @@ def _hard(cache: Cache, row: int, number: int) -> Hard:
 
 def _build_facts(cache: Cache) -> tuple[tuple[ArrayFacts, ...], dict[str, str]]:
     """Sizes from the manifest, seconds and machine from the commit records, which an export does not have."""
-    facts, environment = [], {}
+    facts, environment = [], dict[str, str]()
     for array in cache.arrays.values():
         commits = [commit for s in range(array.shards) if (commit := read_commit(cache.folder, array, s)) is not None]
         seconds = sum(commit.seconds for commit in commits) if commits else float("nan")

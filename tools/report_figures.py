@@ -31,7 +31,7 @@ def _styled(drawing: Any, height: int, **layout: Any) -> Any:
         autosize=True,
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
         font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "y": -0.2, "x": 0},
+        legend={"orientation": "h", "yanchor": "top", "y": -80 / height, "x": 0},
         **layout,
     )
     drawing.update_xaxes(automargin=True)
@@ -56,8 +56,7 @@ def transfer_figure(report: Report) -> Figure:
         z=values,
         x=list(matrix.teachers),
         y=[f"{attack} " for attack in matrix.attacks],
-        text=np.round(values, 1),
-        texttemplate="%{text}",
+        texttemplate="%{z:.1f}",
         hovertext=words,
         hoverinfo="text",
         zmin=0,
@@ -69,8 +68,8 @@ def transfer_figure(report: Report) -> Figure:
     drawing.update_xaxes(title="teacher that is asked", type="category")
     drawing.update_yaxes(title="attack", autorange="reversed", type="category")
     reading = (
-        "Accuracy in per cent on the rows that both teachers answer rightly when clean. Where the attack was made on the "
-        "teacher that is asked, it is white-box accuracy. Dark cells are examples that fool."
+        "Accuracy in per cent on the rows that both teachers answer rightly when clean. Where the attack was made on "
+        "the teacher that is asked, it is white-box accuracy. Dark cells are examples that fool."
     )
     return Figure(_transfer_finding(report) if T > 1 else "One teacher: there is nothing to transfer", drawing, reading)
 
@@ -82,8 +81,8 @@ def _transfer_finding(report: Report) -> str:
     low, high = min(pairs), max(pairs)
     mean = np.mean([rate for rate, _, _ in pairs])
     return (
-        f"Examples fool another teacher in {100 * mean:.1f} % of cases: most often those made on {high[1]} fool {high[2]} "
-        f"({100 * high[0]:.1f} %), least often those made on {low[1]} fool {low[2]} ({100 * low[0]:.1f} %)"
+        f"Examples fool another teacher in {100 * mean:.1f} % of cases: most often those made on {high[1]} fool "
+        f"{high[2]} ({100 * high[0]:.1f} %), least often those made on {low[1]} fool {low[2]} ({100 * low[0]:.1f} %)"
     )
 
 
@@ -106,7 +105,7 @@ def class_figure(report: Report) -> Figure | None:
     names = [f"{matrix.attacks[a]} on {matrix.teachers[t]} " for a, t in pairs]
     words = [
         [
-            f"{name}<br>{escape(classes[c])}: {values[i, c]:.1f} % fooled<br>of {matrix.counted_by_class[a, t, c]:,} rows"
+            f"{name}<br>{escape(classes[c])}: {values[i, c]:.1f} % of {matrix.counted_by_class[a, t, c]:,} rows fooled"
             for c in range(len(classes))
         ]
         for i, ((a, t), name) in enumerate(zip(pairs, names, strict=True))
@@ -125,6 +124,8 @@ def class_figure(report: Report) -> Figure | None:
     drawing.update_xaxes(title="class", type="category", tickangle=-45)
     drawing.update_yaxes(autorange="reversed", type="category")
     counted = np.array([matrix.counted_by_class[a, t] for a, t in pairs]).sum(0)
+    if not counted.any():
+        return None
     fooled = counted - np.array([matrix.right_by_class[a, t] for a, t in pairs]).sum(0)
     shares = np.where(counted > 0, fooled / np.maximum(counted, 1), np.nan)
     most, least = int(np.nanargmax(shares)), int(np.nanargmin(shares))
@@ -179,8 +180,8 @@ def _angle_finding(report: Report) -> str:
     if far == near:
         return f"{named(far)} work {means[far]:.1f} degrees apart on average; halves of one attack {own:.1f}"
     return (
-        f"{named(far)} work in the most different directions ({means[far]:.1f} degrees apart on average), {named(near)} "
-        f"in the most similar ({means[near]:.1f}); halves of one attack differ by {own:.1f}"
+        f"{named(far)} work in the most different directions ({means[far]:.1f} degrees apart on average), "
+        f"{named(near)} in the most similar ({means[near]:.1f}); halves of one attack differ by {own:.1f}"
     )
 
 
@@ -194,12 +195,11 @@ def map_figures(report: Report, plane: Map) -> tuple[Figure, Figure]:
     ])  # fmt: skip
     by_attack = _cloud(plane, words, plane.attack, attacks, COLOURS)
     by_outcome = _cloud(plane, words, plane.outcome, OUTCOMES, _OUTCOME_COLOURS)
-    first = f"{plane.method}: one point is one perturbation; colours are attacks."
+    finding, first = _spread(plane, attacks), f"{plane.method}: one point is one perturbation."
     if not np.isnan(plane.held):
-        finding = f"The plane of most variance holds {100 * plane.held:.1f} % of the perturbations' variance"
-        first += " What is close in two dimensions may be far apart in all of them."
+        first += f" The plane holds {100 * plane.held:.1f} % of the variance: what is close here may be far apart."
     else:
-        finding = "UMAP puts perturbations with the same neighbours together; distances between groups mean little"
+        first += " Points with the same neighbours lie together; distances between groups mean little."
     share = 100 * np.mean(plane.outcome == len(OUTCOMES) - 1)
     able = np.mean(plane.outcome > 0)
     second = (
@@ -207,6 +207,16 @@ def map_figures(report: Report, plane: Map) -> tuple[Figure, Figure]:
         f"another teacher too (sample of {len(plane.row):,})"
     )
     return Figure(finding, by_attack, first), Figure(second, by_outcome, f"{plane.method}: the same points by success.")
+
+
+def _spread(plane: Map, attacks: tuple[str, ...]) -> str:
+    """Which attack takes most room in the plane, by the root mean square distance to its own middle."""
+    sizes = [float(np.sqrt(plane.xy[plane.attack == a].var(0).sum())) for a in range(len(attacks))]
+    wide, narrow = int(np.argmax(sizes)), int(np.argmin(sizes))
+    if wide == narrow:
+        return f"The perturbations of {attacks[wide]} in two dimensions"
+    ratio = sizes[wide] / max(sizes[narrow], 1e-9)
+    return f"{attacks[wide]} spreads {ratio:.1f} times as far in the plane as {attacks[narrow]}"
 
 
 def _cloud(plane: Map, words: Any, group: Any, names: tuple[str, ...], colours: tuple[str, ...]) -> Any:
@@ -223,36 +233,33 @@ def _cloud(plane: Map, words: Any, group: Any, names: tuple[str, ...], colours: 
             marker={"size": 5, "opacity": 0.75, "color": colours[number % len(colours)]},
         )
     _styled(drawing, 460)
-    unit = "component, in units of a perturbation's length" if plane.method == "PCA" else "coordinate, no unit"
-    drawing.update_xaxes(title=f"first {unit}")
-    drawing.update_yaxes(title=f"second {unit}")
+    unit = "(perturbation = 1)" if plane.method == "PCA" else "(no unit)"
+    drawing.update_xaxes(title=f"{plane.method} 1 {unit}")
+    drawing.update_yaxes(title=f"{plane.method} 2 {unit}")
     return drawing
 
 
-def size_figure(report: Report) -> Figure:
-    """Bytes and seconds of every array."""
-    arrays = [array for array in report.arrays if array.size > 0]
-    names, sizes = [array.name for array in arrays], [array.size / 1e6 for array in arrays]
-    seconds = [array.seconds for array in arrays]
-    drawing = go.Figure()
-    drawing.add_bar(
-        y=names, x=sizes, orientation="h", name="size in MB", marker={"color": COLOURS[0]},
-        hovertemplate="%{y}<br>%{x:.2f} MB<extra></extra>",
-    )  # fmt: skip
-    timed = not all(np.isnan(seconds))
-    if timed:
-        drawing.add_bar(
-            y=names, x=seconds, orientation="h", name="work in seconds", marker={"color": COLOURS[1]},
-            hovertemplate="%{y}<br>%{x:.1f} s<extra></extra>",
-        )  # fmt: skip
-    _styled(drawing, 150 + 30 * len(names), barmode="group")
-    drawing.update_xaxes(title="MB on disk, and seconds of work" if timed else "MB on disk")
-    drawing.update_yaxes(autorange="reversed", type="category")
-    total = sum(sizes)
-    share = 100 * sum(array.size for array in arrays if array.name.startswith("delta/")) / 1e6 / max(total, 1e-9)
-    finding = f"The cache takes {total:.1f} MB, {share:.0f} % of it perturbations"
-    if timed:
-        slow = int(np.nanargmax(seconds))
-        finding += f"; it took {np.nansum(seconds):.0f} s of work, most of it {names[slow]} ({seconds[slow]:.0f} s)"
+def size_figures(report: Report) -> tuple[Figure, Figure | None]:
+    """Megabytes and seconds of every array; no seconds where they were not recorded."""
+    arrays = [array for array in report.arrays if array.size > 1e-3 * max(one.size for one in report.arrays)]
+    names, total = [array.name for array in arrays], sum(array.size for array in report.arrays)
+    share = 100 * sum(array.size for array in arrays if array.name.startswith("delta/")) / max(total, 1)
+    sizes = _bars(names, [array.size / 1e6 for array in arrays], "MB on disk", COLOURS[0])
+    finding = f"The cache takes {total / 1e6:.1f} MB, {share:.0f} % of it perturbations"
+    first = Figure(finding, sizes, "Arrays of less than a thousandth of the largest are left out.")
+    seconds = np.array([array.seconds for array in arrays])
+    if np.isnan(seconds).any():
+        return first, None
+    slow = int(seconds.argmax())
     about = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-    return Figure(finding, drawing, f"Built with {about}." if about else "Where it was built is not recorded.")
+    finding = f"It took {seconds.sum():.0f} s of work, most of it {names[slow]} ({seconds[slow]:.0f} s)"
+    return first, Figure(finding, _bars(names, seconds.tolist(), "seconds", COLOURS[1]), f"Built with {about}.")
+
+
+def _bars(names: list[str], values: list[float], unit: str, colour: str) -> Any:
+    hover = f"%{{y}}<br>%{{x:.2f}} {unit}<extra></extra>"
+    bars = go.Bar(y=names, x=values, orientation="h", marker={"color": colour}, hovertemplate=hover)
+    drawing = _styled(go.Figure(bars), 130 + 20 * len(names))
+    drawing.update_xaxes(title=unit)
+    drawing.update_yaxes(autorange="reversed", type="category")
+    return drawing

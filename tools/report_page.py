@@ -15,7 +15,7 @@ from darht.tools.report_figures import (
     angle_figure,
     class_figure,
     map_figures,
-    size_figure,
+    size_figures,
     transfer_figure,
 )
 from darht.tools.report_style import PAGE, SORT, STYLE
@@ -49,7 +49,7 @@ def _section(finding: str, *parts: str) -> str:
     return f"<section><h2>{finding}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 
-def _figure(figure: Figure, number: str, *, heading: bool = False) -> str:
+def _figure(figure: Figure, number: str, *, heading: bool = True) -> str:
     data = figure.drawing.to_json().replace("</", "<\\/")
     title = f"<h3>{figure.finding}</h3>" if heading else ""
     return (
@@ -110,10 +110,11 @@ def _teachers(report: Report) -> str:
         low, high = wilson(round(one.robust * N / 100), N) if not np.isnan(one.robust) else (0.0, 1.0)
         spread = f"{100 * low:.1f} - {100 * high:.1f}"
         rows.append([
-            one.name, spec.arch, spec.role, _per_cent(one.clean), _per_cent(one.robust), spread, _per_cent(one.kept),
-            _per_cent(float(report.worst[t])), (f"{one.entropy:.2f}", one.entropy), spec.weights_sha256[:12],
+            one.name, _per_cent(one.clean), _per_cent(one.robust), spread, _per_cent(one.kept),
+            _per_cent(float(report.worst[t])), (f"{one.entropy:.2f}", one.entropy), spec.role, spec.arch,
+            spec.weights_sha256[:8],
         ])  # fmt: skip
-    columns = ["teacher", "network", "role", "clean %", "own attack %", "95 %", "kept %", "all attacks %", "entropy"]
+    columns = ["teacher", "clean %", "own attack %", "95 %", "kept %", "all attacks %", "entropy", "role", "network"]
     note = (
         "Own attack: right when clean and on every example made on this teacher, of all images; 95 % Wilson interval. "
         "Kept: of those right when clean. All attacks: right when clean and on every stored example. Entropy: of its "
@@ -134,8 +135,8 @@ def _transfer(report: Report) -> str:
     figure, by_class = transfer_figure(report), class_figure(report)
     return _section(
         figure.finding,
-        _figure(figure, "transfer"),
-        "" if by_class is None else _figure(by_class, "classes", heading=True),
+        _figure(figure, "transfer", heading=False),
+        "" if by_class is None else _figure(by_class, "classes"),
     )
 
 
@@ -151,10 +152,11 @@ def _subspaces(report: Report) -> str:
                      (f"{mix.p_value:.3f}", mix.p_value)])  # fmt: skip
     columns = ["pair", "smallest °", "mean °", "in a class °", "energy %", "and back %", "mixing %", "p"]
     note = (
-        f"Energy: how much of the first attack's perturbations lies inside the second's {found.k} directions, and back "
-        f"(chance: {100 * found.k / found.dim:.2f} %). Mixing: how many of an example's nearest neighbours belong to the "
-        "other attack; 50 % when nothing tells them apart. p: how often chance mixes as little, from 999 permutations."
+        f"Energy: how much of the first attack's perturbations lies in the second's {found.k} directions, and back "
+        f"(chance: {100 * found.k / found.dim:.2f} %). Mixing: how many of an example's nearest neighbours belong to "
+        "the other attack; 50 % when nothing tells them apart. p: how often chance mixes as little (999 permutations)."
     )
+    pairs = table(columns, rows, note) if rows else ""
     alone: list[list[Cell]] = [
         [name, found.sources[a], (f"{found.effective_rank[a]:.0f}", float(found.effective_rank[a])),
          _per_cent(100 * float(found.energy[a, a])), _per_cent(float(found.angles[a, a].mean()))]
@@ -162,8 +164,7 @@ def _subspaces(report: Report) -> str:
     ]  # fmt: skip
     own = table(["attack", "made on", "effective rank", "own energy %", "its halves °"], alone,
                 f"Effective rank: over how many of the {found.dim:,} dimensions the energy is spread.")  # fmt: skip
-    return _section(figure.finding, _figure(figure, "angles"), table(columns, rows, note) if rows else "", own,
-                    _directions(report))  # fmt: skip
+    return _section(figure.finding, _figure(figure, "angles", heading=False), pairs, own, _directions(report))
 
 
 def _directions(report: Report) -> str:
@@ -188,15 +189,17 @@ def _directions(report: Report) -> str:
 
 
 def _maps(report: Report) -> str:
-    parts, finding = [], ""
+    parts = []
     for plane in report.maps:
         first, second = map_figures(report, plane)
         name = plane.method.lower()
-        finding = finding or first.finding
-        heading = bool(parts)
-        sides = _figure(first, f"{name}-attack", heading=heading), _figure(second, f"{name}-outcome", heading=True)
-        parts.append(f'<div class="pair"><div>{sides[0]}</div><div>{sides[1]}</div></div>')
-    return _section(finding, *parts)
+        parts.append(_pair(_figure(first, f"{name}-attack"), _figure(second, f"{name}-outcome")))
+    held = 100 * report.maps[0].held
+    return _section(f"Two of {report.geometry.dim:,} dimensions hold {held:.1f} % of what perturbations do", *parts)
+
+
+def _pair(*sides: str) -> str:
+    return '<div class="pair">' + "".join(f"<div>{side}</div>" for side in sides) + "</div>"
 
 
 def _hardest(report: Report) -> str:
@@ -204,12 +207,12 @@ def _hardest(report: Report) -> str:
     finding = (
         f"{count:,} of {report.cache.rows:,} images have one example that fools "
         + ("the teacher" if T == 1 else f"all {T} teachers")
-        + ", who are right when it is clean"
+        + ", right as they are when it is clean"
     )
     cards = "".join(_card(report, hard) for hard in report.hardest)
     note = (
-        "Left: the image; middle: the perturbation around grey, full contrast at epsilon; right: the adversarial image. "
-        "Below: every teacher's three most probable classes for it."
+        "Left: the image; middle: the perturbation around grey, full contrast at epsilon; right: the adversarial image."
+        " Below: every teacher's three most probable classes for it."
     )
     return _section(finding, f'<div class="cards">{cards}</div><p class="reading">{note}</p>')
 
@@ -259,7 +262,8 @@ def _odd_rows(report: Report) -> str:
 
 
 def _build(report: Report) -> str:
-    figure = size_figure(report)
+    sizes, seconds = size_figures(report)
+    drawn = [_figure(figure, name) for figure, name in ((sizes, "sizes"), (seconds, "seconds")) if figure]
     rows: list[list[Cell]] = [
         [array.name, array.dtype, " x ".join(map(str, array.shape)), (f"{array.size / 1e6:.2f}", array.size),
          ("unknown", -1.0) if np.isnan(array.seconds) else (f"{array.seconds:.1f}", array.seconds)]
@@ -275,8 +279,8 @@ def _build(report: Report) -> str:
         "all dimensions."
     )
     return _section(
-        figure.finding,
-        _figure(figure, "sizes"),
+        f"{len(report.arrays)} arrays were built once; any number of students are trained from them",
+        _pair(*drawn),
         table(["array", "type", "shape", "MB", "seconds"], rows),
         table(["index", "kind", "dimensions", "projected to", "recall@10", "kept@10"], indexes, note),
     )

@@ -22,9 +22,10 @@ PAGE = """<!doctype html>
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f4f5f7; color: #1c2733; font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+body { margin: 0; background: #f4f5f7; color: #1c2733; font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1240px; margin: 0 auto; padding: 20px; }
-header, section { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: 20px 24px; margin-bottom: 18px; }
+header, section { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; }
+header, section { padding: 20px 24px; margin-bottom: 18px; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0 0 14px; }
 h2 { font-size: 19px; line-height: 1.3; margin: 0 0 14px; text-wrap: balance; }
 h3 { font-size: 15px; line-height: 1.35; margin: 18px 0 8px; }
@@ -32,12 +33,12 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margi
 dt { color: #5b6875; }
 dd { margin: 0; overflow-wrap: anywhere; }
 .plot { width: 100%; min-width: 0; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 24px; align-items: end; }
-.pair > div { min-width: 0; }
+.pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 0 24px; }
+.pair > div { min-width: 0; display: grid; grid-row: span 4; grid-template-rows: subgrid; }
 .reading { color: #5b6875; font-size: 13.5px; margin: 6px 0 16px; max-width: 90ch; }
 .wide { overflow-x: auto; margin: 12px 0 4px; }
 table { border-collapse: collapse; font-size: 14px; }
-th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid #e6e9ed; white-space: nowrap; }
+th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid #e6e9ed; white-space: nowrap; }
 td.number { font-variant-numeric: tabular-nums; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid #0072b2; }
@@ -56,6 +57,7 @@ li.right b { color: #00694a; }
   main { padding: 8px; }
   header, section { padding: 14px 12px; }
   .pair { grid-template-columns: minmax(0, 1fr); }
+  .pair > div { display: block; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: 8px; }
   h1 { font-size: 21px; }

@@ -1,4 +1,4 @@
-"""Rows worth a look: those that fool every teacher, that one alone gets right, with wrong labels, or repeated in the test.
+"""Rows worth a look: those that fool all teachers, that one alone gets right, mislabelled ones, repeats in the test.
 
 `python -m darht.tools.rows CACHE` is `darht-inspect rows CACHE`.
 """
@@ -100,7 +100,7 @@ def find_rows(
 
 
 def _fooled_all(answers: Answers) -> tuple[FooledRow, ...]:
-    fooled = ~answers.right.any(1) & answers.right_clean.all(0)
+    fooled: Bools = ~np.any(answers.right, axis=1) & np.all(answers.right_clean, axis=0)
     rows = np.flatnonzero(fooled.any(0))
     rows = rows[np.argsort(-fooled[:, rows].sum(0), kind="stable")]
     return tuple(

@@ -25,13 +25,12 @@ def _table(title: str, *columns: str, text: int = 1) -> Table:
 
 def index_table(indexes: Indexes, built: Sequence[str]) -> Table:
     """Every index with its recall."""
-    columns = ("space", "kind", "vectors", "dimensions", "recall@10", "kept@10", "MB", "seconds")
-    table = _table(
-        "recall: of exact search in the projected vectors; kept: of that in all dimensions", *columns, text=2
-    )
+    columns = ("space", "kind", "vectors", "dims", "recall", "kept", "MB", "s")
+    title = "recall@10: of exact search in the projected vectors; kept@10: of that in all dimensions"
+    table = _table(title, *columns, text=2)
     for name, one in indexes.card.indexes.items():
         dims = f"{one.dims[0]} -> {one.dims[1]}" if one.dims[0] != one.dims[1] else f"{one.dims[0]}"
-        seconds = f"{one.seconds:.1f}" if name in built else "there already"
+        seconds = f"{one.seconds:.1f}" if name in built else "there"
         numbers = (f"{one.recall:.3f}", f"{one.kept:.3f}", f"{one.size / 1e6:.1f}", seconds)
         table.add_row(name, one.kind, str(one.vectors), dims, *numbers)
     return table
