@@ -39,7 +39,7 @@ elif __name__ == "__main__":
     METHODS = {
         "FAISS flat": "exact",
         "FAISS HNSW": "approximate",
-        "FAISS IVF-PQ": "approximate, 4 dimensions a byte",
+        "FAISS IVF-PQ": "approximate, 2 dimensions a byte",
         "torch, brute force": "exact",
         "scikit-learn NearestNeighbors": "exact, brute force",
     }

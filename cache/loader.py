@@ -96,6 +96,6 @@ def load_training_set(cache: Cache, *, device: torch.device, adversarial: bool, 
         units=tuple(cache.spec.attacks[name].unit for name in attacks),
         adversarial=tuple(stack(name) for name in attacks),
         robust=torch.tensor([teacher.role == "robust" for teacher in cache.spec.teachers.values()], device=device),
-        training=np.setdiff1d(np.arange(cache.rows), kept),
+        training=np.setdiff1d(np.arange(cache.rows), [*kept, *cache.excluded]),
         holdout=kept,
     )

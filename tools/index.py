@@ -32,7 +32,7 @@ OnRows = Callable[[str, int, int], None]
 _RECALL_AT, _QUERIES = 10, 200  # 2,000 neighbours in question: a recall is known to about one per cent
 _SAMPLE_BYTES = 64 * 2**20  # of vectors that a projection is fitted to: 5,000 perturbations of 32x32 pixels
 _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 80, 96  # recall@10 of 0.99 on 128 dimensions of real perturbations
-_PQ_DIMS, _PQ_TRAIN = 4, 9_984  # dimensions in one byte; FAISS wants 39 training vectors for each of 256 centroids
+_PQ_DIMS, _PQ_TRAIN = 2, 9_984  # dimensions in one byte; FAISS wants 39 training vectors for each of 256 centroids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class IndexSettings:
     Attributes:
         dim: dimensions after projection; spaces with no more are not projected.
         projection: `pca` or `random`.
-        kind: `exact`, `hnsw` (fast, as large as the vectors and more), `ivfpq` (a byte for 4 dimensions, lower recall),
+        kind: `exact`, `hnsw` (fast, as large as the vectors and more), `ivfpq` (a byte for 2 dimensions, lower recall),
             or `auto`: exact below `exact_below` vectors, hnsw from there on.
         exact_below: vectors; exact search over 100,000 takes about a millisecond for each query.
         seed: of samples and of the random projection.
@@ -305,11 +305,11 @@ def make_index(kind: str, vectors: Floats, what: str) -> Any:
                 f"ivfpq needs at least {_PQ_TRAIN} vectors, and dimensions that are a multiple of {_PQ_DIMS}; "
                 f"{what} has {N} in {d} dimensions: use --kind hnsw or exact"
             )
-        lists = int(4 * np.sqrt(N))
+        lists = int(np.sqrt(N))
         index: Any = faiss.index_factory(d, f"IVF{lists},PQ{d // _PQ_DIMS}x8", faiss.METRIC_INNER_PRODUCT)
-        sample = np.random.default_rng(0).permutation(N)[: max(_PQ_TRAIN, 40 * lists)]
+        sample = np.random.default_rng(0).permutation(N)[: max(_PQ_TRAIN, 39 * lists)]
         index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
-        index.nprobe = max(8, lists // 16)
+        index.nprobe = max(8, lists // 8)
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(d, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH

@@ -133,7 +133,11 @@ def class_figure(report: Report) -> Figure | None:
         f"Examples of {classes[most]} transfer most often ({100 * shares[most]:.1f} %), those of {classes[least]} "
         f"least ({100 * shares[least]:.1f} %)"
     )
-    return Figure(finding, drawing, "Per cent of the rows that both teachers answer rightly when clean and that fool.")
+    return Figure(
+        finding,
+        drawing,
+        "Per cent fooled, of the rows that both teachers answer rightly when clean; white where there is none.",
+    )
 
 
 def angle_figure(report: Report) -> Figure:

@@ -178,14 +178,21 @@ def _directions(report: Report) -> str:
         rows.append([name, (f"{mean:.1f} ± {half:.1f}", mean), *shares])
     most = max(range(len(found.teachers)), key=lambda s: found.mean(s)[0])
     shared = [100 * found.share(most, t) for t in range(len(found.teachers)) if t != most]
-    finding = f"{found.teachers[most]} can be fooled in {found.mean(most)[0]:.1f} orthogonal directions at once" + (
-        f"; at most {max(shared):.0f} % of them fool another teacher" if shared and not np.isnan(max(shared)) else ""
-    )
+    finding = f"{found.teachers[most]} can be fooled in {found.mean(most)[0]:.1f} orthogonal directions at once"
+    finding += _shared(shared)
     note = (
         f"Directions aligned with the gradient, {found.eps:g}/255 at every pixel, on {len(found.rows)} images that all "
         "teachers answer rightly; mean with 95 % interval. Then the per cent of them that fool each other teacher too."
     )
     return f"<h3>{finding}</h3>" + table(["made on", "directions", *(f"{t} %" for t in found.teachers)], rows, note)
+
+
+def _shared(shares: list[float]) -> str:
+    if not shares or np.isnan(max(shares)):
+        return ""
+    return (
+        f"; at most {max(shares):.0f} % of them fool another teacher" if max(shares) else "; none fools another teacher"
+    )
 
 
 def _maps(report: Report) -> str:
@@ -195,7 +202,9 @@ def _maps(report: Report) -> str:
         name = plane.method.lower()
         parts.append(_pair(_figure(first, f"{name}-attack"), _figure(second, f"{name}-outcome")))
     held = 100 * report.maps[0].held
-    return _section(f"Two of {report.geometry.dim:,} dimensions hold {held:.1f} % of what perturbations do", *parts)
+    return _section(
+        f"Two of {report.geometry.dim:,} dimensions hold {held:.1f} % of the perturbations' variance", *parts
+    )
 
 
 def _pair(*sides: str) -> str:
@@ -207,7 +216,7 @@ def _hardest(report: Report) -> str:
     finding = (
         f"{count:,} of {report.cache.rows:,} images have one example that fools "
         + ("the teacher" if T == 1 else f"all {T} teachers")
-        + ", right as they are when it is clean"
+        + ", and all of them are right when it is clean"
     )
     cards = "".join(_card(report, hard) for hard in report.hardest)
     note = (

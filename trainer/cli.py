@@ -240,20 +240,22 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 @click.option(
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
-@click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take in memory.")
+@click.option("--memory", "memory_gib", default=8.0, show_default=True, help="GiB that the cache may take in memory.")
+@click.option("--exclude", type=_FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @_device_option
-def train(
-    shards: str, out: Path, recipe: Path | None, assignments: tuple[str, ...], memory: float, resume: bool, device: str
-) -> None:
+def train(shards: str, out: Path, recipe: Path | None, assignments: tuple[str, ...], device: str, **how: Any) -> None:
     """Train a feature-map student from a cache, without any teacher in memory."""
     from darht.cache.exported import open_shards
     from darht.core.device import pick_device
     from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
+    from darht.trainer.exclude import exclude_rows
 
     config, where = load_recipe(recipe, assignments), pick_device(device)
     cache = open_shards(shards)
+    if exclude := how.pop("exclude"):
+        click.echo(f"{exclude_rows(cache, exclude)} rows are left out of training")
     seen = [0, 0.0]
     with _progress() as progress:
         task = progress.add_task("train", total=None, note="")
@@ -271,9 +273,7 @@ def train(
             )
             progress.console.print(f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}", highlight=False)
 
-        state = trainer.train(
-            config, cache, out, device=where, memory_gib=memory, resume=resume, on_step=on_step, on_epoch=on_epoch
-        )
+        state = trainer.train(config, cache, out, device=where, **how, on_step=on_step, on_epoch=on_epoch)
     seconds = sum(row["seconds"] for row in state.history)
     best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
     click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")

@@ -17,7 +17,7 @@ from darht.cache.reader import Cache
 from darht.cache.sampler import epoch_order
 from darht.cache.source import Source
 from darht.cache.teachers import Preprocessing
-from darht.core.config import to_plain
+from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.places import LocalPlace, Place
 from darht.core.rng import borrowed_generator
@@ -137,8 +137,9 @@ def check_finite(loss: float, epoch: int) -> None:
 
 
 def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
-    """What makes two runs the same: recipe, cache and code version."""
-    return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, "darht": darht.__version__}
+    """What makes two runs the same: recipe, cache, rows left out, and code version."""
+    left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
+    return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, **left_out, "darht": darht.__version__}
 
 
 def _cache_from(folder: Place, out: Path) -> str:
