@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darht.attacks.oracle import Oracle
 from darht.attacks.single import SingleModel
-from darht.attacks.state import Rows, State, is_fooled
+from darht.attacks.state import Rows, State
 from darht.attacks.threat import LEVELS, Norm, check_levels
 from darht.core.errors import ConfigError
 
@@ -81,7 +81,7 @@ class RayS(SingleModel):
         """Ask for the class at the query, and note what it says about the boundary."""
         assert isinstance(state, RayState)
         state.logits = oracle.logits(state.query)
-        wrong = is_fooled(state.logits, state.y, state.targets)
+        wrong = state.fooled()
         asked = self._asked(state)
         state.hit = wrong & (asked <= self.threat.radius)
         searching = state.high > 0

@@ -96,27 +96,32 @@ class TransferMatrix:
         return paths
 
     def _picture(self) -> bytes:
-        import io
-
-        from matplotlib.figure import Figure
-
-        size = 2.0 + 0.9 * len(self.names)
-        figure = Figure(figsize=(size + 1, size), layout="constrained")
-        axes = figure.subplots()
         values = [[cell.accuracy for cell in row] for row in self.cells]
-        image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis")
-        axes.set_xticks(range(len(self.names)), self.names, rotation=45, ha="right")
-        axes.set_yticks(range(len(self.names)), self.names)
-        axes.set_xlabel("asked of")
-        axes.set_ylabel("made on")
-        for i, row in enumerate(self.cells):
-            for j, cell in enumerate(row):
-                shade = "white" if cell.accuracy < 50 else "black"
-                axes.text(j, i, f"{cell.accuracy:.1f}", ha="center", va="center", color=shade)
-        figure.colorbar(image, label="accuracy %")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        return buffer.getvalue()
+        return heat_map(values, self.names, self.names)
+
+
+def heat_map(values: Sequence[Sequence[float]], made_on: Sequence[str], asked_of: Sequence[str]) -> bytes:
+    """A PNG of accuracies in per cent: dark cells are examples that fool."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    width, height = 3.5 + 0.9 * len(asked_of), 2.0 + 0.9 * len(made_on)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(asked_of)), asked_of, rotation=45, ha="right")
+    axes.set_yticks(range(len(made_on)), made_on)
+    axes.set_xlabel("asked of")
+    axes.set_ylabel("made on")
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            shade = "white" if value < 50 else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=shade)
+    figure.colorbar(image, label="accuracy %")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def _text(cell: Cell) -> str:

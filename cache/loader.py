@@ -157,7 +157,7 @@ def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = Fa
         adversarial=tuple(logits(name) for name in attacks),
         jacobians=tuple(slopes(name) for name in teachers) if jacobians else (),
         robust=torch.tensor([teacher.role == "robust" for teacher in spec.teachers.values()]),
-        training=np.setdiff1d(np.arange(cache.rows), kept),
+        training=np.setdiff1d(np.arange(cache.rows), [*kept, *cache.excluded]),
         holdout=kept,
     )
 

@@ -30,11 +30,13 @@ class Cache:
         spec: what it was made from.
         manifest: its shards and root hash.
         arrays: the layout of every array by name.
+        excluded: rows that are not trained on, though they are not held out for selection either.
     """
 
     def __init__(self, folder: Place, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
+        self.excluded: tuple[int, ...] = ()
         self._store = Store(folder)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
         self._checked: set[tuple[str, int]] = set()

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from darht.attacks.transfer import balanced_rows, heat_map
 from darht.cache.reader import Cache
-from darht.core.errors import ConfigError
+from darht.core.files import write_atomic
 from darht.core.stats import wilson
+from darht.tools.answers import Answers, Bools, Ints, read_answers
+from darht.tools.vectors import need_attacks
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class TransferMatrix:
         clean: accuracy of each teacher on the clean images in per cent, `[T]`.
         counted: int `[A, T]`: rows that source and target both answer rightly when clean.
         right: int `[A, T]`: those of them that the target still answers rightly on the adversarial image.
+        counted_by_class: int `[A, T, C]`, of each class.
+        right_by_class: int `[A, T, C]`, of each class.
     """
 
     attacks: tuple[str, ...]
@@ -33,73 +39,81 @@ class TransferMatrix:
     clean: np.ndarray
     counted: np.ndarray
     right: np.ndarray
+    counted_by_class: np.ndarray
+    right_by_class: np.ndarray
 
     @property
     def accuracy(self) -> np.ndarray:
         """Per cent still right, `[A, T]`; NaN where no row counts."""
-        with np.errstate(invalid="ignore"):
-            return np.where(self.counted > 0, 100 * self.right / np.maximum(self.counted, 1), np.nan)
+        return _per_cent(self.right, self.counted)
 
-    def interval(self, attack: int, teacher: int) -> tuple[float, float]:
-        """The 95 % Wilson interval of one entry in per cent."""
-        low, high = wilson(int(self.right[attack, teacher]), int(self.counted[attack, teacher]))
+    @property
+    def accuracy_by_class(self) -> np.ndarray:
+        """Per cent still right, `[A, T, C]`; NaN where no row counts."""
+        return _per_cent(self.right_by_class, self.counted_by_class)
+
+    def interval(self, attack: int, teacher: int, label: int | None = None) -> tuple[float, float]:
+        """The 95 % Wilson interval of one entry in per cent, over all classes or for one."""
+        at = (attack, teacher) if label is None else (attack, teacher, label)
+        right, counted = (self.right, self.counted) if label is None else (self.right_by_class, self.counted_by_class)
+        low, high = wilson(int(right[at]), int(counted[at]))
         return 100 * low, 100 * high
 
 
-def transfer_matrix(cache: Cache) -> TransferMatrix:
+def _per_cent(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    return np.where(counted > 0, 100 * right / np.maximum(counted, 1), np.nan)
+
+
+def transfer_matrix(cache: Cache, *, balanced: bool = False, answers: Answers | None = None) -> TransferMatrix:
     """Read the matrix on view 0 of every row; where an attack's target is its source, the entry is white-box accuracy.
+
+    Args:
+        cache: a sealed cache.
+        balanced: count equally many rows of each class, the first ones, as `darht.attacks.transfer` does; else all.
+        answers: of this cache, where they were read already.
 
     Raises:
         ConfigError: the cache holds no attacks.
     """
-    attacks, teachers = cache.spec.attacks, tuple(cache.spec.teachers)
-    if not attacks:
-        raise ConfigError(f"{cache.folder} holds no attacks, so there is nothing to transfer; add some to its spec")
-    labels = cache.read("label")
-    clean = {name: _right(cache, f"logits/{name}/clean", labels) for name in teachers}
-    counted = np.zeros((len(attacks), len(teachers)), dtype=np.int64)
-    right = np.zeros_like(counted)
-    for a, (attack, about) in enumerate(attacks.items()):
-        for t, teacher in enumerate(teachers):
-            both = clean[about.teacher] & clean[teacher]
-            counted[a, t] = both.sum()
-            right[a, t] = (both & _right(cache, f"logits/{teacher}/{attack}", labels)).sum()
+    need_attacks(cache)
+    answers = answers or read_answers(cache)
+    clean, right, C = answers.right_clean, answers.right, len(cache.spec.data.classes)
+    shape = (len(answers.attacks), len(answers.teachers), C)
+    counted, held = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for a, source in enumerate(answers.sources):
+        of_source = clean[answers.teachers.index(source)]
+        for t in range(len(answers.teachers)):
+            both = of_source & clean[t]
+            rows = _first_of_each(answers.labels, both) if balanced else both
+            counted[a, t] = _by_class(answers.labels, rows, C)
+            held[a, t] = _by_class(answers.labels, rows & right[a, t], C)
     return TransferMatrix(
-        attacks=tuple(attacks),
-        sources=tuple(attack.teacher for attack in attacks.values()),
-        teachers=teachers,
-        clean=np.array([100 * clean[name].mean() for name in teachers]),
-        counted=counted,
-        right=right,
+        attacks=answers.attacks,
+        sources=answers.sources,
+        teachers=answers.teachers,
+        clean=100 * clean.mean(1),
+        counted=counted.sum(2),
+        right=held.sum(2),
+        counted_by_class=counted,
+        right_by_class=held,
     )
 
 
-def _right(cache: Cache, name: str, labels: np.ndarray) -> np.ndarray:
-    right: np.ndarray = cache.read(name)[:, 0].argmax(1) == labels
-    return right
+def _first_of_each(labels: Ints, eligible: Bools) -> Bools:
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[balanced_rows(torch.from_numpy(labels), torch.from_numpy(eligible), len(labels)).numpy()] = True
+    return chosen
+
+
+def _by_class(labels: Ints, rows: Bools, classes: int) -> Ints:
+    return np.bincount(labels[rows], minlength=classes)
 
 
 def draw(matrix: TransferMatrix, path: Path) -> None:
     """Write the matrix as a heat map (PNG); dark cells are attacks that work."""
-    from darht.tools.pictures import figure, save
-
-    A, T = matrix.accuracy.shape
-    fig = figure(4.2 + 1.2 * T, 2.4 + 0.62 * A)
-    axes = fig.add_subplot()
-    image = axes.imshow(matrix.accuracy, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    columns = zip(matrix.teachers, matrix.clean, strict=True)
-    axes.set_xticks(range(T), [f"{name}\nclean {value:.1f} %" for name, value in columns])
-    axes.set_yticks(range(A), [f"{a}\non {s}" for a, s in zip(matrix.attacks, matrix.sources, strict=True)])
-    axes.set_xlabel("teacher that answers")
-    axes.set_ylabel("attack, crafted on")
-    fig.suptitle("Share of images that each teacher still gets right", fontsize=11)
-    for a, source in enumerate(matrix.sources):
-        for t, teacher in enumerate(matrix.teachers):
-            value, weight = matrix.accuracy[a, t], "bold" if source == teacher else "normal"
-            colour = "white" if value < 60 else "black"
-            axes.text(t, a, f"{value:.1f}", ha="center", va="center", color=colour, fontweight=weight)
-    fig.colorbar(image, ax=axes, label="accuracy, per cent\n(bold: white-box)")
-    save(fig, path)
+    made_on = [f"{attack}\non {source}" for attack, source in zip(matrix.attacks, matrix.sources, strict=True)]
+    asked_of = [f"{name}\nclean {value:.1f} %" for name, value in zip(matrix.teachers, matrix.clean, strict=True)]
+    write_atomic(path, heat_map(matrix.accuracy.tolist(), made_on, asked_of))
 
 
 if __name__ == "__main__":

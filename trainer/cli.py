@@ -263,6 +263,7 @@ def train() -> None:
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
 @click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take, or else is streamed in.")
+@click.option("--exclude", type=_FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
 @_device_option
@@ -274,6 +275,7 @@ def train_run(
     recipe: Path | None,
     assignments: tuple[str, ...],
     memory: float,
+    exclude: Path | None,
     resume: bool,
     teachers: tuple[str, ...],
     device: str,
@@ -283,10 +285,13 @@ def train_run(
     from darht.core.device import pick_device
     from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
+    from darht.trainer.exclude import exclude_rows
     from darht.trainer.monitor import Monitor
 
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
+    if exclude is not None:
+        click.echo(f"{exclude_rows(cache, exclude)} rows are left out of training")
     monitor = Monitor(out, config.optim.epochs)
     hooks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
     try:

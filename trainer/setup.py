@@ -14,7 +14,7 @@ from darht.cache.reader import Cache
 from darht.cache.source import Source
 from darht.cache.stream import Feed, FeedPlan, plan_feed
 from darht.cache.teachers import Preprocessing, Teacher, load_teacher
-from darht.core.config import to_plain
+from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.nets import check_pixels
 from darht.core.places import LocalPlace, Place
@@ -96,10 +96,11 @@ def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
 
 
 def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:
-    """What makes two runs the same: recipe, cache, code version and, when it is streamed, how many rows are mixed."""
+    """What makes two runs the same: recipe, cache, code version, rows left out and, when streamed, how many are mixed."""
+    left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
     streamed = {"window_rows": plan.window_rows} if plan.kind == "streamed" else {}
     recipe = to_plain(config) | {"loss": to_plain(config.objective())}
-    return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": darht.__version__, **streamed}
+    return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": darht.__version__, **left_out, **streamed}
 
 
 def cache_from(folder: Place, out: Path) -> str:

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from click.testing import CliRunner
 from PIL import Image
+from torch import Tensor, nn
 
+from darht.attacks import FGSM
+from darht.attacks.transfer import transfer_matrix as live_matrix
+from darht.cache.build import build, plan_build
 from darht.cache.reader import open_cache
+from darht.cache.seal import seal
+from darht.cache.source import load_source
+from darht.cache.teachers import Card, Preprocessing, save_teacher
 from darht.tools.cli import inspect
 from darht.tools.transfer import TransferMatrix, draw, transfer_matrix
 
@@ -43,9 +52,74 @@ def test_the_diagonal_counts_every_row_that_the_victim_gets_right(tiny_cache: Pa
         assert matrix.counted[a, t] == round(matrix.clean[t] / 100 * cache.rows)
 
 
+def test_classes_add_up_to_the_whole(tiny_cache: Path) -> None:
+    matrix = transfer_matrix(open_cache(tiny_cache))
+    assert np.array_equal(matrix.counted_by_class.sum(2), matrix.counted)
+    assert np.array_equal(matrix.right_by_class.sum(2), matrix.right)
+    label = int(matrix.counted_by_class[0, 0].argmax())
+    low, high = matrix.interval(0, 0, label)
+    assert low <= matrix.accuracy_by_class[0, 0, label] <= high
+
+
+def test_it_agrees_with_attacking_the_teachers_again(tmp_path: Path) -> None:
+    """FGSM draws nothing, so the live matrix must count the very same rows and the very same answers."""
+    digits = load_source("digits", None, "train", limit=100)
+    x, y = torch.from_numpy(digits.images).float() / 255, torch.from_numpy(digits.labels)
+    nets = {"cnn": cnn(), "mlp": mlp()}
+    for seed, net in enumerate(nets.values()):
+        learn(net, x, y, seed)
+    attack, config = FGSM(eps=32), {"source": "digits", "limit": 100, "holdout": 0}
+    for name, net in nets.items():
+        arch = f"python:{__name__}:{name}"
+        card = Card(arch=arch, num_classes=10, preprocessing=Preprocessing(), weights_sha256="")
+        save_teacher(tmp_path / name, net, card)
+    spec = {
+        "data": config,
+        "teachers": {name: {"path": name} for name in nets},
+        "attacks": {f"fgsm-{name}": {"kind": "fgsm", "teacher": name, "eps": 32} for name in nets},
+        "views": {"kind": "identity"},
+        "store": {"logits": "float32"},
+    }
+    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(spec))
+    cpu = torch.device("cpu")
+    plan = plan_build(tmp_path / "cache.yaml", device=cpu)
+    build(plan, tmp_path / "cache", device=cpu, on_unit=lambda array, shard, seconds: None)
+    seal(tmp_path / "cache")
+    live = live_matrix(nets, x, y, attacks=[attack], count=len(y))
+    read = transfer_matrix(open_cache(tmp_path / "cache"), balanced=True)
+    assert [[cell.count for cell in row] for row in live.cells] == read.counted.tolist()
+    assert [[cell.correct for cell in row] for row in live.cells] == read.right.tolist()
+    assert read.counted.min() > 30 and read.right.min() < read.counted.min()
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+
+def learn(net: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
+    """A few steps, so that both are right on most rows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.reset_parameters()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.eval().requires_grad_(False)
+
+
 def test_an_entry_without_rows_is_nan_with_the_widest_interval() -> None:
     empty = np.zeros((1, 1), dtype=np.int64)
-    matrix = TransferMatrix(("a",), ("t",), ("t",), np.array([0.0]), counted=empty, right=empty)
+    by_class = np.zeros((1, 1, 3), dtype=np.int64)
+    matrix = TransferMatrix(("a",), ("t",), ("t",), np.array([0.0]), empty, empty, by_class, by_class)
+    assert np.isnan(matrix.accuracy_by_class).all() and matrix.interval(0, 0, 2) == (0.0, 100.0)
     assert np.isnan(matrix.accuracy[0, 0])
     assert matrix.interval(0, 0) == (0.0, 100.0)
 
@@ -53,7 +127,9 @@ def test_an_entry_without_rows_is_nan_with_the_widest_interval() -> None:
 def test_the_picture_has_a_cell_for_every_entry(tmp_path: Path) -> None:
     counted = np.full((2, 2), 10)
     right = np.array([[0, 10], [10, 0]])
-    matrix = TransferMatrix(("a", "b"), ("s", "t"), ("s", "t"), np.array([90.0, 80.0]), counted, right)
+    by_class = np.stack([counted, right], axis=2)
+    names = ("s", "t")
+    matrix = TransferMatrix(("a", "b"), names, names, np.array([90.0, 80.0]), counted, right, by_class, by_class)
     draw(matrix, tmp_path / "deep" / "matrix.png")
     with Image.open(tmp_path / "deep" / "matrix.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)

@@ -120,7 +120,17 @@ def options(cls, where=""):
 def test_no_option_lets_test_images_choose(run, tiny_cache, monkeypatch, tmp_path):
     """Selection reads rows held out of the training split; there is no word for anything else."""
     told = {name for parameter in train.commands["run"].params for name in parameter.opts}
-    assert told == {"--shards", "--out", "--recipe", "--set", "--memory", "--resume", "--teacher", "--device"}
+    assert told == {
+        "--shards",
+        "--out",
+        "--recipe",
+        "--set",
+        "--memory",
+        "--exclude",
+        "--resume",
+        "--teacher",
+        "--device",
+    }
     keys = set(options(TrainConfig))
     assert {f"optim.{field.name}" for field in dataclasses.fields(OptimConfig)} <= keys
     assert {f"student.{field.name}" for field in dataclasses.fields(StudentConfig)} <= keys

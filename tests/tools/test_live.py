@@ -1,0 +1,91 @@
+"""The networks behind a cache: found where they lie, checked by their weights, or left out with the reason."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from darht.cache.reader import Cache, open_cache
+from darht.cache.teachers import Preprocessing
+from darht.core.errors import ConfigError, DataError, ModelError
+from darht.tools import live
+from darht.trainer.checkpoint import StudentCard, save_student
+from darht.trainer.student import Student
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny_cache: Path, tmp_path: Path) -> Path:
+    """A run with an untrained student."""
+    cache = open_cache(tiny_cache)
+    kwargs = {"width": 4, "blocks": [1, 1, 1, 1]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student = Student("resnet18", kwargs, teachers=2, num_classes=10, preprocessing=Preprocessing())
+    card = StudentCard("resnet18", kwargs, ("cnn", "vit"), 10, Preprocessing(), cache.spec.data.classes, "", {}, 1)
+    save_student(tmp_path / "run" / "student", student, card)
+    return tmp_path / "run"
+
+
+def test_teachers_answer_as_the_cache_says(tiny_cache: Path) -> None:
+    cache = open_cache(tiny_cache)
+    loaded = live.load_teachers(cache, {}, CPU)
+    assert set(loaded.teachers) == {"cnn", "vit"} and loaded.missing == {}
+    logits = live.ask(loaded.teachers["cnn"], cache.read("image")[:20])
+    assert logits == pytest.approx(cache.read("logits/cnn/clean")[:20, 0].astype(np.float32), abs=2e-3)
+
+
+def test_moved_teachers_are_left_out_and_wrong_ones_refused(
+    tiny_cache: Path, tiny_teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "cache"
+    shutil.copytree(tiny_cache, copy)
+    (copy / "origin.json").write_text(json.dumps({"data_root": None, "teachers": {"cnn": "../nowhere"}}))
+    loaded = live.load_teachers(open_cache(copy), {}, CPU)
+    assert loaded.teachers == {} and "not noted" in loaded.missing["vit"] and "nowhere" in loaded.missing["cnn"]
+    given = live.load_teachers(open_cache(copy), {"cnn": tiny_teachers["cnn"]}, CPU)
+    assert set(given.teachers) == {"cnn"}
+    with pytest.raises(ModelError, match="holds other weights than 'cnn' of the cache"):
+        live.load_teachers(open_cache(copy), {"cnn": tiny_teachers["vit"]}, CPU)
+    with pytest.raises(ConfigError, match="--teacher names bit; the cache has cnn, vit"):
+        live.load_teachers(open_cache(copy), {"bit": tmp_path}, CPU)
+
+
+def test_a_student_is_found_in_its_run_and_its_features_have_a_size(tiny_cache: Path, run: Path) -> None:
+    cache = open_cache(tiny_cache)
+    assert live.find_student(run) == live.find_student(run / "student") == run / "student"
+    student = live.student_of(run, cache, CPU)
+    dim, features = live.student_features(student, cache.spec.data.image_shape)
+    images = cache.read("image")[:3]
+    x = torch.from_numpy(images).float() / 255
+    assert features(images).shape == (3, dim)
+    assert features(images) == pytest.approx(student.backbone(student.preprocess(x)).numpy(), abs=1e-5)
+    assert len(live.student_hash(run)) == 64
+    with pytest.raises(ModelError, match="holds no student"):
+        live.find_student(run.parent)
+
+
+def test_a_student_of_other_classes_is_refused(run: Path, planted: Cache) -> None:
+    with pytest.raises(ModelError, match="10 classes that are not those of"):
+        live.student_of(run, planted, CPU)
+
+
+def test_the_students_examples_are_counted_where_both_are_right(tiny_cache: Path, run: Path) -> None:
+    cache = open_cache(tiny_cache)
+    student, teachers = live.student_of(run, cache, CPU), live.load_teachers(cache, {}, CPU).teachers
+    found = live.student_transfer(cache, student, teachers, count=40)
+    assert found == live.student_transfer(cache, student, teachers, count=40)
+    assert set(found) == {"cnn", "vit"} and all(0 <= fooled <= both <= 40 for fooled, both in found.values())
+
+
+def test_the_test_split_or_why_not(tiny_cache: Path, planted: Cache, tmp_path: Path) -> None:
+    images, why = live.open_test(open_cache(tiny_cache), None)
+    assert images is not None and images.shape == (359, 3, 8, 8) and why == ""
+    images, why = live.open_test(planted, None)
+    assert images is None and "npz" in why
+    with pytest.raises(DataError):
+        live.open_test(planted, tmp_path / "nowhere.npz")

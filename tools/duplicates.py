@@ -1,0 +1,127 @@
+"""Near-duplicates between a cache's rows and the test split: rows that would make a test score too good.
+
+Candidates are close in small thumbnails or in the teachers' logits (which see through mirroring and shifts); a
+pair counts when its full pixels agree, as they are or mirrored, both in the large and in the detail. CIFAR-10 has about
+3 % of test images with a near-duplicate in the training split (Barz and Denzler 2020, arXiv 1902.00423).
+"""
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from darht.cache.reader import Cache
+from darht.tools.answers import Ints
+from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, unit
+
+# Looked at on CIFAR-10: of all 10,000 test images these bounds pair 2.6 % with a training image. Below them pairs of
+# different ships on the same sea begin, whose detail does not agree.
+PIXELS, DETAIL = 0.85, 0.65
+_THUMB, _CLOSE, _NEAR = (
+    8,
+    0.8,
+    5,
+)  # side of a thumbnail, the correlation that makes a candidate, candidates a test image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A row of the cache and the test image that it repeats.
+
+    Attributes:
+        row: in the cache.
+        test: number of the test image.
+        pixels: correlation of their pixels.
+        detail: correlation of what remains without the means of 4x4 blocks.
+        mirrored: whether one of them is mirrored.
+        logits: cosine of what all teachers say about both; NaN when no teacher could be asked about the test image.
+    """
+
+    row: int
+    test: int
+    pixels: float
+    detail: float
+    mirrored: bool
+    logits: float
+
+
+def find_duplicates(cache: Cache, test: NDArray[np.uint8], logits: dict[str, Floats]) -> list[Pair]:
+    """Pairs of a row and a test image, the most alike first.
+
+    Args:
+        cache: its rows.
+        test: images uint8 `[M, 3, H, W]`.
+        logits: of the test images by teacher, `[M, C]`; may be empty.
+    """
+    own, theirs = _own_thumbnails(cache), _thumbnails(test)
+    mirrored = _thumbnails(np.ascontiguousarray(test[..., ::-1]))
+    pairs = np.concatenate([_closest(own, theirs), _closest(own, mirrored)])
+    answers = _answers(cache, logits)
+    if answers is not None:
+        pairs = np.concatenate([pairs, _closest(*answers)])
+    pairs = np.unique(pairs, axis=0)
+    rows, others = pairs.T
+    close = np.maximum((own[rows] * theirs[others]).sum(1), (own[rows] * mirrored[others]).sum(1)) >= _CLOSE
+    found = []
+    for row, other in pairs[close].tolist():
+        cosine = float("nan") if answers is None else float(answers[0][row] @ answers[1][other])
+        pair = _compare(cache, row, test[other], other, cosine)
+        if pair.pixels >= PIXELS and pair.detail >= DETAIL:
+            found.append(pair)
+    return sorted(found, key=lambda pair: -pair.pixels)
+
+
+def _own_thumbnails(cache: Cache) -> Floats:
+    return np.concatenate([_thumbnails(cache.read("image", rows)) for rows in blocks(cache, "image")])
+
+
+def _thumbnails(images: NDArray[np.uint8]) -> Floats:
+    side = min(_THUMB, *images.shape[2:])
+    parts = torch.from_numpy(images).split(1024)
+    small = [torch.nn.functional.adaptive_avg_pool2d(part.float(), side) for part in parts]
+    values = torch.cat(small).flatten(1).numpy()
+    return unit(values - values.mean(1, keepdims=True))
+
+
+def _closest(own: Floats, theirs: Floats) -> Ints:
+    """Pairs `[P, 2]` of each test vector and its nearest rows."""
+    index = faiss.IndexFlatIP(own.shape[1])
+    index.add(own)
+    _, rows = index.search(theirs, min(_NEAR, len(own)))
+    return np.stack([rows.ravel(), np.repeat(np.arange(len(theirs)), rows.shape[1])], axis=1)
+
+
+def _answers(cache: Cache, logits: dict[str, Floats]) -> tuple[Floats, Floats] | None:
+    """What the teachers say about rows and about test images, one after another, unit length; None without teachers."""
+    if not logits:
+        return None
+    own = []
+    for name in logits:
+        array = f"logits/{name}/clean"
+        own.append(np.concatenate([logit_vectors(cache.read(array, rows)[:, 0]) for rows in blocks(cache, array)]))
+    return unit(np.hstack(own)), unit(np.hstack([logit_vectors(values) for values in logits.values()]))
+
+
+def _compare(cache: Cache, row: int, test: NDArray[np.uint8], number: int, cosine: float) -> Pair:
+    image = cache.read("image", slice(row, row + 1))
+    both = np.stack([test, np.ascontiguousarray(test[..., ::-1])])
+    pixels = (image_vectors(both) @ image_vectors(image).T)[:, 0]
+    detail = (_detail(both) @ _detail(image).T)[:, 0]
+    best = int(pixels.argmax())
+    return Pair(
+        row=row,
+        test=number,
+        pixels=float(pixels[best]),
+        detail=float(detail[best]),
+        mirrored=best == 1,
+        logits=cosine,
+    )
+
+
+def _detail(images: NDArray[np.uint8]) -> Floats:
+    x = torch.from_numpy(images).float()
+    blurred = torch.nn.functional.avg_pool2d(x, 4, ceil_mode=True)
+    blurred = torch.nn.functional.interpolate(blurred, scale_factor=4.0)[..., : x.shape[2], : x.shape[3]]
+    return unit((x - blurred).numpy())

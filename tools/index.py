@@ -1,0 +1,330 @@
+"""FAISS indexes over a sealed cache: perturbations, images, teachers' logits and students' features.
+
+The main path is `build_indexes`: for every space project the vectors in a stream, choose an index, measure its recall
+against exact search, and save it with the cache's root hash. `python -m darht.tools.index CACHE` is `darht-inspect
+index CACHE`.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+
+from darht.cache.reader import Cache
+from darht.core.config import parse
+from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
+from darht.core.files import is_free, sha256_bytes, write_atomic
+from darht.core.places import LocalPlace
+from darht.tools.answers import Ints
+from darht.tools.nearest import Nearest, recall, without_self
+from darht.tools.project import Method, fit_projection, project
+from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
+
+CARD = "index.json"
+OnRows = Callable[[str, int, int], None]
+
+_RECALL_AT, _QUERIES = 10, 200  # 2,000 neighbours in question: a recall is known to about one per cent
+_SAMPLE_BYTES = 64 * 2**20  # of vectors that a projection is fitted to: 5,000 perturbations of 32x32 pixels
+_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 80, 96  # recall@10 of 0.99 on 128 dimensions of real perturbations
+_PQ_DIMS, _PQ_TRAIN = 2, 9_984  # dimensions in one byte; FAISS wants 39 training vectors for each of 256 centroids
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """What an index is built with.
+
+    Attributes:
+        dim: dimensions after projection; spaces with no more are not projected.
+        projection: `pca` or `random`.
+        kind: `exact`, `hnsw` (fast, as large as the vectors and more), `ivfpq` (a byte for 2 dimensions, lower recall),
+            or `auto`: exact below `exact_below` vectors, hnsw from there on.
+        exact_below: vectors; exact search over 100,000 takes about a millisecond for each query.
+        seed: of samples and of the random projection.
+    """
+
+    dim: int = 128
+    projection: Method = "pca"
+    kind: Literal["auto", "exact", "hnsw", "ivfpq"] = "auto"
+    exact_below: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.exact_below < 0:
+            raise ConfigError(f"dim is at least 1 and exact_below at least 0; got {self.dim} and {self.exact_below}")
+
+    def kind_for(self, count: int) -> str:
+        """The kind of an index over `count` vectors."""
+        if self.kind != "auto":
+            return self.kind
+        return "exact" if count < self.exact_below else "hnsw"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One index.
+
+    Attributes:
+        space: its name.
+        identity: what the vectors are, where the root hash does not say it: the sha256 of a student's weights.
+        vectors: N.
+        dims: before and after projection.
+        kind: `exact`, `hnsw` or `ivfpq`.
+        recall: recall@10 against exact search in the same, projected vectors.
+        kept: recall@10 of that exact search against one in all dimensions: what the projection costs.
+        seconds: to build.
+        size: of the file in bytes.
+        sha256: of the file.
+    """
+
+    space: str
+    identity: str
+    vectors: int
+    dims: tuple[int, int]
+    kind: str
+    recall: float
+    kept: float
+    seconds: float
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexCard:
+    """The contents of `index.json`."""
+
+    root_hash: str
+    settings: IndexSettings
+    indexes: dict[str, Record]
+    format_version: int = 1
+
+
+@dataclass(frozen=True)
+class Indexes:
+    """The indexes of a cache, on disk."""
+
+    folder: Path
+    card: IndexCard
+
+    def load(self, space: str) -> Any:
+        """The FAISS index of a space; ids are rows.
+
+        Raises:
+            CorruptError: its file is missing or not the one that was written.
+        """
+        path, record = _index_path(self.folder, space), self.card.indexes[space]
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256_bytes(data) != record.sha256:
+            raise CorruptError(f"{path} is not what was written: remove it and run darht-inspect index again")
+        return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+
+    def axes(self, space: str) -> Floats | None:
+        """The projection `[dim, D]` of a space; None where there is none."""
+        path = _axes_path(self.folder, space)
+        before, after = self.card.indexes[space].dims
+        return np.load(path, allow_pickle=False) if before > after else None
+
+
+def _slug(space: str) -> str:
+    return space.replace("/", "-")
+
+
+def _index_path(folder: Path, space: str) -> Path:
+    return folder / f"{_slug(space)}.faiss"
+
+
+def _axes_path(folder: Path, space: str) -> Path:
+    """Perturbations share their projection, so that those of two attacks can be compared."""
+    return folder / f"{'delta' if space.startswith('delta/') else _slug(space)}.axes.npy"
+
+
+def default_folder(cache: Cache) -> Path:
+    """`CACHE/index`.
+
+    Raises:
+        ConfigError: the cache is not a local folder.
+    """
+    if not isinstance(cache.folder, LocalPlace):
+        raise ConfigError(f"{cache.folder} is not a local folder: say where the index goes with --out or --index DIR")
+    return cache.folder.folder / "index"
+
+
+def open_indexes(cache: Cache, folder: Path) -> Indexes:
+    """The indexes in `folder`, which must be those of this cache.
+
+    Raises:
+        CacheError: there are none.
+        SpecMismatchError: they are another cache's.
+        CorruptError: the card does not parse.
+    """
+    card = _read_card(folder)
+    if card is None:
+        raise CacheError(f"{folder} holds no index: darht-inspect index {cache.folder} makes one")
+    if card.root_hash != cache.root_hash:
+        raise SpecMismatchError(
+            f"{folder} holds the index of another cache (root hash {card.root_hash[:12]}, that of {cache.folder} is "
+            f"{cache.root_hash[:12]}): run darht-inspect index again, or give the right --index"
+        )
+    return Indexes(folder, card)
+
+
+def _read_card(folder: Path) -> IndexCard | None:
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    try:
+        return parse(IndexCard, json.loads(path.read_text()), CARD)
+    except (ValueError, ConfigError) as error:
+        raise CorruptError(f"{path} does not describe an index: {error}; remove the folder and index again") from error
+
+
+def build_indexes(
+    cache: Cache,
+    spaces: dict[str, Space],
+    folder: Path,
+    settings: IndexSettings,
+    *,
+    identities: dict[str, str] | None = None,
+    on_rows: OnRows = lambda space, done, total: None,
+) -> tuple[Indexes, tuple[str, ...]]:
+    """Make the indexes of all spaces, reusing those that are there and still fit.
+
+    Args:
+        cache: a sealed cache.
+        spaces: from `cache_spaces`.
+        folder: where they go.
+        settings: dimension, projection, kind.
+        identities: of spaces whose vectors do not follow from the cache: a hash by name.
+        on_rows: told space, vectors read and vectors in all.
+
+    Returns:
+        The indexes, and the names of those that were built now.
+
+    Raises:
+        CacheError: the folder holds something else.
+        ConfigError: too few vectors for `ivfpq`.
+    """
+    old = _read_card(folder)
+    if old is None and not is_free(folder):
+        raise CacheError(f"{folder} is not empty and holds no index: choose a new or empty folder")
+    same = old is not None and (old.root_hash, old.settings) == (cache.root_hash, settings)
+    records = dict(old.indexes) if same and old is not None else {}
+    built = []
+    for name, space in spaces.items():
+        identity = (identities or {}).get(name, "")
+        if name in records and _is_whole(folder, records[name], identity):
+            continue
+        axes = _fit(cache, spaces, space, folder, settings)
+        record = _build(cache, space, folder, settings, axes=axes, on_rows=on_rows)
+        records[name] = replace(record, identity=identity)
+        built.append(name)
+        card = IndexCard(root_hash=cache.root_hash, settings=settings, indexes=records)
+        write_atomic(folder / CARD, (json.dumps(asdict(card), indent=2) + "\n").encode())
+    return open_indexes(cache, folder), tuple(built)
+
+
+def _is_whole(folder: Path, record: Record, identity: str) -> bool:
+    path, axes = _index_path(folder, record.space), _axes_path(folder, record.space)
+    has_axes = record.dims[0] == record.dims[1] or axes.is_file()
+    return has_axes and path.is_file() and path.stat().st_size == record.size and record.identity == identity
+
+
+def _fit(cache: Cache, spaces: dict[str, Space], space: Space, folder: Path, settings: IndexSettings) -> Floats | None:
+    """The projection of a space: for perturbations one for all attacks, fitted to all of them."""
+    if space.dim <= settings.dim:
+        return None
+    together = [other for other in spaces.values() if other.kind == "delta"] if space.kind == "delta" else [space]
+    path = _axes_path(folder, space.name)
+    if space is not together[0] and path.is_file():  # the first one wrote it
+        axes: Floats = np.load(path, allow_pickle=False)
+        return axes
+    count = _SAMPLE_BYTES // (4 * space.dim * len(together))
+    rows = sample_rows(cache, max(count, settings.dim), settings.seed)
+    sample = np.concatenate([take(cache, other, rows) for other in together])
+    if min(sample.shape) < settings.dim:
+        raise ConfigError(
+            f"{settings.dim} dimensions of {space.name} need as many vectors, there are {len(sample)}: "
+            "lower --dim of darht-inspect index"
+        )
+    axes = fit_projection(sample, settings.dim, settings.projection, settings.seed)
+    buffer = io.BytesIO()
+    np.save(buffer, axes, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+    return axes
+
+
+def _build(
+    cache: Cache, space: Space, folder: Path, settings: IndexSettings, *, axes: Floats | None, on_rows: OnRows
+) -> Record:
+    start, N = time.perf_counter(), cache.rows
+    kind, k = settings.kind_for(N), min(_RECALL_AT, N - 1)
+    queries = sample_rows(cache, _QUERIES, settings.seed)
+    full = Nearest(take(cache, space, queries), k, exclude=queries)
+    vectors = np.empty((N, space.dim if axes is None else len(axes)), dtype=np.float32)
+    for block in space_blocks(cache, space):
+        values = space.read(block)
+        vectors[block] = project(values, axes)
+        if axes is not None:
+            full.see(block.start, values)
+        on_rows(space.name, block.stop, N)
+    index = make_index(kind, vectors, space.name)
+    exact = make_index("exact", vectors, space.name)
+    close = _search(exact, vectors, queries, k)
+    found = close if kind == "exact" else _search(index, vectors, queries, k)
+    data = faiss.serialize_index(index).tobytes()
+    write_atomic(_index_path(folder, space.name), data)
+    return Record(
+        space=space.name,
+        identity="",
+        vectors=N,
+        dims=(space.dim, vectors.shape[1]),
+        kind=kind,
+        recall=round(recall(found, close), 4),
+        kept=1.0 if axes is None else round(recall(close, full.rows), 4),
+        seconds=round(time.perf_counter() - start, 2),
+        size=len(data),
+        sha256=sha256_bytes(data),
+    )
+
+
+def make_index(kind: str, vectors: Floats, what: str) -> Any:
+    """An index by inner product over vectors `[N, d]`.
+
+    Raises:
+        ConfigError: `ivfpq` over too few vectors, or in a number of dimensions that does not divide.
+    """
+    N, d = vectors.shape
+    if kind == "ivfpq":
+        if N < _PQ_TRAIN or d % _PQ_DIMS:
+            raise ConfigError(
+                f"ivfpq needs at least {_PQ_TRAIN} vectors, and dimensions that are a multiple of {_PQ_DIMS}; "
+                f"{what} has {N} in {d} dimensions: use --kind hnsw or exact"
+            )
+        lists = int(np.sqrt(N))
+        index: Any = faiss.index_factory(d, f"IVF{lists},PQ{d // _PQ_DIMS}x8", faiss.METRIC_INNER_PRODUCT)
+        sample = np.random.default_rng(0).permutation(N)[: max(_PQ_TRAIN, 39 * lists)]
+        index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
+        index.nprobe = max(8, lists // 8)
+    elif kind == "hnsw":
+        index = faiss.IndexHNSWFlat(d, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
+    else:
+        index = faiss.IndexFlatIP(d)
+    index.add(vectors)
+    return index
+
+
+def _search(index: Any, vectors: Floats, queries: Ints, k: int) -> Ints:
+    _, rows = index.search(vectors[queries], k + 1)
+    return without_self(rows, queries, k)
+
+
+if __name__ == "__main__":
+    from darht.tools.cli import index
+
+    index()

@@ -1,0 +1,141 @@
+"""The vectors that inspection compares, read block by block so that no array is ever whole in memory.
+
+A space is a named set of N vectors of unit length, one for each row of a cache:
+
+- `image`: the pixels, minus their mean, so that the cosine of two images is their correlation;
+- `delta/<attack>`: the perturbation of view 0, the image as it is (other views are moved against each other);
+- `logits/<teacher>`: the logits on the clean image, minus their mean, which softmax does not see;
+- `features/<student>`: the student's features of the clean image.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darht.cache.reader import Cache
+from darht.core.errors import ConfigError
+
+Floats = NDArray[np.float32]
+Features = Callable[[NDArray[np.uint8]], Floats]
+"""Images uint8 `[n, 3, H, W]` to features `[n, F]`."""
+
+_BLOCK_BYTES = 32 * 2**20  # stored bytes read at once: their float32 copy is 128 MiB
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """One set of vectors.
+
+    Attributes:
+        name: as above.
+        dim: D, before any projection.
+        teachers: whose answers belong to a hit of this space; several for `image`.
+        read: rows to float32 `[n, D]` of unit length (a vector of zeros stays one).
+    """
+
+    name: str
+    dim: int
+    teachers: tuple[str, ...]
+    read: Callable[[slice], Floats]
+
+    @property
+    def kind(self) -> str:
+        """`image`, `delta`, `logits` or `features`."""
+        return self.name.partition("/")[0]
+
+
+def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None = None) -> dict[str, Space]:
+    """Every space of a cache by name; `students` gives the number of features and the function of each."""
+    shape, teachers = cache.spec.data.image_shape, tuple(cache.spec.teachers)
+    pixels = int(np.prod(shape))
+    spaces = [Space(name="image", dim=pixels, teachers=teachers, read=lambda rows: image_vectors(_images(cache, rows)))]
+    for name, attack in cache.spec.attacks.items():
+        spaces.append(
+            Space(name=f"delta/{name}", dim=pixels, teachers=(attack.teacher,), read=_delta_reader(cache, name))
+        )
+    for name, teacher in cache.spec.teachers.items():
+        spaces.append(
+            Space(name=f"logits/{name}", dim=teacher.num_classes, teachers=(name,), read=_logit_reader(cache, name))
+        )
+    for name, (dim, features) in (students or {}).items():
+        spaces.append(Space(name=f"features/{name}", dim=dim, teachers=(), read=_feature_reader(cache, features)))
+    return {space.name: space for space in spaces}
+
+
+def _images(cache: Cache, rows: slice) -> NDArray[np.uint8]:
+    return cache.read("image", rows)
+
+
+def _delta_reader(cache: Cache, attack: str) -> Callable[[slice], Floats]:
+    return lambda rows: unit(cache.read(f"delta/{attack}", rows)[:, 0])
+
+
+def _logit_reader(cache: Cache, teacher: str) -> Callable[[slice], Floats]:
+    return lambda rows: logit_vectors(cache.read(f"logits/{teacher}/clean", rows)[:, 0])
+
+
+def _feature_reader(cache: Cache, features: Features) -> Callable[[slice], Floats]:
+    return lambda rows: unit(features(_images(cache, rows)))
+
+
+def unit(values: np.ndarray) -> Floats:
+    """Flatten all axes but the first and scale to unit length, `[n, D]`; zeros stay zeros."""
+    flat = np.ascontiguousarray(values.reshape(len(values), -1), dtype=np.float32)
+    length = np.sqrt(np.einsum("nd,nd->n", flat, flat))[:, None]
+    scaled: Floats = flat / np.maximum(length, np.float32(_TINY))
+    return scaled
+
+
+def logit_vectors(logits: np.ndarray) -> Floats:
+    """Logits `[n, C]` without their mean, of unit length: the angle must not see a shift that softmax does not see."""
+    values = logits.astype(np.float32)
+    return unit(values - values.mean(1, keepdims=True))
+
+
+def image_vectors(images: NDArray[np.uint8]) -> Floats:
+    """Images uint8 `[n, 3, H, W]` without their mean, of unit length."""
+    values = images.reshape(len(images), -1).astype(np.float32)
+    return unit(values - values.mean(1, keepdims=True))
+
+
+def blocks(cache: Cache, array: str) -> Iterator[slice]:
+    """The rows of a cache in order, cut at chunk borders, so that each block of `array` takes at most 32 MiB."""
+    layout = cache.arrays[array]
+    row_bytes = int(np.prod(layout.shape[1:])) * np.dtype(layout.dtype).itemsize
+    chunks = max(1, _BLOCK_BYTES // max(1, row_bytes * layout.rows_per_chunk))
+    step = min(chunks * layout.rows_per_chunk, layout.rows_per_shard)
+    for first in range(0, cache.rows, step):
+        yield slice(first, min(first + step, cache.rows))
+
+
+def space_blocks(cache: Cache, space: Space) -> Iterator[slice]:
+    """The blocks in which a space is read."""
+    kind, _, name = space.name.partition("/")
+    array = {"delta": space.name, "logits": f"logits/{name}/clean"}.get(kind, "image")
+    return blocks(cache, array)
+
+
+def sample_rows(cache: Cache, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Up to `count` rows, sorted, drawn without replacement."""
+    if count >= cache.rows:
+        return np.arange(cache.rows)
+    return np.sort(np.random.default_rng(seed).choice(cache.rows, count, replace=False))
+
+
+def take(cache: Cache, space: Space, rows: NDArray[np.int64]) -> Floats:
+    """The vectors of some rows, `[n, D]`, in the order given; every block that holds one is read once."""
+    out = np.empty((len(rows), space.dim), dtype=np.float32)
+    for block in space_blocks(cache, space):
+        here = np.flatnonzero((rows >= block.start) & (rows < block.stop))
+        if len(here):
+            out[here] = space.read(block)[rows[here] - block.start]
+    return out
+
+
+def need_attacks(cache: Cache) -> None:
+    """Raise ConfigError for a cache that holds no perturbations."""
+    if not cache.spec.attacks:
+        raise ConfigError(f"{cache.folder} holds no attacks, so it has no perturbations; add some to its spec")
