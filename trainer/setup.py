@@ -96,7 +96,7 @@ def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
 
 
 def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:
-    """What makes two runs the same: recipe, cache, code version, rows left out and, when streamed, how many are mixed."""
+    """What makes two runs the same: recipe, cache, code version, rows left out and, when streamed, how many meet."""
     left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
     streamed = {"window_rows": plan.window_rows} if plan.kind == "streamed" else {}
     recipe = to_plain(config) | {"loss": to_plain(config.objective())}
