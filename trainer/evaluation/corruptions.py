@@ -76,18 +76,19 @@ def _defocus_blur(x: Pixels, level: int, draw: Draw) -> Pixels:
 
 
 def _glass_blur(x: Pixels, level: int, draw: Draw) -> Pixels:
-    """Blur, swap every pixel with a near one in turn, blur again."""
+    """Blur, let every pixel take the value of a near one, blur again.
+
+    The paper swaps neighbours; the code that made the published files copies them, as here.
+    """
     sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[level]
     sigma, reach = sigma * _scale(x), max(1, round(_scale(x)))
     x = ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
-    n, (height, width) = np.arange(len(x)), x.shape[1:3]
+    height, width = x.shape[1:3]
+    rows, columns = np.arange(height)[:, None], np.arange(width)
     for _ in range(rounds):
-        steps = draw.each(lambda r: r.integers(-reach, reach, size=(height, width, 2)))
-        for h in range(height - reach - 1, reach - 1, -1):
-            for w in range(width - reach - 1, reach - 1, -1):
-                to = h + steps[:, h, w, 0], w + steps[:, h, w, 1]
-                here, there = x[n, h, w].copy(), x[n, to[0], to[1]].copy()
-                x[n, h, w], x[n, to[0], to[1]] = there, here
+        steps = draw.each(lambda r: r.integers(-reach, reach, size=(2, height, width)))
+        to = (rows + steps[:, 0]).clip(0, height - 1), (columns + steps[:, 1]).clip(0, width - 1)
+        x = x[np.arange(len(x))[:, None, None], to[0], to[1]]
     made: Pixels = ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
     return made
 
