@@ -9,7 +9,7 @@ gives the same bytes, and however large it is, one block of it is held in memory
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,7 +21,7 @@ from darht.cache.layout import block_rows
 from darht.cache.reader import Cache
 from darht.cache.seal import Manifest
 from darht.cache.spec import CacheSpec
-from darht.core.config import canonical_json
+from darht.core.config import canonical_json, fingerprint, to_plain
 from darht.core.errors import CacheError
 from darht.core.files import is_free, whole_file, write_atomic
 
@@ -46,7 +46,7 @@ class TarRecord:
 
 @dataclass(frozen=True)
 class Index:
-    """The contents of `index.json`: what was exported, how, and the tars."""
+    """The contents of `index.json`: what was exported, how, and the tars; `sha256` is that of all the rest."""
 
     layout: Layout
     spec: CacheSpec
@@ -55,6 +55,11 @@ class Index:
     tars: tuple[TarRecord, ...]
     format: str = FORMAT
     format_version: int = 1
+    sha256: str = ""
+
+    def checksum(self) -> str:
+        """The sha256 of the canonical JSON without `sha256`."""
+        return fingerprint({key: value for key, value in to_plain(self).items() if key != "sha256"})
 
 
 def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
@@ -71,6 +76,7 @@ def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
     tars = [_write_tar(cache, out, f"shard-{k:05d}.tar", rows, layout) for k, rows in enumerate(shards)]
     offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
     index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
+    index = replace(index, sha256=index.checksum())
     write_atomic(out / INDEX, canonical_json(index).encode())
     return index
 

@@ -228,6 +228,8 @@ def _open_export(folder: Place) -> ExportedCache:
         index = parse_canonical(Index, data, INDEX)
     except ConfigError as error:
         raise CorruptError(f"{name} is not an export's index: {error}; export again") from error
+    if index.sha256 != index.checksum():
+        raise CorruptError(f"{name} does not have the sha256 that it names; export again")
     if index.manifest.fingerprint != fingerprint(index.spec):
         raise CorruptError(f"{name} holds a manifest of another spec; export again")
     cache = ExportedCache(folder, index)

@@ -187,10 +187,10 @@ class CacheSpec:
     views: ViewSpec
     teachers: dict[str, TeacherSpec]
     attacks: dict[str, AttackSpec]
-    jacobians: dict[str, JacobianSpec]
     store: StoreSpec
     precision: PrecisionSpec
     seed: int
+    jacobians: dict[str, JacobianSpec] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ def pick_device(name: str) -> torch.device:
         ConfigError: a device that torch does not know, darht does not compute on, or this machine does not have.
     """
     if name == "auto" and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # torchrun's number of the process
+        rank = os.environ.get("LOCAL_RANK")  # torchrun's number of the process on this machine
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
     if name == "auto":
         return torch.device("cpu")
     try:
