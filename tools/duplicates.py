@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from darht.cache.reader import Cache
 from darht.tools.answers import Ints
-from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, unit
+from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, read_rows, unit
 
 # Looked at on CIFAR-10: of all 10,000 test images these bounds pair 2.6 % with a training image. Below them pairs of
 # different ships on the same sea begin, whose detail does not agree.
@@ -24,6 +24,7 @@ _THUMB, _CLOSE, _NEAR = (
     0.8,
     5,
 )  # side of a thumbnail, the correlation that makes a candidate, candidates a test image
+_PAIRS = 2000  # compared at once: 50 MB of float32 for 32x32 pixels, several times over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,8 @@ def find_duplicates(cache: Cache, test: NDArray[np.uint8], logits: dict[str, Flo
     rows, others = pairs.T
     close = np.maximum((own[rows] * theirs[others]).sum(1), (own[rows] * mirrored[others]).sum(1)) >= _CLOSE
     found = []
-    for row, other in pairs[close].tolist():
-        cosine = float("nan") if answers is None else float(answers[0][row] @ answers[1][other])
-        pair = _compare(cache, row, test[other], other, cosine)
-        if pair.pixels >= PIXELS and pair.detail >= DETAIL:
-            found.append(pair)
+    for part in np.array_split(pairs[close], max(1, close.sum() // _PAIRS)):
+        found += _compare(read_rows(cache, "image", part[:, 0]), test[part[:, 1]], part, answers)
     return sorted(found, key=lambda pair: -pair.pixels)
 
 
@@ -104,20 +102,29 @@ def _answers(cache: Cache, logits: dict[str, Floats]) -> tuple[Floats, Floats] |
     return unit(np.hstack(own)), unit(np.hstack([logit_vectors(values) for values in logits.values()]))
 
 
-def _compare(cache: Cache, row: int, test: NDArray[np.uint8], number: int, cosine: float) -> Pair:
-    image = cache.read("image", slice(row, row + 1))
-    both = np.stack([test, np.ascontiguousarray(test[..., ::-1])])
-    pixels = (image_vectors(both) @ image_vectors(image).T)[:, 0]
-    detail = (_detail(both) @ _detail(image).T)[:, 0]
-    best = int(pixels.argmax())
-    return Pair(
-        row=row,
-        test=number,
-        pixels=float(pixels[best]),
-        detail=float(detail[best]),
-        mirrored=best == 1,
-        logits=cosine,
-    )
+def _compare(
+    images: NDArray[np.uint8], others: NDArray[np.uint8], pairs: Ints, answers: tuple[Floats, Floats] | None
+) -> list[Pair]:
+    """Which of the pairs `[P, 2]` agree, given their images `[P, 3, H, W]`."""
+    turned = np.ascontiguousarray(others[..., ::-1])
+    own, detail = image_vectors(images), _detail(images)
+    pixels = np.stack([(own * image_vectors(other)).sum(1) for other in (others, turned)])
+    fine = np.stack([(detail * _detail(other)).sum(1) for other in (others, turned)])
+    best = pixels.argmax(0)
+    found = []
+    for i in np.flatnonzero((pixels.max(0) >= PIXELS) & (fine[best, np.arange(len(best))] >= DETAIL)):
+        row, test = (int(number) for number in pairs[i])
+        found.append(
+            Pair(
+                row=row,
+                test=test,
+                pixels=float(pixels[best[i], i]),
+                detail=float(fine[best[i], i]),
+                mirrored=bool(best[i] == 1),
+                logits=float("nan") if answers is None else float(answers[0][row] @ answers[1][test]),
+            )
+        )
+    return found
 
 
 def _detail(images: NDArray[np.uint8]) -> Floats:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from darht.attacks.slots import forward_all
 from darht.cache.reader import Cache
 from darht.tools.answers import Ints
-from darht.tools.vectors import Floats, sample_rows
+from darht.tools.vectors import Floats, read_rows, sample_rows
 
 ORDERS = (1, 4, 16, 64)  # regular Hadamard matrices by Kronecker powers; 64 directions cost 85 passes a row in all
 _BATCH = 128
@@ -125,8 +125,7 @@ def _rows(cache: Cache, teachers: dict[str, nn.Module], count: int, seed: int) -
     drawn = sample_rows(cache, _CANDIDATES * count, seed)
     right = np.ones(len(drawn), dtype=bool)
     labels = cache.read("label")[drawn].astype(np.int64)
-    images = np.concatenate([cache.read("image", slice(row, row + 1)) for row in drawn.tolist()])
-    x = torch.from_numpy(images).float() / 255
+    x = torch.from_numpy(read_rows(cache, "image", drawn)).float() / 255
     for model in teachers.values():
         right &= forward_all([model], x, _BATCH).argmax(1).numpy() == labels
     kept = np.random.default_rng(seed).permutation(np.flatnonzero(right))[:count]

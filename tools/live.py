@@ -20,7 +20,7 @@ from darht.cache.teachers import Teacher, load_teacher
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.files import sha256_file
 from darht.core.rng import RowRng
-from darht.tools.vectors import Features, Floats, sample_rows
+from darht.tools.vectors import Features, Floats, read_rows, sample_rows
 from darht.trainer.checkpoint import BEST, CONFIG, WEIGHTS, load_student
 from darht.trainer.student import Student
 
@@ -158,8 +158,8 @@ def student_transfer(
     Source: the sample-wise transferability of SAAD (arXiv 2512.10275), as a share over rows.
     """
     rows = sample_rows(cache, count)
-    images = np.concatenate([cache.read("image", slice(row, row + 1)) for row in rows.tolist()])
-    labels, x = torch.from_numpy(cache.read("label")[rows]).long(), torch.from_numpy(images).float() / 255
+    x = torch.from_numpy(read_rows(cache, "image", rows)).float() / 255
+    labels = torch.from_numpy(cache.read("label")[rows]).long()
     folded = student.fold().requires_grad_(False).eval()
     eps = max((a.parameters["eps"] for a in cache.spec.attacks.values() if a.parameters["norm"] == "linf"), default=8.0)
     attack = PGD(eps=eps, step=max(1.0, eps // 4), steps=_PGD_STEPS)

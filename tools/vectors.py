@@ -135,6 +135,17 @@ def take(cache: Cache, space: Space, rows: NDArray[np.int64]) -> Floats:
     return out
 
 
+def read_rows(cache: Cache, array: str, rows: NDArray[np.int64]) -> np.ndarray:
+    """Some rows of an array in the order given: a shard is decoded once, not once for each of its rows."""
+    layout = cache.arrays[array]
+    out = np.empty((len(rows), *layout.shape[1:]), dtype=layout.dtype)
+    for block in blocks(cache, array):
+        here = np.flatnonzero((rows >= block.start) & (rows < block.stop))
+        if len(here):
+            out[here] = cache.read(array, block)[rows[here] - block.start]
+    return out
+
+
 def need_attacks(cache: Cache) -> None:
     """Raise ConfigError for a cache that holds no perturbations."""
     if not cache.spec.attacks:
