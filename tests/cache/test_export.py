@@ -1,5 +1,6 @@
 """WebDataset exports: what is in them, that they read back as the cache, and that damage is an error."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -14,10 +15,11 @@ import webdataset
 from click.testing import Result
 from PIL import Image
 
-from darht.cache.export import INDEX, export_webdataset
+from darht.cache.export import INDEX, Index, export_webdataset
 from darht.cache.exported import open_shards
 from darht.cache.layout import block_rows
 from darht.cache.reader import open_cache
+from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
 from darht.trainer.config import load_recipe
 from darht.trainer.train import train
@@ -173,7 +175,8 @@ def test_a_missing_or_cut_tar_is_noticed_before_anything_is_read(damaged: Path) 
 
 def test_an_index_of_other_tars_is_an_error(damaged: Path) -> None:
     text = (damaged / INDEX).read_text()
-    (damaged / INDEX).write_text(text.replace('"rows":[32,64]', '"rows":[32,63]'))
+    index = parse_canonical(Index, text.replace('"rows":[32,64]', '"rows":[32,63]').encode(), INDEX)
+    (damaged / INDEX).write_text(canonical_json(dataclasses.replace(index, sha256=index.checksum())))
     with pytest.raises(CorruptError, match="does not list one tar for each shard of rows"):
         open_shards(damaged)
 
