@@ -8,18 +8,17 @@ first window of the step-size rule compares the first loss with 0.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from darht.attacks.engine import FULL
-from darht.attacks.objectives import OBJECTIVES, Model, ObjectiveName, targeted_dlr, targeted_margin
+from darht.attacks.objectives import ObjectiveName, targeted_dlr, targeted_margin
 from darht.attacks.oracle import Oracle
+from darht.attacks.single import SingleModel
 from darht.attacks.state import Rows, State
-from darht.attacks.threat import Norm, Threat, check_levels, row_norms
+from darht.attacks.threat import Norm, check_levels, row_norms
 from darht.core.errors import ConfigError
-from darht.core.rng import RowRng
 
 _MOMENTUM = 0.75  # the paper's alpha: the share of the new step, the rest is the last displacement
 _TINY = 1e-12
@@ -38,7 +37,7 @@ class APGDState(State):
         rises: how often the loss rose since the last checkpoint.
         checked: the best loss at the last checkpoint.
         halved: whether the last checkpoint halved the step.
-        target: the class aimed at; the label for untargeted attacks.
+        target: the class that this run aims at; the label for `APGD`.
     """
 
     before: Tensor
@@ -69,15 +68,12 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-class _AutoPGD:
+class _AutoPGD(SingleModel):
     """What the untargeted and the targeted attack share."""
 
-    eps: float
     steps: int
-    norm: Norm
     rho: float
     eot: int
-    whole_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
@@ -86,21 +82,6 @@ class _AutoPGD:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.rho < 1:
             raise ConfigError(f"rho must lie between 0 and 1; got {self.rho:g}")
-
-    @property
-    def threat(self) -> Threat:
-        """The ball that the attack stays in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1]: of every row the point of highest loss."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        raise NotImplementedError
-
-    def start(self, rows: Rows, run: int) -> APGDState:
-        raise NotImplementedError
 
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
         raise NotImplementedError
@@ -136,7 +117,7 @@ class _AutoPGD:
         """Evaluate the iterate; keep it where its loss is the best; at a checkpoint perhaps halve the step."""
         assert isinstance(state, APGDState)
         state.logits, loss, state.gradient = oracle.gradient(state.query, self._loss(state), self.eot)
-        state.hit = state.logits.argmax(1) != state.y
+        state.hit = state.fooled()
         rose = loss > state.loss
         state.rises += rose
         first = state.looks == 0
@@ -209,22 +190,19 @@ class APGD(_AutoPGD):
     rho: float = 0.75
     eot: int = 1
 
-    def runs(self, classes: int) -> int:
-        """One."""
-        return 1
-
     def start(self, rows: Rows, run: int) -> APGDState:
         """At a random point of the ball, scaled to reach its surface, as in the authors' code."""
         return self._begin(rows, rows.y)
 
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
-        objective = OBJECTIVES[self.objective]
-        return lambda logits: objective(logits, state.y)
+        return lambda logits: state.aim(self.objective, logits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGDT(_AutoPGD):
     """Auto-PGD towards one wrong class after the other, the clean image's likeliest first; all defaults the paper's.
+
+    Where targets are chosen, it aims at those alone.
 
     Attributes:
         eps: radius in pixel levels.
@@ -255,13 +233,19 @@ class APGDT(_AutoPGD):
 
     def start(self, rows: Rows, run: int) -> APGDState:
         """At a random point of the ball, aiming at one class."""
-        return self._begin(rows, ranked_class(rows.clean, run % self.runs(rows.clean.shape[1])))
+        return self._begin(rows, aimed_class(rows, run, self.runs(rows.clean.shape[1]))[0])
 
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
         objective = targeted_dlr if self.objective == "dlr" else targeted_margin
         return lambda logits: objective(logits, state.y, state.target)
 
 
-def ranked_class(clean: Tensor, rank: int) -> Tensor:
-    """The class with the `rank`-th largest clean logit after the largest, `[B]`."""
-    return clean.sort(dim=1).indices[:, -2 - rank]
+def aimed_class(rows: Rows, run: int, classes: int) -> tuple[Tensor, int]:
+    """The wrong class that a run aims at, `[B]`, and how many restarts came before the run.
+
+    Of `classes` runs the k-th takes the class with the k-th largest clean logit after the largest; where somebody
+    chose the targets there is one run, which takes those.
+    """
+    if rows.targets is not None:
+        return rows.targets, run
+    return rows.clean.sort(dim=1).indices[:, -2 - run % classes], run // classes

@@ -56,6 +56,25 @@ def check_labels(logits: Tensor, y: Tensor) -> None:
         raise ConfigError(f"labels must be below the model's {logits.shape[1]} classes; got {int(y.max())}")
 
 
+def check_targets(logits: Tensor, y: Tensor, targets: Tensor | None) -> None:
+    """Refuse target classes that cannot be meant; None, for any wrong class, is fine.
+
+    Raises:
+        ConfigError: not int64 `[B]`, not a class of the model, or the label itself.
+    """
+    if targets is None:
+        return
+    if targets.shape != y.shape or targets.dtype != torch.int64:
+        raise ConfigError(f"targets must be int64 {list(y.shape)}; got {targets.dtype} {list(targets.shape)}")
+    outside = (targets < 0) | (targets >= logits.shape[1])
+    if bool(outside.any()):
+        worst = int(targets[outside][0])
+        raise ConfigError(f"targets must be classes from 0 to {logits.shape[1] - 1}; got {worst}")
+    same = int((targets == y).sum())
+    if same:
+        raise ConfigError(f"a target must be another class than the label; {same} of {len(y)} rows have their own")
+
+
 def is_random(first: Tensor, second: Tensor) -> bool:
     """Whether two answers to the same pixels differ more than the order of a sum explains (1e-4 of their norm)."""
     scale = first.norm(dim=1) + 1e-10

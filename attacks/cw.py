@@ -1,19 +1,17 @@
 """The attacks of Carlini & Wagner (2017, arXiv 1608.04644): the L2 attack, and the margin form of the L-inf one."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from darht.attacks.engine import FULL
-from darht.attacks.objectives import Model, margin
 from darht.attacks.oracle import Oracle
-from darht.attacks.pgd import LevelState, check_sign_attack, climb, start_on_levels
+from darht.attacks.pgd import Steps
+from darht.attacks.single import SingleModel
 from darht.attacks.state import Rows, State, observe
-from darht.attacks.threat import Norm, Threat, check_levels
+from darht.attacks.threat import Norm, check_levels
 from darht.core.errors import ConfigError
-from darht.core.rng import RowRng
 
 _INSIDE = 0.999999  # keeps atanh finite at pixels 0 and 1, as the authors' code does
 _ADAM = (0.9, 0.999, 1e-8)
@@ -49,7 +47,7 @@ class CWState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CW:
+class CW(SingleModel):
     """Minimise `|delta|^2 + c * max(confidence - margin, 0)` with Adam in tanh space, searching over c by bisection.
 
     The paper takes 10,000 steps for each c; 1,000 with a step of 0.01 is the authors' later code. A result outside
@@ -74,7 +72,6 @@ class CW:
     rate: float = 1e-2
     confidence: float = 0.0
     abort_early: bool = True
-    whole_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
@@ -83,19 +80,6 @@ class CW:
                 raise ConfigError(f"{name} must be above 0; got {getattr(self, name)}")
         if self.confidence < 0:
             raise ConfigError(f"confidence must be at least 0; got {self.confidence:g}")
-
-    @property
-    def threat(self) -> Threat:
-        """The ball that a hit must lie in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1]; `generator` is not drawn from."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        """One: there is nothing random."""
-        return 1
 
     def start(self, rows: Rows, run: int) -> CWState:
         """At the image."""
@@ -122,8 +106,8 @@ class CW:
         """The objective's gradient with respect to the pixels; the point is kept where it is the nearest so far."""
         assert isinstance(state, CWState)
         square = (state.query - state.x).square().sum((1, 2, 3))
-        penalty = observe(oracle, state, lambda logits, y: (self.confidence - margin(logits, y)).clamp(min=0.0))
-        wrong = margin(state.logits, state.y) > self.confidence
+        penalty = observe(oracle, state, lambda logits: (self.confidence - state.lead(logits)).clamp(min=0.0))
+        wrong = state.lead(state.logits) > self.confidence
         state.found |= wrong
         nearer = (wrong & (-square > state.score)).nonzero().squeeze(1)
         state.best[nearer], state.score[nearer] = state.query[nearer], -square[nearer]
@@ -167,7 +151,7 @@ class CW:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CWLinf:
+class CWLinf(Steps):
     """Sign steps on the margin, no further than `confidence`: the form in which later work runs it (Madry et al. 2018).
 
     The paper's own L-inf attack shrinks a threshold by 0.9 until it fails; at a fixed eps it reduces to this.
@@ -187,40 +171,14 @@ class CWLinf:
     confidence: float = 50.0
     random_start: bool = True
     norm: Norm = "linf"
-    whole_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_sign_attack(self.eps, self.step, self.steps, self.norm)
+        super().__post_init__()
         if self.norm != "linf":
             raise ConfigError(f"cw-linf is the L-inf form; got norm {self.norm}: use cw")
         if self.confidence < 0:
             raise ConfigError(f"confidence must be at least 0; got {self.confidence:g}")
 
-    @property
-    def threat(self) -> Threat:
-        """The ball that the attack stays in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1]."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        """One."""
-        return 1
-
-    def start(self, rows: Rows, run: int) -> LevelState:
-        """At a random point on whole levels, or at the image."""
-        start = torch.zeros_like(rows.x)
-        if self.random_start:
-            start = self.threat.random_start(rows.x.shape, rows.generator).to(rows.x.dtype)
-        return start_on_levels(LevelState, self.threat, rows, start)
-
     def look(self, oracle: Oracle, state: State) -> None:
         """The capped margin's gradient at the iterate; zero where the cap is reached, so that the row stays."""
-        state.score = observe(oracle, state, lambda logits, y: margin(logits, y).clamp(max=self.confidence))
-
-    def move(self, oracle: Oracle, state: State) -> None:
-        """One sign step."""
-        assert isinstance(state, LevelState)
-        state.go(climb(state.clean, state.delta, state.gradient.sign(), threat=self.threat, step=self.step), self.steps)
+        state.score = observe(oracle, state, lambda logits: state.lead(logits).clamp(max=self.confidence))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darht.attacks.checks import check_inputs, check_labels
+from darht.attacks.checks import check_inputs, check_labels, check_targets
 from darht.attacks.exact import store
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
@@ -28,7 +28,7 @@ class Outcome:
     Attributes:
         x_adv: pixels `[N, 3, H, W]`, inside the ball and [0, 1].
         clean_correct: bool `[N]`, right on the clean image.
-        success: bool `[N]`, `x_adv` is misclassified by the caller's model in float32.
+        success: bool `[N]`, the caller's model misclassifies `x_adv` in float32 (as the target, where there is one).
         first_hit: int64 `[N]`, gradient steps (queries for Square) taken when the row was first seen fooled; -1 never.
         loss: cross-entropy at `x_adv`, `[N]` nats.
         margin: largest wrong logit less the right one at `x_adv`, `[N]`.
@@ -78,7 +78,7 @@ class Engine:
 
     Attributes:
         rule: `full` gives every row its whole budget (distillation data); `first_hit` lets a row leave once it is
-            fooled, and does not attack rows that are wrong when clean (evaluation).
+            fooled, and does not attack rows that are fooled when clean (evaluation).
         restarts: how often a random attack starts anew; under `first_hit` only rows that survived do, under `full` the
             start with the highest score is kept.
         slots: rows in a batch; 64 keeps a small network's activations in cache, a GPU wants more.
@@ -110,26 +110,42 @@ class Engine:
         if self.unit is not None and not 0 < self.unit <= 1:
             raise ConfigError(f"unit must be above 0 and at most 1 pixel level; got {self.unit:g}")
 
-    def run(self, attack: Attack, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Outcome:
+    def run(
+        self,
+        attack: Attack,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: RowRng,
+        targets: Tensor | None = None,
+    ) -> Outcome:
         """Attack pixels `x` `[N, 3, H, W]` with labels `y` `[N]` and tell what happened to each row.
 
+        With `targets`, a class for each row, an attack succeeds where the model answers that class, and nowhere else.
+
         Raises:
-            ConfigError, ModelError: what `checks` refuses: train mode, NaN, pixels or labels out of range, no gradient.
+            ConfigError, ModelError: what `checks` refuses: train mode, NaN, pixels, labels or targets out of range, no
+                gradient.
         """
         with self.prepared(model, x, y) as ready:
-            clean = forward_all(ready.exact, x, self.slots)
-            check_labels(clean, y)
-            return self.run_prepared(attack, ready, Rows(x=x, y=y, clean=clean, generator=generator))
+            return self.run_prepared(attack, ready, self._rows(ready, x, y, generator, targets))
+
+    def _rows(self, ready: Prepared, x: Tensor, y: Tensor, generator: RowRng, targets: Tensor | None) -> Rows:
+        clean = forward_all(ready.exact, x, self.slots)
+        check_labels(clean, y)
+        check_targets(clean, y, targets)
+        return Rows(x=x, y=y, clean=clean, generator=generator, targets=targets)
 
     def run_prepared(self, attack: Attack, ready: Prepared, rows: Rows) -> Outcome:
         """`run` after its checks, for a model that is used several times."""
         x, y = rows.x, rows.y
         todo = torch.arange(len(y), device=y.device)
         if self.rule == "first_hit":
-            todo = todo[rows.clean.argmax(1) == y]
+            todo = todo[~rows.fooled(rows.clean)]
         results = self._craft(attack, ready, rows, todo)
         logits = forward_all(ready.exact, results.x_adv, self.slots)
-        again = (results.hit & (logits.argmax(1) == y)).nonzero().squeeze(1)
+        again = (results.hit & ~rows.fooled(logits)).nonzero().squeeze(1)
         if self.rule == "first_hit" and len(again):
             second = replace(self, precision="float32")._craft(attack, ready.plain(), rows, again)
             results.x_adv[again] = second.x_adv[again]
@@ -142,17 +158,24 @@ class Engine:
         }
         results.x_adv, moved = store(results.x_adv, x, attack.threat, self.unit, whole=attack.whole_levels)
         if bool(moved.any()):
-            fooled = logits.argmax(1) != y
+            fooled = rows.fooled(logits)
             logits = forward_all(ready.exact, results.x_adv, self.slots)
-            noticed["saved_by_rounding"] = int((fooled & (logits.argmax(1) == y)).sum())
+            noticed["saved_by_rounding"] = int((fooled & ~rows.fooled(logits)).sum())
         return self._outcome(attack, rows, results, logits, noticed)
 
-    def craft(self, attack: Attack, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
+    def craft(
+        self,
+        attack: Attack,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: RowRng,
+        targets: Tensor | None = None,
+    ) -> Tensor:
         """Adversarial pixels only: `run` without the passes that judge the result."""
         with self.prepared(model, x, y) as ready:
-            clean = forward_all(ready.exact, x, self.slots)
-            check_labels(clean, y)
-            rows = Rows(x=x, y=y, clean=clean, generator=generator)
+            rows = self._rows(ready, x, y, generator, targets)
             results = self._craft(attack, ready, rows, torch.arange(len(y), device=y.device))
         return store(results.x_adv, x, attack.threat, self.unit, whole=attack.whole_levels)[0]
 
@@ -161,7 +184,7 @@ class Engine:
         """Check the inputs, copy and speed up the model, and choose the kernels until the block ends."""
         check_inputs(model, x, y)
         ready = self._prepare(model, x)
-        with kernels(x.device, len(ready.fast)):
+        with kernels(x.device):
             yield ready
 
     def _prepare(self, model: Model, x: Tensor) -> Prepared:
@@ -190,20 +213,21 @@ class Engine:
     def _outcome(
         self, attack: Attack, rows: Rows, results: Results, logits: Tensor, noticed: dict[str, int]
     ) -> Outcome:
-        correct = rows.clean.argmax(1) == rows.y
+        attacked = ~rows.fooled(rows.clean) | (self.rule == "full")
         record = {
             "attack": {"kind": type(attack).__name__, **to_plain(attack)},
             "engine": to_plain(self),
             "device": str(rows.x.device),
             "torch": torch.__version__,
+            "targeted": rows.targets is not None,
             "zero_gradient": int(results.zero_gradient.sum()),
             **noticed,
         }
         return Outcome(
             x_adv=results.x_adv,
-            clean_correct=correct,
-            success=logits.argmax(1) != rows.y,
-            first_hit=torch.where(correct | (self.rule == "full"), results.first_hit, 0),
+            clean_correct=rows.clean.argmax(1) == rows.y,
+            success=rows.fooled(logits),
+            first_hit=torch.where(attacked, results.first_hit, 0),
             loss=cross_entropy(logits, rows.y),
             margin=margin(logits, rows.y),
             forwards=results.counted(results.forwards) + 2,  # one on the clean row, one on the result

@@ -1,20 +1,18 @@
 """The fast adaptive boundary attack (Croce & Hein 2020, arXiv 1907.02044), in its targeted form FAB-T."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from darht.attacks.apgd import ranked_class
-from darht.attacks.engine import FULL
+from darht.attacks.apgd import aimed_class
 from darht.attacks.hyperplane import to_hyperplane
-from darht.attacks.objectives import Model, targeted_margin
+from darht.attacks.objectives import targeted_margin
 from darht.attacks.oracle import Oracle
+from darht.attacks.single import SingleModel
 from darht.attacks.state import Rows, State
-from darht.attacks.threat import Norm, Threat, check_levels, row_norms
+from darht.attacks.threat import Norm, check_levels, row_norms
 from darht.core.errors import ConfigError
-from darht.core.rng import RowRng
 
 
 @dataclass(kw_only=True)
@@ -31,8 +29,10 @@ class FABState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FABT:
+class FABT(SingleModel):
     """Find the nearest point of each of several decision boundaries; defaults are the paper's and AutoAttack's.
+
+    Where targets are chosen, it looks for the boundary of that class alone.
 
     It minimises the distance and knows eps only where the search is judged: a row is hit when the point lies in
     the ball. A result outside the ball is drawn into it. AutoAttack runs it with 9 targets from one start, the image.
@@ -54,7 +54,6 @@ class FABT:
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
-    whole_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
@@ -67,15 +66,6 @@ class FABT:
                 f"{self.alpha_max:g}, {self.eta:g}, {self.beta:g}"
             )
 
-    @property
-    def threat(self) -> Threat:
-        """The ball that a hit must lie in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]`: the nearest adversarial points found, drawn into the ball."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
     def runs(self, classes: int) -> int:
         """The targets."""
         return min(self.targets, classes - 1)
@@ -83,9 +73,8 @@ class FABT:
     def start(self, rows: Rows, run: int) -> FABState:
         """At the image, aiming at one class; later restarts at half the radius in a random direction."""
         x = rows.x
-        targets = self.runs(rows.clean.shape[1])
-        target = ranked_class(rows.clean, run % targets)
-        query = x if run < targets else (x + 0.5 * self.threat.radius * self._noise(rows)).clamp(0.0, 1.0)
+        target, restart = aimed_class(rows, run, self.runs(rows.clean.shape[1]))
+        query = x if restart == 0 else (x + 0.5 * self.threat.radius * self._noise(rows)).clamp(0.0, 1.0)
         return FABState.begin(rows, query.clone(), target=target, beaten=torch.zeros_like(rows.y, dtype=torch.bool))
 
     def _noise(self, rows: Rows) -> Tensor:
@@ -100,7 +89,7 @@ class FABT:
         """Ask whether the point is adversarial; keep it where it is the nearest so far."""
         assert isinstance(state, FABState)
         state.logits = oracle.logits(state.query)
-        state.beaten = state.logits.argmax(1) != state.y
+        state.beaten = state.fooled()
         distance = self.threat.distance(state.query, state.x)
         nearer = (state.beaten & (-distance > state.score)).nonzero().squeeze(1)
         state.best[nearer], state.score[nearer] = state.query[nearer], -distance[nearer]
@@ -115,7 +104,7 @@ class FABT:
         x, here = state.x, state.query
         back = state.beaten[:, None, None, None]
         here = torch.where(back, x + (here - x) * self.beta, here)
-        _, gap, normal = oracle.gradient(here, lambda z: targeted_margin(z, state.y, state.target))
+        _, gap, normal = oracle.gradient(here, lambda logits: self._boundary(state, logits))
         state.gradient = normal
         both = torch.cat([here, x])
         far = gap + (normal * (x - here)).sum((1, 2, 3))
@@ -125,6 +114,10 @@ class FABT:
         alpha = (reach / (reach + self._size(clean_step).clamp(min=1e-8))).clamp(max=self.alpha_max)
         blend = (here + self.eta * step) * (1 - alpha) + (x + self.eta * clean_step) * alpha
         state.query = blend.clamp_(0.0, 1.0)
+
+    def _boundary(self, state: FABState, logits: Tensor) -> Tensor:
+        """0 where the label and this run's class are equal, or, with chosen targets, the target and its best rival."""
+        return state.lead(logits) if state.targeted else targeted_margin(logits, state.y, state.target)
 
     def _size(self, step: Tensor) -> Tensor:
         return step.abs().amax((1, 2, 3), keepdim=True) if self.norm == "linf" else row_norms(step)

@@ -2,19 +2,15 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from darht.attacks.engine import FULL
-from darht.attacks.objectives import Model, ObjectiveName
+from darht.attacks.objectives import ObjectiveName
 from darht.attacks.oracle import Oracle
-from darht.attacks.pgd import PGD, LevelState
+from darht.attacks.pgd import PGD, LevelState, OnLevels
 from darht.attacks.state import Rows, State
-from darht.attacks.threat import Norm, Threat
-from darht.core.rng import RowRng
+from darht.attacks.threat import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM:
+class FGSM(OnLevels):
     """One step of size eps from the image itself, as in the paper.
 
     Attributes:
@@ -29,24 +25,6 @@ class FGSM:
 
     def __post_init__(self) -> None:
         self._as_pgd()
-
-    @property
-    def threat(self) -> Threat:
-        """The ball that the attack stays in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    @property
-    def whole_levels(self) -> bool:
-        """A sign step of whole levels stays on the grid."""
-        return self.norm == "linf"
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1]; `generator` is not drawn from."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        """One: there is nothing random."""
-        return 1
 
     def start(self, rows: Rows, run: int) -> LevelState:
         """At the image."""

@@ -12,7 +12,7 @@ from darht.attacks.threat import Norm
 
 _PASSES = 40  # the set of free coordinates shrinks at each pass; 4 to 8 suffice in practice
 _TINY = 1e-12
-_FAR = 1e12  # finite, so that a coordinate of weight 0 stays where it is
+_FAR = 1e12  # finite: 0 times it is 0
 
 
 def to_hyperplane(point: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
@@ -27,27 +27,28 @@ def to_hyperplane(point: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Ten
     Returns:
         The displacement, `[B, 3, H, W]`; `point` plus it lies in [0, 1].
     """
-    downhill = -normal * gap.sign()[:, None, None, None]
-    weight = downhill.abs()
-    room = torch.where(downhill > 0, 1 - point, point).masked_fill_(weight == 0, 0.0)
+    heading = normal.sign().mul_(-gap.sign()[:, None, None, None])  # 0 where nothing is to be gained
+    room = heading.add(1.0).mul_(0.5).sub_(point).abs_()  # to the face of the box that lies ahead
+    weight = normal.abs()
     wanted = gap.abs()[:, None, None, None]
     if norm == "linf":
         size = _solve(room, weight, weight * room, wanted)
-        moved = torch.minimum(room, size)
+        moved = torch.minimum(room, size, out=room)
     else:
         size = _solve(room / weight.clamp(min=_TINY), weight.square(), weight * room, wanted)
-        moved = torch.minimum(room, weight * size)
-    return moved.copysign_(downhill)
+        moved = torch.minimum(room, weight.mul_(size), out=room)
+    return moved.mul_(heading)
 
 
 def _solve(limit: Tensor, slope: Tensor, most: Tensor, wanted: Tensor) -> Tensor:
     """The t with sum(where(t < limit, slope * t, most)) = wanted, `[B, 1, 1, 1]`; very large if there is none."""
     everything = most.sum((1, 2, 3), keepdim=True)
     size = torch.zeros_like(wanted)
+    free, part = torch.empty_like(limit), torch.empty_like(limit)  # written again at each pass: new ones cost 3 times
     for _ in range(_PASSES):
-        free = (limit > size).to(slope.dtype)
-        steep = (slope * free).sum((1, 2, 3), keepdim=True)
-        fixed = everything - (most * free).sum((1, 2, 3), keepdim=True)
+        torch.gt(limit, size, out=free)
+        steep = torch.mul(slope, free, out=part).sum((1, 2, 3), keepdim=True)
+        fixed = everything - free.mul_(most).sum((1, 2, 3), keepdim=True)
         further = torch.where(steep > 0, (wanted - fixed) / steep.clamp(min=_TINY), _FAR)
         grown = torch.maximum(size, further)
         if bool((grown <= size).all()):

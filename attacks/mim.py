@@ -5,14 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darht.attacks.engine import FULL
-from darht.attacks.objectives import OBJECTIVES, Model, ObjectiveName
+from darht.attacks.objectives import ObjectiveName
 from darht.attacks.oracle import Oracle
-from darht.attacks.pgd import LevelState, check_sign_attack, climb, start_on_levels
+from darht.attacks.pgd import LevelState, OnLevels, check_sign_attack, climb, start_on_levels
 from darht.attacks.state import Rows, State, observe
-from darht.attacks.threat import Norm, Threat
+from darht.attacks.threat import Norm
 from darht.core.errors import ConfigError
-from darht.core.rng import RowRng
 
 
 @dataclass(kw_only=True)
@@ -23,7 +21,7 @@ class MomentumState(LevelState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIM:
+class MIM(OnLevels):
     """Sign steps along an accumulated gradient, each gradient first divided by its L1 norm.
 
     The paper's step is eps / steps (0.8 levels for 8 and 10); the default here is 1, which stays on whole levels.
@@ -49,24 +47,6 @@ class MIM:
         if not self.decay >= 0:
             raise ConfigError(f"decay must be at least 0; got {self.decay:g}")
 
-    @property
-    def threat(self) -> Threat:
-        """The ball that the attack stays in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    @property
-    def whole_levels(self) -> bool:
-        """Sign steps of whole levels stay on the grid."""
-        return self.norm == "linf"
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1]; `generator` is not drawn from."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        """One: there is nothing random."""
-        return 1
-
     def start(self, rows: Rows, run: int) -> MomentumState:
         """At the image, at rest."""
         zero = torch.zeros_like(rows.x)
@@ -74,7 +54,7 @@ class MIM:
 
     def look(self, oracle: Oracle, state: State) -> None:
         """The objective's gradient at the iterate."""
-        state.score = observe(oracle, state, OBJECTIVES[self.objective])
+        state.score = observe(oracle, state, lambda logits: state.aim(self.objective, logits))
 
     def move(self, oracle: Oracle, state: State) -> None:
         """Add the gradient to the momentum and take a step along it."""

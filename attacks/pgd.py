@@ -7,13 +7,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from darht.attacks.engine import FULL
-from darht.attacks.objectives import OBJECTIVES, Model, ObjectiveName, input_gradient
+from darht.attacks.objectives import ObjectiveName, input_gradient
 from darht.attacks.oracle import Oracle
+from darht.attacks.single import SingleModel
 from darht.attacks.state import Rows, State, observe
 from darht.attacks.threat import LEVELS, Norm, Threat, check_levels, to_levels
 from darht.core.errors import ConfigError
-from darht.core.rng import RowRng
 
 
 def ascend(
@@ -87,8 +86,41 @@ def check_sign_attack(eps: float, step: float, steps: int, norm: Norm) -> None:
         raise ConfigError(f"steps must be at least 1; got {steps}")
 
 
+class OnLevels(SingleModel):
+    """What attacks share that stay on whole pixel levels in L-inf."""
+
+    @property
+    def whole_levels(self) -> bool:
+        """Sign steps of whole levels from a whole start never leave the grid."""
+        return self.norm == "linf"
+
+
+class Steps(OnLevels):
+    """What attacks share that climb in steps of one size, from the image or from a random point of the ball."""
+
+    step: float
+    steps: int
+    random_start: bool
+
+    def __post_init__(self) -> None:
+        check_sign_attack(self.eps, self.step, self.steps, self.norm)
+
+    def start(self, rows: Rows, run: int) -> LevelState:
+        """At a random point on whole levels, or at the image."""
+        start = torch.zeros_like(rows.x)
+        if self.random_start:
+            start = self.threat.random_start(rows.x.shape, rows.generator).to(rows.x.dtype)
+        return start_on_levels(LevelState, self.threat, rows, start)
+
+    def move(self, oracle: Oracle, state: State) -> None:
+        """One step along the steepest ascent."""
+        assert isinstance(state, LevelState)
+        direction = self.threat.direction(state.gradient)
+        state.go(climb(state.clean, state.delta, direction, threat=self.threat, step=self.step), self.steps)
+
+
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class PGD(Steps):
     """PGD with its full budget for every row, from a random start on whole pixel levels.
 
     The paper draws the start from the continuous cube; whole levels keep a stored int8 perturbation exact.
@@ -109,40 +141,6 @@ class PGD:
     objective: ObjectiveName = "ce"
     random_start: bool = True
 
-    def __post_init__(self) -> None:
-        check_sign_attack(self.eps, self.step, self.steps, self.norm)
-
-    @property
-    def threat(self) -> Threat:
-        """The ball that the attack stays in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    @property
-    def whole_levels(self) -> bool:
-        """Sign steps of whole levels from a whole start never leave the grid."""
-        return self.norm == "linf"
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1] for pixels `x` and labels `y` `[B]`; `model` is in eval mode."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        """One."""
-        return 1
-
-    def start(self, rows: Rows, run: int) -> LevelState:
-        """At a random point on whole levels, or at the image."""
-        start = torch.zeros_like(rows.x)
-        if self.random_start:
-            start = self.threat.random_start(rows.x.shape, rows.generator).to(rows.x.dtype)
-        return start_on_levels(LevelState, self.threat, rows, start)
-
     def look(self, oracle: Oracle, state: State) -> None:
         """The objective's gradient at the iterate."""
-        state.score = observe(oracle, state, OBJECTIVES[self.objective])
-
-    def move(self, oracle: Oracle, state: State) -> None:
-        """One step along the steepest ascent."""
-        assert isinstance(state, LevelState)
-        direction = self.threat.direction(state.gradient)
-        state.go(climb(state.clean, state.delta, direction, threat=self.threat, step=self.step), self.steps)
+        state.score = observe(oracle, state, lambda logits: state.aim(self.objective, logits))

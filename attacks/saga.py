@@ -5,18 +5,19 @@ a member's summed loss and phi the attention rollout of the same forward pass.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from darht.attacks.checks import check_inputs, check_labels
-from darht.attacks.objectives import Model, cross_entropy
+from darht.attacks.checks import check_inputs, check_labels, check_targets
+from darht.attacks.objectives import Model, aimed
 from darht.attacks.oracle import Oracle
 from darht.attacks.pgd import check_sign_attack, climb
-from darht.attacks.prepare import kernels, private_copy
+from darht.attacks.prepare import kernels, private_copy, replicas
 from darht.attacks.rollout import Watched, is_transformer
-from darht.attacks.slots import padded
+from darht.attacks.slots import forward_all, padded
 from darht.attacks.threat import LEVELS, Norm, Threat, to_levels
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
@@ -58,29 +59,51 @@ class SAGA:
         """The ball that the attack stays in."""
         return Threat(eps=self.eps, norm=self.norm)
 
-    def __call__(self, models: Sequence[Model], x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
+    def __call__(
+        self, models: Sequence[Model], x: Tensor, y: Tensor, *, generator: RowRng, targets: Tensor | None = None
+    ) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]` in [0, 1] against all members at once; `generator` is not drawn from.
 
+        With `targets`, a class for each row, the members are driven towards that class.
+
         Raises:
-            ConfigError: no members, a number of alphas that does not fit, pixels or labels out of range.
+            ConfigError: no members, a number of alphas that does not fit, pixels, labels or targets out of range.
             ModelError: a member in train mode, or a transformer whose attention cannot be read.
         """
         if not models or (self.alphas and len(self.alphas) != len(models)):
             raise ConfigError(f"saga needs members, and one alpha for each; got {len(models)} and {len(self.alphas)}")
         for model in models:
             check_inputs(model, x, y)
-        members = [_member(model) for model in models]
-        with kernels(x.device, 1):
-            chunks = torch.split(torch.arange(len(x), device=x.device), _SLOTS)
-            return torch.cat([self._attack(members, x[chunk], y[chunk]) for chunk in chunks])
+        teams = _teams(models, min(torch.get_num_threads(), -(-len(x) // _SLOTS)) if x.device.type == "cpu" else 1)
+        with kernels(x.device):
+            for member in teams[0]:
+                clean = forward_all([member], x, _SLOTS)
+                check_labels(clean, y)
+                check_targets(clean, y, targets)
+            return self._attack_all(teams, x, y, targets)
 
-    def _attack(self, members: list[Oracle], x: Tensor, y: Tensor) -> Tensor:
+    def _attack_all(self, teams: list[tuple[Model, ...]], x: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+        """Chunks of constant size, shared out among the teams, each of which has a thread."""
+        chunks = torch.split(torch.arange(len(x), device=x.device), _SLOTS)
+        aims = [None if targets is None else targets[chunk] for chunk in chunks]
+
+        def work(lane: int) -> list[Tensor]:
+            members = [Oracle(model) for model in teams[lane]]
+            mine = range(lane, len(chunks), len(teams))
+            return [self._attack(members, x[chunks[k]], y[chunks[k]], aims[k]) for k in mine]
+
+        with ThreadPoolExecutor(len(teams)) as pool:
+            made = list(pool.map(work, range(len(teams))))
+        return torch.cat([made[k % len(teams)][k // len(teams)] for k in range(len(chunks))])
+
+    def _attack(self, members: list[Oracle], x: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
         index = torch.arange(padded(len(x), _SLOTS, constant=x.is_cuda), device=x.device) % len(x)
         clean, labels = to_levels(x[index]), y[index]
+        aim = None if targets is None else targets[index]
         delta = torch.zeros_like(clean)
         blend = self._blend(len(members))
         for _ in range(self.steps):
-            parts = [_part(member, (clean + delta) / LEVELS, labels) for member in members]
+            parts = [_part(member, (clean + delta) / LEVELS, labels, aim) for member in members]
             direction = blend.direction(parts)
             delta = climb(clean, delta, direction, threat=self.threat, step=self.step)
         return ((clean + delta) / LEVELS)[: len(x)]
@@ -166,15 +189,17 @@ SET_ATTACKS: dict[str, type[SAGA]] = {"saga": SAGA, "auto-saga": AutoSAGA}
 """The attacks against a set of models, by `kind`."""
 
 
-def _member(model: Model) -> Oracle:
-    if isinstance(model, nn.Module) and is_transformer(model):
-        return Oracle(Watched(model))
-    return Oracle(private_copy(model) or model)
+def _teams(models: Sequence[Model], count: int) -> list[tuple[Model, ...]]:
+    """The members ready to be asked, once for each thread; one team where a member cannot be copied."""
+    members = [Watched(m) if isinstance(m, nn.Module) and is_transformer(m) else private_copy(m) for m in models]
+    copied = [member for member in members if member is not None]
+    if len(copied) < len(members):
+        return [tuple(member or model for member, model in zip(members, models, strict=True))]
+    return list(zip(*(replicas(member, max(1, count)) for member in copied), strict=True))
 
 
-def _part(member: Oracle, z: Tensor, y: Tensor) -> Part:
-    logits, _, gradient = member.gradient(z, lambda out: cross_entropy(out, y))
-    check_labels(logits, y)
+def _part(member: Oracle, z: Tensor, y: Tensor, targets: Tensor | None) -> Part:
+    _, _, gradient = member.gradient(z, lambda logits: aimed("ce", logits, y, targets))
     if not isinstance(member.model, Watched):
         return Part(gradient, gradient)
     return Part(gradient, gradient * member.model.weights((z.shape[2], z.shape[3])))

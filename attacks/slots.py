@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darht.attacks.objectives import Model, margin
+from darht.attacks.objectives import Model
 from darht.attacks.oracle import Oracle, Precision
 from darht.attacks.state import Attack, Rows, Rule, State
 
@@ -75,7 +75,7 @@ class Queue:
         self.attack, self.rule, self.slots = attack, rule, slots
         self.constant = constant or rows.x.is_cuda
         classes = rows.clean.shape[1]
-        runs = attack.runs(classes) * restarts
+        runs = (attack.runs(classes) if rows.targets is None else 1) * restarts
         self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
         self.results = Results.empty(rows.x, classes, runs)
         self.lock = threading.Lock()
@@ -215,12 +215,14 @@ class Lane:
             return
         size = self.queue.slots
         points = torch.cat([state.best for state, _, _, _ in self.unseen])
-        answers = torch.cat([forward_padded(self.oracle, chunk, size) for chunk in torch.split(points, size)])
+        constant = self.queue.constant
+        chunks = torch.split(points, size)
+        answers = torch.cat([forward_padded(self.oracle, chunk, size, constant=constant) for chunk in chunks])
         parts = torch.split(answers, [len(rows) for _, rows, _, _ in self.unseen])
         for (state, rows, run, seen), logits in zip(self.unseen, parts, strict=True):
             state.logits = logits
-            state.score = margin(state.logits, state.y)
-            state.hit = state.logits.argmax(1) != state.y
+            state.score = state.lead(logits)
+            state.hit = state.fooled()
             seen["first_hit"] = torch.where((seen["first_hit"] < 0) & state.hit, state.looks, seen["first_hit"])
             seen["forwards"] += 1
             self.queue.give(state, rows, run, seen)
@@ -279,7 +281,7 @@ def forward_all(models: Sequence[Model], x: Tensor, slots: int) -> Tensor:
     return torch.cat([parts[k % len(models)][k // len(models)] for k in range(len(chunks))])
 
 
-def forward_padded(oracle: Oracle, x: Tensor, slots: int) -> Tensor:
+def forward_padded(oracle: Oracle, x: Tensor, slots: int, *, constant: bool = False) -> Tensor:
     """Logits of up to `slots` rows, in a batch filled up with copies."""
-    index = torch.arange(padded(len(x), slots, constant=x.is_cuda), device=x.device) % len(x)
+    index = torch.arange(padded(len(x), slots, constant=constant or x.is_cuda), device=x.device) % len(x)
     return oracle.logits(x[index])[: len(x)]

@@ -3,20 +3,18 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from darht.attacks import squares_l2
-from darht.attacks.engine import FULL
-from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Oracle
+from darht.attacks.single import SingleModel
 from darht.attacks.squares_l2 import window
 from darht.attacks.state import Rows, State
-from darht.attacks.threat import Norm, Threat, check_levels, row_norms
+from darht.attacks.threat import Norm, check_levels, row_norms
 from darht.core.errors import ConfigError
-from darht.core.rng import RowRng
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the square's area, for a budget of 10,000 queries
 
@@ -36,7 +34,7 @@ class SquareState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(SingleModel):
     """Random squares of flipped sign, kept where they raise the loss.
 
     Defaults are AutoAttack's: 5,000 queries with the schedule for 10,000 as it stands. The paper's own code never
@@ -57,7 +55,6 @@ class Square:
     objective: Literal["margin", "ce"] = "margin"
     area: float = 0.8
     rescale: bool = False
-    whole_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_levels("eps", self.eps, self.norm)
@@ -65,19 +62,6 @@ class Square:
             raise ConfigError(f"queries must be at least 1; got {self.queries}")
         if not 0 < self.area <= 1:
             raise ConfigError(f"area must lie in (0, 1]; got {self.area:g}")
-
-    @property
-    def threat(self) -> Threat:
-        """The ball that the attack stays in."""
-        return Threat(eps=self.eps, norm=self.norm)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]` in [0, 1]."""
-        return FULL.craft(self, model, x, y, generator=generator)
-
-    def runs(self, classes: int) -> int:
-        """One."""
-        return 1
 
     def start(self, rows: Rows, run: int) -> SquareState:
         """Vertical stripes in L-inf, a grid of patterns in L2; everything random is drawn here."""
@@ -115,8 +99,8 @@ class Square:
     def look(self, oracle: Oracle, state: State) -> None:
         """Ask for the proposal's loss; keep the proposal where it is higher, or where it fools."""
         state.logits = oracle.logits(state.query)
-        state.hit = state.logits.argmax(1) != state.y
-        loss = (margin if self.objective == "margin" else cross_entropy)(state.logits, state.y)
+        state.hit = state.fooled()
+        loss = state.aim(self.objective, state.logits)
         better = ((loss > state.score) | state.hit).nonzero().squeeze(1)
         state.best[better] = state.query[better]
         state.score[better] = torch.maximum(loss[better], state.score[better])

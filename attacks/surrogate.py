@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from darht.attacks.apgd import APGD
-from darht.attacks.checks import check_inputs, check_labels
+from darht.attacks.checks import check_inputs, check_labels, check_targets
 from darht.attacks.engine import FULL, Engine, Outcome
-from darht.attacks.objectives import Model, cross_entropy, margin
+from darht.attacks.objectives import Model, cross_entropy, lead, margin
 from darht.attacks.slots import forward_all
+from darht.attacks.state import is_fooled
 from darht.attacks.threat import Threat
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
@@ -43,11 +44,29 @@ class Transfer:
         threat: Threat = self.attack.threat
         return threat
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, *, surrogates: Sequence[Model], generator: RowRng) -> Tensor:
-        """Adversarial pixels `[B, 3, H, W]`: of one example for each surrogate, the one with the largest margin."""
-        return self.run(model, x, y, surrogates=surrogates, generator=generator).x_adv
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        surrogates: Sequence[Model],
+        generator: RowRng,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial pixels `[B, 3, H, W]`: of one example for each surrogate, the one that fools best."""
+        return self.run(model, x, y, surrogates=surrogates, generator=generator, targets=targets).x_adv
 
-    def run(self, model: Model, x: Tensor, y: Tensor, *, surrogates: Sequence[Model], generator: RowRng) -> Outcome:
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        surrogates: Sequence[Model],
+        generator: RowRng,
+        targets: Tensor | None = None,
+    ) -> Outcome:
         """As `Engine.run`; forward passes are the target's, backward passes the surrogates'.
 
         Raises:
@@ -59,22 +78,24 @@ class Transfer:
         oracle: list[Model] = [model]
         clean = forward_all(oracle, x, self.engine.slots)
         check_labels(clean, y)
+        check_targets(clean, y, targets)
         best, logits = x.clone(), clean.clone()
         backwards = torch.zeros_like(y)
         for number, surrogate in enumerate(surrogates):
             stream = generator if number == 0 else generator.fold("surrogate", number)
-            made = self.engine.run(self.attack, surrogate, x, y, generator=stream)
+            made = self.engine.run(self.attack, surrogate, x, y, generator=stream, targets=targets)
             answer = forward_all(oracle, made.x_adv, self.engine.slots)
-            worse = margin(answer, y) > margin(logits, y) if number else torch.ones_like(y, dtype=torch.bool)
+            worse = lead(answer, y, targets) > lead(logits, y, targets)
+            worse |= number == 0
             best[worse], logits[worse] = made.x_adv[worse], answer[worse]
             backwards += made.backwards
         record = {"attack": {"kind": "Transfer", "surrogates": len(surrogates), "attack": made.record["attack"]}}
-        wrong = logits.argmax(1) != y
+        fooled = is_fooled(logits, y, targets)
         return Outcome(
             x_adv=best,
             clean_correct=clean.argmax(1) == y,
-            success=wrong,
-            first_hit=torch.where(wrong, 0, -1),
+            success=fooled,
+            first_hit=torch.where(fooled, 0, -1),
             loss=cross_entropy(logits, y),
             margin=margin(logits, y),
             forwards=torch.full_like(y, 1 + len(surrogates)),

@@ -1,14 +1,21 @@
 """The command line of the cache: each command is one library call."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from darht.core.cli import StateGroup
+from darht.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from darht.cache.build import OnUnit
+    from darht.cache.crew import OnNotice
+    from darht.cache.layout import ArrayLayout
 
 
 @click.group(cls=StateGroup)
@@ -26,28 +33,84 @@ def cache() -> None:
     "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
 )
 @click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there.")
-def build(spec: Path, out: str, device: str, batch_size: int, download: bool) -> None:
-    """Craft perturbations, ask every teacher, store both, and seal the cache."""
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, or Ray's actors.")
+@click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Who works.")
+@click.option("--shard", metavar="I/N", help="This job's part: I/N from 0, auto, auto/N, or row blocks such as 3,7,9.")
+def build(
+    spec: Path,
+    out: str,
+    device: str,
+    batch_size: int,
+    download: bool,
+    workers: int,
+    engine: Literal["local", "ray"],
+    shard: str | None,
+    extending: bool = False,
+) -> None:
+    """Craft perturbations, ask every teacher, store both, and seal the cache once all of it is there."""
+    import os
+    from functools import partial
+
     from darht.cache import build as builder
-    from darht.cache.layout import ArrayLayout
+    from darht.cache.distribute import Workforce, build_shared, choose_part, units_left
+    from darht.cache.extend import grow
     from darht.cache.seal import seal as seal_cache
     from darht.core.device import pick_device
 
-    where = pick_device(device)
-    plan = builder.plan_build(spec, device=where, download=download)
+    workforce = Workforce(engine=engine, workers=workers, device=device)
+    where = pick_device(device if workforce.alone else "cpu")  # the others load the teachers where they compute
+    known = builder.spec_in(out)
+    plan = builder.plan_build(spec, device=where, download=download, known=known)
+    if extending:
+        grow(out, plan.spec)
+    part = None if shard is None else choose_part(shard, plan.shards, os.environ)
+    if part is not None:
+        click.echo(part.reason)
+    shards = range(plan.shards) if part is None else part.shards
+    with _progress(sum(len(plan.block(k)) for k in shards)) as (on_unit, on_notice):
+        common: Any = {"batch_size": batch_size, "shards": shards, "on_unit": on_unit}
+        if workforce.alone:
+            report = builder.build(plan, out, device=where, **common)
+        else:
+            load = partial(builder.plan_build, spec.resolve(), known=known)
+            report = build_shared(plan, load, out, workforce, on_notice=on_notice, **common)
+    done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
+    left = units_left(out, plan.arrays)
+    if part is not None and left:
+        click.echo(f"{done}; {left} of {len(plan.units)} units left in all")
+        return
+    manifest = seal_cache(out)
+    click.echo(f"{done}; sealed")
+    click.echo(f"root hash {manifest.root_hash}")
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> "Iterator[tuple[OnUnit, OnNotice]]":
+    """A bar on a terminal's stderr; notices are printed above it."""
     console, units = Console(stderr=True), (BarColumn(), MofNCompleteColumn(), TextColumn("units"))
     columns = (TextColumn("{task.description}"), *units, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("build", total=len(plan.units))
+        task = progress.add_task("build", total=total)
 
-        def on_unit(array: ArrayLayout, shard: int, seconds: float) -> None:
+        def on_unit(array: "ArrayLayout", shard: int, seconds: float) -> None:
             progress.update(task, advance=1, description=f"{array.name} {shard}")
 
-        report = builder.build(plan, out, device=where, batch_size=batch_size, on_unit=on_unit)
-    manifest = seal_cache(out)
-    spent = sum(report.seconds.values())
-    click.echo(f"{out}: {report.computed} units computed in {spent:.1f} s, {report.reused} reused; sealed")
-    click.echo(f"root hash {manifest.root_hash}")
+        def on_notice(text: str) -> None:
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+        yield on_unit, on_notice
+
+
+@cache.command(params=[option for option in build.params if option.name not in ("spec", "out")])
+@click.argument("location", metavar="CACHE")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.pass_context
+def extend(context: click.Context, /, location: str, spec: Path, **options: Any) -> None:
+    """Add the teachers, attacks and views that SPEC has beyond CACHE's, keep everything else, and seal.
+
+    A stopped extend goes on with the same command, or with build and the new spec.
+    """
+    context.invoke(build, spec=spec, out=location, extending=True, **options)
 
 
 @cache.command()
@@ -69,63 +132,167 @@ def status(location: str, as_json: bool) -> None:
 
     from darht.cache.commit import State
     from darht.cache.status import read_status
+    from darht.cache.tables import status_line, status_table
     from darht.core.config import to_plain
 
     found = read_status(location)
     if as_json:
         click.echo(json.dumps({"state": found.state.value, **to_plain(found)}, indent=2))
     else:
-        table = Table(header_style="bold")
-        for title in ("array", "done", "missing", "corrupt", "MB", "seconds", "seconds left"):
-            table.add_column(title, no_wrap=title == "array", justify="left" if title == "array" else "right")
-        for array in found.arrays:
-            left = "?" if array.seconds_left is None else f"{array.seconds_left:.0f}"
-            counts = (f"{array.done}/{array.units}", str(len(array.missing)), str(len(array.corrupt)))
-            table.add_row(array.name, *counts, f"{array.size / 1e6:.2f}", f"{array.seconds:.1f}", left)
         console = Console()
-        console.print(table)
-        work = (
-            f"shards of rows that need work: {','.join(map(str, found.shards))}" if found.shards else "all units done"
-        )
-        console.print(f"{work}; {'sealed' if found.sealed else 'not sealed'}", highlight=False, soft_wrap=True)
+        console.print(status_table(found))
+        console.print(status_line(found), highlight=False, soft_wrap=True)
     sys.exit({State.DONE: 0, State.MISSING: 3, State.CORRUPT: 4}[found.state])
 
 
 @cache.command()
 @click.argument("location", metavar="CACHE")
-def verify(location: str) -> None:
-    """Read every byte of a sealed cache; exit 0 when all is right, 4 when not, with a line for everything wrong."""
+@click.option("--recompute", metavar="2%", help="Also compute a sample of rows again: a share, or a count.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Where the data set lies, if not as when built.")
+@click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a teacher that does not lie as when built.")
+@click.option("--tolerance", type=click.FloatRange(min=0), help="Largest difference of a logit [default: 0.05].")
+@click.option("--moved", type=click.FloatRange(0, 100), help="Largest % of a perturbation's values [default: 10].")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def verify(
+    location: str,
+    recompute: str | None,
+    seed: int,
+    data_root: Path | None,
+    teachers: tuple[str, ...],
+    tolerance: float | None,
+    moved: float | None,
+    device: str,
+) -> None:
+    """Read every byte of a sealed cache; exit 0 when all is right, 4 when not, with a line for everything wrong.
+
+    With --recompute teachers and attacks run again on a seeded sample of batches. On the same machine and engine
+    nothing differs; beyond the tolerances the exit code is 4, and 2 when data or teachers are not at hand.
+    """
     import sys
 
-    from darht.cache.reader import open_cache
+    from darht.cache.exported import open_shards
+    from darht.cache.recompute import LOGITS, VALUES, sample_size
+    from darht.cache.recompute import recompute as compute_again
+    from darht.cache.seal import read_spec
+    from darht.cache.tables import recompute_table
     from darht.cache.verify import verify as verify_cache
+    from darht.core.device import pick_device
 
+    folders = _folders(teachers)
+    count = sample_size(recompute, read_spec(location).data.rows) if recompute else 0
     problems = verify_cache(location)
     for problem in problems:
         click.echo(f"corrupt: {problem}", err=True)
     if problems:
-        click.echo(f"{len(problems)} problems; darht-cache build on the same folder repairs them, then seal", err=True)
+        repair = "darht-cache build on the same folder repairs a cache, then seal; an export is exported again"
+        click.echo(f"{len(problems)} problems; {repair}", err=True)
         sys.exit(4)
-    opened = open_cache(location)
+    opened = open_shards(location)
     click.echo(f"{location}: {len(opened.manifest.shards)} shards, every byte as sealed; root hash {opened.root_hash}")
+    if not recompute:
+        return
+    where = pick_device(device)
+    found = compute_again(opened, count, device=where, seed=seed, data_root=data_root, teachers=folders)
+    Console().print(recompute_table(found))
+    click.echo(f"{found.rows} rows computed again on {where}; stored were those of {'; '.join(found.made_on)}")
+    beyond = found.beyond(LOGITS if tolerance is None else tolerance, VALUES if moved is None else moved / 100)
+    for line in beyond:
+        click.echo(f"differs: {line}", err=True)
+    sys.exit(4 if beyond else 0)
+
+
+def _folders(teachers: tuple[str, ...]) -> dict[str, Path]:
+    given = dict(item.split("=", 1) for item in teachers if "=" in item)
+    if len(given) != len(teachers):
+        raise ConfigError(f"--teacher reads NAME=FOLDER, each name once; got {', '.join(teachers)}")
+    return {name: Path(folder).expanduser() for name, folder in given.items()}
+
+
+@cache.command()
+@click.argument("first", metavar="CACHE")
+@click.argument("second", metavar="CACHE|SPEC.yaml")
+@click.option("--values", is_flag=True, help="Read what differs: largest differences, rows, argmax flips.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(first: str, second: str, values: bool, as_json: bool) -> None:
+    """Print what differs between two caches, or a cache and a spec; exit 0 when nothing does, 1 when something does.
+
+    Errors have their codes: 2 usage, 3 not sealed, 4 corrupt.
+    """
+    import json
+    import sys
+
+    from darht.cache.diff import diff_caches, diff_spec
+    from darht.cache.tables import diff_table
+    from darht.core.config import to_plain
+
+    is_spec = second.endswith((".yaml", ".yml"))
+    if is_spec and values:
+        raise ConfigError(f"--values compares what two caches hold; {second} is a spec and holds nothing")
+    found = diff_spec(first, Path(second)) if is_spec else diff_caches(first, second, values=values)
+    if as_json:
+        click.echo(json.dumps({"same": found.same, **to_plain(found)}, indent=2))
+    else:
+        for line in found.spec:
+            click.echo(line)
+        Console().print(diff_table(found))
+        click.echo("the same spec and the same bytes" if found.same else "they differ")
+    sys.exit(0 if found.same else 1)
 
 
 @cache.command()
 @click.argument("location", metavar="CACHE")
-@click.option("--format", "_format", required=True, type=click.Choice(["webdataset"]), help="What to write.")
+@click.option("--yes", is_flag=True, help="Remove what is listed; without it nothing is.")
+@click.option("--all", "everything", is_flag=True, help="Also what is younger than an hour: only when nobody builds.")
+def gc(location: str, yes: bool, everything: bool) -> None:
+    """List what killed or former builds left in CACHE, and remove it with --yes.
+
+    Nothing that the spec names and that is done is touched, nor any file that darht does not know, nor, without --all,
+    what is younger than an hour: it may belong to a build that is under way.
+    """
+    from darht.cache.gc import find_leftovers, remove_leftovers
+
+    found = find_leftovers(location, young=everything)
+    for leftover in found:
+        click.echo(f"{leftover.size:>12,} bytes  {leftover.key}  ({leftover.why})")
+    if yes:
+        remove_leftovers(location, found)
+    done = "removed" if yes else "can be removed with --yes"
+    total = sum(leftover.size for leftover in found)
+    click.echo(f"{location}: {len(found)} files, {total:,} bytes {done}" if found else f"{location}: nothing left over")
+
+
+@cache.command()
+@click.argument("location", metavar="CACHE")
+@click.option(
+    "--format", "kind", required=True, type=click.Choice(["webdataset", "croissant"]), help="Tars, or metadata."
+)
 @click.option(
     "--layout",
     default="samples",
     show_default=True,
     type=click.Choice(["samples", "blocks"]),
-    help="One entry per row for everybody, or one per 256 rows, which reads faster.",
+    help="Of tars: one entry per row for everybody, or one per 256 rows, which reads faster.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
-def export(location: str, _format: str, layout: Literal["samples", "blocks"], out: Path) -> None:
-    """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well."""
+@click.option("--out", type=click.Path(path_type=Path), help="Of tars: a new or empty folder.")
+def export(location: str, kind: str, layout: Literal["samples", "blocks"], out: Path | None) -> None:
+    """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well.
+
+    With --format croissant write croissant.json, which describes every file and array, into CACHE, which may also be
+    an export.
+    """
+    from darht.cache.croissant import CROISSANT, export_croissant
     from darht.cache.export import export_webdataset
     from darht.cache.reader import open_cache
 
+    if kind == "croissant":
+        if out is not None:
+            raise ConfigError(f"--format croissant writes {CROISSANT} beside the files that it names: leave --out out")
+        files, records = (len(export_croissant(location)[key]) for key in ("distribution", "recordSet"))
+        click.echo(f"{location}/{CROISSANT}: {files} files and sets of files, {records} record sets")
+        return
+    if out is None:
+        raise ConfigError("--format webdataset writes tars: give a new or empty folder as --out")
     index = export_webdataset(open_cache(location), out, layout)
     size = sum(tar.size for tar in index.tars)
     click.echo(f"{out}: {len(index.tars)} tars, {size / 1e6:.2f} MB, {index.manifest.rows} rows, layout {layout}")
@@ -137,16 +304,10 @@ def info(location: str) -> None:
     """Print what a sealed cache holds."""
     from darht.cache.info import summarise
     from darht.cache.reader import open_cache
+    from darht.cache.tables import info_table
 
     summary = summarise(open_cache(location))
     console = Console()
     for name, value in summary.facts:
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    table = Table(header_style="bold")
-    for title in ("array", "type", "shape"):
-        table.add_column(title, no_wrap=title == "array")  # a name is for copying; a shape may take two lines
-    for title in ("MB", "bytes/row", "of raw", "seconds"):
-        table.add_column(title, justify="right")
-    for row in summary.arrays:
-        table.add_row(*row)
-    console.print(table)
+    console.print(info_table(summary))

@@ -1,30 +1,34 @@
 """A sealed cache as WebDataset shards: tar files that any WebDataset user can read, and darht-train as well.
 
 Two layouts. `samples` has one entry per row (`.png`, `.cls`, `.delta.npy`, `.logits.npz`, `.json`), for people who
-train with their own code. `blocks` has one `.npz` per block of rows, which reads many times faster.
-`index.json` beside the tars lists rows, bytes and sha256 of each, and is written last. The same cache gives the same
-bytes.
+train with their own code. `blocks` has one `.npz` per block of rows (256, see `layout.block_rows`), which reads many
+times faster. `index.json` beside the tars lists rows, bytes and sha256 of each, and is written last. The same cache
+gives the same bytes, and however large it is, one block of it is held in memory at a time.
 """
 
+import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import webdataset
 from PIL import Image
 
+from darht.cache.layout import block_rows
 from darht.cache.reader import Cache
 from darht.cache.seal import Manifest
 from darht.cache.spec import CacheSpec
-from darht.core.config import canonical_json
+from darht.core.config import canonical_json, fingerprint, to_plain
 from darht.core.errors import CacheError
-from darht.core.files import is_free, sha256_bytes, write_atomic
+from darht.core.files import is_free, whole_file, write_atomic
 
 INDEX, FORMAT = "index.json", "darht-webdataset"
-BLOCK_ROWS = 256  # of the blocks layout: a batch's worth, some 100 kB to 10 MB
+# Zeros after a tar's end, which tar ignores: without them the npz of the last sample lies within the last 64 KiB, where
+# Python's zipfile (and so mlcroissant) looks for the end of a zip and takes the tar for one.
+_TAIL = 1 << 17
 Layout = Literal["samples", "blocks"]
 Entry = dict[str, Any]
 
@@ -42,7 +46,7 @@ class TarRecord:
 
 @dataclass(frozen=True)
 class Index:
-    """The contents of `index.json`: what was exported, how, and the tars."""
+    """The contents of `index.json`: what was exported, how, and the tars; `sha256` is that of all the rest."""
 
     layout: Layout
     spec: CacheSpec
@@ -51,6 +55,11 @@ class Index:
     tars: tuple[TarRecord, ...]
     format: str = FORMAT
     format_version: int = 1
+    sha256: str = ""
+
+    def checksum(self) -> str:
+        """The sha256 of the canonical JSON without `sha256`."""
+        return fingerprint({key: value for key, value in to_plain(self).items() if key != "sha256"})
 
 
 def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
@@ -62,33 +71,50 @@ def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
     """
     if not is_free(out):
         raise CacheError(f"{out} is not empty: choose a new or empty --out folder")
-    tars, step = [], cache.spec.store.rows_per_shard
-    for number, first in enumerate(range(0, cache.rows, step)):
-        rows = slice(first, min(first + step, cache.rows))
-        arrays = {name: cache.read(name, rows) for name in cache.arrays if name != "views/offset"}
-        data, entries = _tar(_samples(cache, arrays, rows) if layout == "samples" else _blocks(arrays, rows))
-        path = f"shard-{number:05d}.tar"
-        write_atomic(out / path, data)
-        tars.append(TarRecord(path, (rows.start, rows.stop), entries, len(data), sha256_bytes(data)))
+    step = cache.spec.store.rows_per_shard
+    shards = [slice(first, min(first + step, cache.rows)) for first in range(0, cache.rows, step)]
+    tars = [_write_tar(cache, out, f"shard-{k:05d}.tar", rows, layout) for k, rows in enumerate(shards)]
     offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
     index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
+    index = replace(index, sha256=index.checksum())
     write_atomic(out / INDEX, canonical_json(index).encode())
     return index
 
 
-def _tar(entries: Iterator[Entry]) -> tuple[bytes, int]:
-    buffer, count = io.BytesIO(), 0
-    writer = webdataset.TarWriter(buffer, user="darht", group="darht", encoder=False, mtime=0)
-    for count, entry in enumerate(entries, start=1):  # noqa: B007
-        writer.write(entry)
-    writer.close()
-    return buffer.getvalue(), count
+class _Hashed:
+    """A file that is hashed and counted while it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
 
 
-def _blocks(arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
-    for first in range(0, rows.stop - rows.start, BLOCK_ROWS):
-        block = {name: values[first : first + BLOCK_ROWS] for name, values in arrays.items()}
-        yield {"__key__": f"{rows.start + first:08d}", "npz": _npz(block)}
+def _write_tar(cache: Cache, out: Path, path: str, rows: slice, layout: Layout) -> TarRecord:
+    count = 0
+    with whole_file(out / path) as file:
+        hashed = _Hashed(file)
+        writer = webdataset.TarWriter(hashed, user="darht", group="darht", encoder=False, mtime=0)
+        for entry in _entries(cache, rows, layout):
+            writer.write(entry)
+            count += 1
+        writer.close()
+        hashed.write(bytes(_TAIL))
+    return TarRecord(path, (rows.start, rows.stop), count, hashed.size, hashed.digest.hexdigest())
+
+
+def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
+    step, names = block_rows(cache.spec.store), [name for name in cache.arrays if name != "views/offset"]
+    for first in range(rows.start, rows.stop, step):
+        block = slice(first, min(first + step, rows.stop))
+        arrays = {name: cache.read(name, block) for name in names}
+        if layout == "samples":
+            yield from _samples(cache, arrays, block)
+        else:
+            yield {"__key__": f"{first:08d}", "npz": _npz(arrays)}
 
 
 def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:

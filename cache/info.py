@@ -1,5 +1,6 @@
 """What is inside a cache, as text for people."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from darht.cache.commit import read_commit
 from darht.cache.layout import ArrayLayout
 from darht.cache.reader import Cache
+
+_LOOKUPS = 16  # questions to an object store at a time
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def summarise(cache: Cache) -> Summary:
 def _array_row(cache: Cache, array: ArrayLayout) -> tuple[str, ...]:
     size = cache.size(array.name)
     raw = int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
-    commits = (read_commit(cache.folder, array, shard) for shard in range(array.shards))
+    with ThreadPoolExecutor(_LOOKUPS) as pool:  # behind a URL the times of so many small questions would add up
+        commits = list(pool.map(lambda shard: read_commit(cache.folder, array, shard), range(array.shards)))
     seconds = sum(commit.seconds for commit in commits if commit is not None)
     shape = " x ".join(map(str, array.shape))
     return (

@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from darht.cache.spec import AttackSpec, CacheSpec
+from darht.cache.spec import AttackSpec, CacheSpec, StoreSpec
 from darht.cache.views import view_table
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 
-_MAX_CHUNK = 2**31 - 1  # what blosc takes in one buffer
+_MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
+_BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
+
+
+JACOBIAN = "jacobian"
+JACOBIAN_PARTS = (JACOBIAN, f"{JACOBIAN}-scale", f"{JACOBIAN}-class")  # of logits/<teacher>/
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class ArrayLayout:
         dtype: numpy's name.
         rows_per_shard: rows of a unit.
         rows_per_chunk: rows of the smallest read.
-        packed: bit-shuffled and compressed (pixels, perturbations) or stored plain (logits, labels).
+        packed: compressed (pixels, perturbations) or stored plain (logits, labels).
         fingerprint: of every part of the spec that changes this array's bytes.
         attributes: stored beside the array.
     """
@@ -57,6 +62,15 @@ class ArrayLayout:
         first, last = max(own.start, rows.start), min(own.stop, rows.stop)
         return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
 
+    def teacher(self, spec: CacheSpec) -> str | None:
+        """The teacher that computes it: the one attacked, the one asked, or none."""
+        match self.name.split("/"):
+            case ["delta", attack]:
+                return spec.attacks[attack].teacher
+            case ["logits", teacher, _]:
+                return teacher
+        return None
+
     @property
     def fill_value(self) -> float | int:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
@@ -78,9 +92,31 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
         )
 
 
+def block_rows(store: StoreSpec) -> int:
+    """Rows that are exported, read and shuffled together: whole chunks, about 256 rows, at most a shard."""
+    chunk = store.rows_per_chunk
+    return min(max(1, _BLOCK // chunk) * chunk, store.rows_per_shard)
+
+
+def row_blocks(spec: CacheSpec) -> np.ndarray:
+    """Every block as (first row, one past the last), int64 `[K, 2]`; the last block of a shard may be short."""
+    N, shard, size = spec.data.rows, spec.store.rows_per_shard, block_rows(spec.store)
+    cuts = [
+        (first, min(first + size, start + shard, N))
+        for start in range(0, N, shard)
+        for first in range(start, min(start + shard, N), size)
+    ]
+    return np.array(cuts, dtype=np.int64).reshape(-1, 2)
+
+
 def label_dtype(classes: int) -> str:
     """int16 holds the labels of any data set below 32,768 classes."""
     return "int16" if classes <= np.iinfo(np.int16).max else "int32"
+
+
+def is_jacobian(name: str) -> bool:
+    """Whether an array is a part of a teacher's Jacobian."""
+    return name.rsplit("/", 1)[-1] in JACOBIAN_PARTS
 
 
 def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
@@ -107,6 +143,8 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
             shape = (N, attack.views, C)
             inputs = own | _attack_inputs(plain, attack_name, table)
             arrays.append(_array(spec, f"logits/{name}/{attack_name}", shape, spec.store.logits, inputs))
+        if name in spec.jacobians:
+            arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
 
 
@@ -134,6 +172,17 @@ def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any
     shape = (spec.data.rows, attack.views, *spec.data.image_shape)
     about = {"scale": attack.unit, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     return _array(spec, f"delta/{name}", shape, "int8", inputs, packed=True, attributes=about)
+
+
+def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:
+    N, K = spec.data.rows, spec.jacobians[teacher].classes
+    inputs = own | {"jacobian": {"classes": K}}
+    values, scales, classes = (f"logits/{teacher}/{part}" for part in JACOBIAN_PARTS)
+    return [
+        _array(spec, values, (N, K, *spec.data.image_shape), "int8", inputs, packed=True),
+        _array(spec, scales, (N, K), "float32", inputs),
+        _array(spec, classes, (N, K), "int16", inputs),
+    ]
 
 
 def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:

@@ -6,6 +6,7 @@ import torch
 
 from darht.cache.build import SPEC
 from darht.cache.commit import State, read_commit, unit_state
+from darht.cache.history import former_of
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.cache.store import Store, shard_key
@@ -79,7 +80,8 @@ def read_spec(location: Location) -> CacheSpec:
     try:
         return parse_canonical(CacheSpec, data, SPEC)
     except ConfigError as error:
-        raise CorruptError(f"{name} is not a cache spec: {error}") from error
+        fix = "restore it, or run darht-cache build into another folder"
+        raise CorruptError(f"{name} is not a cache spec: {error}; {fix}") from error
 
 
 def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
@@ -99,7 +101,8 @@ def seal(location: Location) -> Manifest:
     spec = read_spec(folder)
     arrays = layouts(spec)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
-    states = [unit_state(folder, array, shard, check_bytes=True) for array, shard in units]
+    former = former_of(folder)
+    states = [unit_state(folder, array, shard, check_bytes=True, former=former) for array, shard in units]
     for state, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
         reasons = [reason for found, reason in states if found is state]
         if reasons:

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darht.attacks import ATTACKS
-from darht.cache.source import Source
+from darht.cache.source import Source, load_source
 from darht.cache.teachers import Card, Preprocessing
 from darht.core.config import load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_RESERVED = {"teacher": ("zarr.json",), "attack": ("zarr.json", "clean", "jacobian")}
+_RESERVED = {
+    "teacher": ("zarr.json",),
+    "attack": ("zarr.json", "clean", "jacobian", "jacobian-scale", "jacobian-class"),
+}
 _MAX_INT8 = 127
+_JACOBIAN_CLASSES = 10  # 30 kB a row and teacher on CIFAR; beyond the strongest ten logits hardly move softmax
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class JacobianConfig:
+    """Rows of a teacher's Jacobian to store: of all classes up to 10, else of the true one and the strongest others."""
+
+    classes: int | None = None  # 10, or all where there are fewer
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.classes < 1:
+            raise ConfigError(f"jacobians.classes must be at least 1; got {self.classes}")
+
+
+@dataclass(frozen=True)
 class StoreSpec:
     """How arrays are cut and coded."""
 
@@ -95,6 +110,7 @@ class CacheConfig:
     data: DataConfig
     teachers: dict[str, TeacherConfig]
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jacobians: dict[str, JacobianConfig] = field(default_factory=dict)
     views: ViewConfig = ViewConfig()
     store: StoreSpec = StoreSpec()
     precision: PrecisionSpec = PrecisionSpec()
@@ -157,6 +173,13 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
+class JacobianSpec:
+    """How many rows of a teacher's Jacobian are stored, K."""
+
+    classes: int
+
+
+@dataclass(frozen=True)
 class CacheSpec:
     """Everything that changes the bytes of a cache."""
 
@@ -167,6 +190,7 @@ class CacheSpec:
     store: StoreSpec
     precision: PrecisionSpec
     seed: int
+    jacobians: dict[str, JacobianSpec] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -243,6 +267,17 @@ def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> At
     return AttackSpec(kind=kind, teacher=teacher, views=views, parameters=to_plain(attack))
 
 
+def data_root(data: DataConfig, base: Path) -> Path | None:
+    """Where the images of a config lie; relative paths are relative to its file's folder, `base`."""
+    return None if data.root is None else base / Path(data.root).expanduser()
+
+
+def load_images(data: DataConfig, base: Path, *, download: bool) -> Source:
+    """The images of a config; see `load_source`."""
+    root = data_root(data, base)
+    return load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
+
+
 def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: int) -> CacheSpec:
     """Replace paths by content: the spec that the cache is identified by.
 
@@ -267,13 +302,27 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         for name, attack in attacks.items()
         if attack.views > views
     ]
+    problems += [
+        f"jacobians names teacher '{name}', which is not there; teachers are {', '.join(config.teachers)}"
+        for name in config.jacobians
+        if name not in config.teachers
+    ]
+    problems += [
+        f"jacobians of '{name}' asks for {jacobian.classes} classes, there are {C}"
+        for name, jacobian in config.jacobians.items()
+        if (jacobian.classes or 1) > C
+    ]
     if problems:
         raise ConfigError("; ".join(problems))
     return CacheSpec(
         data=_data_spec(config.data, source),
         views=_view_spec(config.views, views),
-        teachers={name: _teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
+        teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
+        jacobians={
+            name: JacobianSpec(jacobian.classes or min(C, _JACOBIAN_CLASSES))
+            for name, jacobian in config.jacobians.items()
+        },
         store=config.store,
         precision=config.precision,
         seed=config.seed,
@@ -299,6 +348,7 @@ def _data_spec(config: DataConfig, source: Source) -> DataSpec:
     )
 
 
-def _teacher_spec(card: Card, role: str) -> TeacherSpec:
+def teacher_spec(card: Card, role: str) -> TeacherSpec:
+    """What a spec holds of a teacher's card."""
     names = [f.name for f in dataclasses.fields(TeacherSpec) if f.name != "role"]
     return TeacherSpec(**{name: getattr(card, name) for name in names}, role=role)

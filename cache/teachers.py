@@ -105,6 +105,11 @@ def read_card(folder: Path) -> Card:
         raise ModelError(f"{path} is not a teacher card: {error}") from error
 
 
+def is_teacher_folder(folder: Path) -> bool:
+    """Whether card and weights are there, whatever they hold."""
+    return (folder / CARD).is_file() and (folder / WEIGHTS).is_file()
+
+
 def load_teacher(folder: Path, device: torch.device) -> tuple[Teacher, Card]:
     """The frozen teacher in eval mode, and its card.
 

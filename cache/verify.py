@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from darht.cache.commit import State, read_commit, unit_state
+from darht.cache.export import INDEX
+from darht.cache.exported import open_shards
 from darht.cache.layout import ArrayLayout, layouts
 from darht.cache.seal import read_manifest, read_spec
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store, shard_key
-from darht.cache.views import apply_views
+from darht.cache.views import apply_views, view_table
 from darht.core.errors import CacheError
 from darht.core.files import sha256_bytes
 from darht.core.places import Location, Place, place
@@ -20,14 +22,14 @@ OnUnit = Callable[[str, int], None]
 
 
 def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
-    """Everything that is wrong with a sealed cache, one line each; empty when nothing is.
+    """Everything that is wrong with a sealed cache or an export of one, one line each; empty when nothing is.
 
     Checked are the manifest and its root hash, the sha256 of every shard and metadata file, the checksum of every
     chunk, row counts, labels within the classes, finite logits, and that every stored perturbation stays inside its
     ball and its adversarial image within 0..255.
 
     Args:
-        location: of the cache.
+        location: of the cache or the export.
         on_unit: told array and shard after each.
 
     Raises:
@@ -35,6 +37,8 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         CorruptError: spec or manifest do not parse, so that nothing else could be checked.
     """
     folder = place(location)
+    if folder.size(INDEX) is not None:
+        return _verify_export(folder)
     spec = read_spec(folder)
     manifest, arrays = read_manifest(folder, spec), layouts(spec)
     problems = [
@@ -52,6 +56,17 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
     return problems
 
 
+def _verify_export(folder: Place) -> list[str]:
+    """An export is checked as a trainer reads it: index, sizes, sha256 and counts of all tars, every array decoded."""
+    cache = open_shards(folder)
+    try:
+        for name in cache.arrays:
+            cache.read(name)
+    except CacheError as error:
+        return [str(error)]
+    return []
+
+
 @dataclass(frozen=True)
 class _Verifier:
     """Looks at one unit after the other."""
@@ -61,6 +76,11 @@ class _Verifier:
     arrays: dict[str, ArrayLayout]
     store: Store
     described: bool
+
+    @property
+    def views(self) -> np.ndarray:
+        """The table that the spec describes."""
+        return view_table(**vars(self.spec.views), seed=self.spec.seed)
 
     def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
@@ -92,6 +112,8 @@ class _Verifier:
             yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
         if array.name == "views/offset" and values[0].any():
             yield "view 0 is not the identity"
+        if array.name == "views/offset" and not np.array_equal(values, self.views):
+            yield "the offsets are not the views of the spec"
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
         if array.name.startswith("delta/"):

@@ -39,6 +39,12 @@ def view_table(kind: str, *, padding: int, flip: bool, count: int | None, seed: 
     return crop_flip_offsets(padding, flip=flip, count=count, seed=seed)
 
 
+def inverse_offsets(offsets: Tensor) -> Tensor:
+    """The views that undo views, `[B, 3]` of (dy, dx, flip): what a crop has cut off comes back as 0."""
+    dy, dx, flip = offsets.unbind(-1)
+    return torch.stack([-dy, torch.where(flip == 1, dx, -dx), flip], dim=-1)
+
+
 def apply_views(images: Tensor, offsets: Tensor) -> Tensor:
     """Crop and flip each image: pixel (i, j) of the result is pixel (i + dy, j' + dx) of the image, or 0 outside of it.
 

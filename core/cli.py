@@ -38,6 +38,25 @@ class Group(click.Group):
     command_class = Command
 
 
+class DefaultGroup(Group):
+    """A group whose command `default` may be left out: its options follow the group's name at once."""
+
+    def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command before what does not begin with a command."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the default command's options beside the commands."""
+        self.commands[self.default].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
 class StateGroup(click.Group):
     """A click group whose subcommands report mistakes as `StateCommand` does."""
 

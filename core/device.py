@@ -1,5 +1,7 @@
 """Which device to compute on."""
 
+import os
+
 import torch
 
 from darht.core.errors import ConfigError
@@ -11,8 +13,11 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: a device that torch does not know, darht does not compute on, or this machine does not have.
     """
+    if name == "auto" and torch.cuda.is_available():
+        rank = os.environ.get("LOCAL_RANK")  # torchrun's number of the process on this machine
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

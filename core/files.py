@@ -1,9 +1,12 @@
 """Files that are whole or absent: write to a temporary neighbour, fsync, rename."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from darht.core.errors import DarhtError
 
@@ -14,12 +17,23 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         DarhtError: the folder cannot be written or the disk is full; what was there before stays.
     """
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, that replaces `path` when the block ends, and never when it fails.
+
+    Raises:
+        DarhtError: the folder cannot be written or the disk is full; what was there before stays.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)

@@ -5,6 +5,8 @@ on a local disk by rename, in an object store because that is what a PUT does. O
 """
 
 import functools
+import io
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +17,17 @@ from darht.core.errors import ConfigError, DarhtError
 from darht.core.files import is_free, write_atomic
 
 _PUT_IS_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory")
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # no such file
 _TRIES, _FIRST_WAIT = 5, 0.2  # 0.2 + 0.4 + 0.8 + 1.6 s: a busy object store has answered by then, or will not soon
 T = TypeVar("T")
+
+
+def _read_all(file: io.FileIO, size: int) -> bytes:
+    """A system call may give less than was asked for (2 GiB at most); a file that ends gives what there is."""
+    data = file.read(size)
+    while len(data) < size and (more := file.read(size - len(data))):
+        data += more
+    return data
 
 
 @dataclass(frozen=True)
@@ -34,20 +45,30 @@ class LocalPlace:
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes | None:
         """The bytes [start, stop) of a file, or None where there is none."""
-        path = self.folder / key
-        if not path.is_file():
-            return None
+        path = f"{self.folder}/{key}"  # and no questions first: a streamed cache is read in many small pieces
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
                 file.seek(start)
-                return file.read() if stop is None else file.read(stop - start)
+                return file.read() if stop is None else _read_all(file, stop - start)
+        except _ABSENT:
+            return None
         except OSError as error:
-            raise DarhtError(f"cannot read {path}: {error.strerror}") from error
+            raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
 
     def size(self, key: str) -> int | None:
         """The bytes of a file, or None where there is none."""
+        try:
+            found = (self.folder / key).stat()
+        except _ABSENT:
+            return None
+        except OSError as error:
+            raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def modified(self, key: str) -> float | None:
+        """When a file was written, in seconds since the epoch, or None where there is none."""
         path = self.folder / key
-        return path.stat().st_size if path.is_file() else None
+        return path.stat().st_mtime if path.is_file() else None
 
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once, and only when all of it is on the disk."""
@@ -64,7 +85,10 @@ class LocalPlace:
 
     def is_free(self) -> bool:
         """Whether nothing is there but what a killed write leaves."""
-        return is_free(self.folder)
+        try:
+            return is_free(self.folder)
+        except OSError as error:
+            raise DarhtError(f"cannot list {self.folder}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,17 @@ class RemotePlace:
         """The bytes of a file, or None where there is none."""
         size = self._try("read", key, lambda: self._system.info(self.name(key))["size"])
         return None if size is None else int(size)
+
+    def modified(self, key: str) -> float | None:
+        """When a file was written, in seconds since the epoch, or None where there is none or nobody knows."""
+
+        def ask() -> float | None:
+            try:
+                return float(self._system.modified(self.name(key)).timestamp())
+            except NotImplementedError:
+                return None
+
+        return self._try("read", key, ask)
 
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once."""
@@ -153,6 +188,36 @@ class RemotePlace:
 
 Place = LocalPlace | RemotePlace
 Location = Place | Path | str
+_PIECE = 1 << 20  # bytes of one request while a file is read through; a whole shard may be larger than the memory
+
+
+class _Pieces(io.RawIOBase):
+    """A file of a place, read piece by piece."""
+
+    def __init__(self, where: Place, key: str, size: int) -> None:
+        self._where, self._key, self._size, self._at = where, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        data = self._where.read(self._key, self._at, stop) or b"" if stop > self._at else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def open_file(where: Place, key: str, size: int) -> io.BufferedReader:
+    """The first `size` bytes of a file as a stream that reads, and can seek, without holding the whole of it."""
+    return io.BufferedReader(_Pieces(where, key, size), _PIECE)
 
 
 def place(location: Location) -> Place:

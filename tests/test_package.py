@@ -70,7 +70,7 @@ def test_the_public_names():
                 "parse_eps",
             },
         ),
-        ("darht.core.nets", {"Backbone", "Preprocess", "backbone", "build", "fold_head", "head_name"}),
+        ("darht.core.nets", {"Backbone", "Preprocess", "backbone", "build", "check_pixels", "fold_head", "head_name"}),
     ],
 )
 def test_the_public_names_of_the_layers(module, names):

@@ -13,8 +13,8 @@ from darht.attacks.transfer import TransferMatrix, transfer_matrix
 from darht.cache.source import Source
 from darht.cache.teachers import Teacher, load_teacher, read_card, write_card
 from darht.core.errors import ConfigError
+from darht.core.nets import check_pixels
 from darht.trainer.evaluate import Score, evaluate, quick_attacks
-from darht.trainer.train import check_pixels
 
 
 @dataclass(frozen=True)

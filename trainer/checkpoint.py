@@ -15,7 +15,7 @@ from darht.core.config import canonical_json, parse, spec_diff
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.files import is_free, write_atomic
 from darht.core.rng import borrowed_generator
-from darht.trainer.student import Student
+from darht.trainer.student import Dropout, Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
 BEST, LAST = "student", "last"
@@ -23,7 +23,21 @@ BEST, LAST = "student", "last"
 
 @dataclass(frozen=True)
 class StudentCard:
-    """What is needed to build a student again, and where it came from."""
+    """What is needed to build a student again, and where it came from.
+
+    Attributes:
+        arch, kwargs: of the backbone.
+        teachers: names of the map's rows; none for a plain student, whoever supervised it.
+        num_classes: C.
+        preprocessing: of pixels in [0, 1].
+        classes: their names.
+        cache_root_hash: of the cache that it was trained from.
+        recipe: all of it, as plain data.
+        epoch: after which it was saved.
+        selection: accuracies on the held-out training rows, in per cent.
+        image_size: H and W of the images it was trained on.
+        mc_dropout, mc_samples: Monte-Carlo dropout; 0 for none.
+    """
 
     arch: str
     kwargs: dict[str, Any]
@@ -35,16 +49,20 @@ class StudentCard:
     recipe: dict[str, Any]
     epoch: int
     selection: dict[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, ...] = ()
+    mc_dropout: float = 0.0
+    mc_samples: int = 1
     format_version: int = 1
 
 
 @dataclass
 class Progress:
-    """Where a run stands: finished epochs, their log, and the best score so far."""
+    """Where a run stands: finished epochs, their log, the best score so far, and how often `inner: warm` collapsed."""
 
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
+    collapses: int = 0
 
 
 def save_student(folder: Path, student: Student, card: StudentCard) -> None:
@@ -54,19 +72,28 @@ def save_student(folder: Path, student: Student, card: StudentCard) -> None:
     write_atomic(folder / CONFIG, (json.dumps(json.loads(canonical_json(card)), indent=2) + "\n").encode())
 
 
+def read_student_card(folder: Path) -> StudentCard:
+    """`config.json` of a hub-layout folder.
+
+    Raises:
+        ModelError: it is missing, or is no student's card.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no student: {path} is missing; darht-train --out RUN makes RUN/{BEST}")
+    try:
+        return parse(StudentCard, json.loads(path.read_text()), CONFIG)
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise ModelError(f"{path} is not a student's card: {error}") from error
+
+
 def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCard]:
     """The student of a hub-layout folder, frozen, in eval mode.
 
     Raises:
         ModelError: files are missing or do not fit.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no student: {path} is missing; darht-train --out RUN makes RUN/{BEST}")
-    try:
-        card = parse(StudentCard, json.loads(path.read_text()), CONFIG)
-    except (json.JSONDecodeError, ConfigError) as error:
-        raise ModelError(f"{path} is not a student's card: {error}") from error
+    card = read_student_card(folder)
     with borrowed_generator(0, "load"):
         student = Student(
             card.arch,
@@ -74,6 +101,7 @@ def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCa
             teachers=len(card.teachers),
             num_classes=card.num_classes,
             preprocessing=card.preprocessing,
+            dropout=Dropout(card.mc_dropout, card.mc_samples),
         )
     fit_state(student, read_state(folder / WEIGHTS, student.state_dict()), str(folder / WEIGHTS))
     return student.to(device).eval().requires_grad_(False), card
@@ -115,30 +143,33 @@ def read_run(out: Path) -> dict[str, Any]:
     return data
 
 
-def save_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Everything that the next epoch depends on, in one atomic file."""
+def save_checkpoint(
+    out: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
+) -> None:
+    """Everything that the next epoch depends on, in one atomic file; `more` holds tensors and plain values."""
     buffer = io.BytesIO()
-    state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress), **more}
     torch.save(state, buffer)
     write_atomic(out / CHECKPOINT, buffer.getvalue())
 
 
-def load_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer) -> Progress:
-    """Go on where the checkpoint stands; a run that was stopped in its first epoch starts again."""
+def load_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+    """Go on where the checkpoint stands, and give what else it holds; nothing when the first epoch never ended."""
     path = out / CHECKPOINT
     if not path.is_file():
-        return Progress()
+        return Progress(), {}
     state = torch.load(path, map_location="cpu", weights_only=True)
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
+    student.load_state_dict(state.pop("student"))
+    optimizer.load_state_dict(state.pop("optimizer"))
+    return Progress(**state.pop("progress")), state
 
 
 def write_log(out: Path, history: list[dict[str, Any]]) -> None:
-    """The log of all finished epochs as `log.jsonl` and `log.csv`."""
+    """The log of all finished epochs as `log.jsonl` and `log.csv`; what was not measured is null, or an empty cell."""
     write_atomic(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_atomic(out / "log.csv", text.getvalue().encode())

@@ -1,7 +1,9 @@
-"""The command lines that train and evaluate: each command is one library call."""
+"""The command lines that train: each command is one library call."""
 
 import contextlib
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from darht.core.cli import Command, Group
+from darht.core.cli import DefaultGroup, Group
 from darht.core.errors import ConfigError, DarhtError
+from darht.trainer.evaluation.cli import evaluate
+
+__all__ = ["evaluate", "teacher", "train"]
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -47,6 +52,13 @@ def _floats(text: str, what: str) -> tuple[float, ...]:
     if len(values) != 3:
         raise ConfigError(f"{what} must be three numbers with commas between them; got {text!r}")
     return values
+
+
+def _named_folders(items: tuple[str, ...]) -> dict[str, Path]:
+    given = {name: Path(folder) for name, _, folder in (item.partition("=") for item in items) if name and folder}
+    if len(given) != len(items):
+        raise ConfigError(f"--teacher reads NAME=FOLDER, each name once; got {', '.join(items)}")
+    return given
 
 
 def _data_options(function: Any) -> Any:
@@ -233,114 +245,99 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
     )
 
 
-@click.command(cls=Command)
-@click.option("--shards", required=True, help="A sealed cache or its WebDataset export: a folder or a URL.")
+@click.group(cls=DefaultGroup, default="run")
+def train() -> None:
+    """Train a student from a cache, and write what came out for use elsewhere.
+
+    `darht-train --shards CACHE --out RUN` is short for `darht-train run --shards CACHE --out RUN`.
+    """
+
+
+@train.command("run")
+@click.option(
+    "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
+)
 @click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
 @click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
 @click.option(
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
-@click.option("--memory", "memory_gib", default=8.0, show_default=True, help="GiB that the cache may take in memory.")
+@click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take, or else is streamed in.")
 @click.option("--exclude", type=_FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
 @_device_option
-def train(shards: str, out: Path, recipe: Path | None, assignments: tuple[str, ...], device: str, **how: Any) -> None:
-    """Train a feature-map student from a cache, without any teacher in memory."""
+@click.pass_context
+def train_run(
+    ctx: click.Context,
+    shards: str,
+    out: Path,
+    recipe: Path | None,
+    assignments: tuple[str, ...],
+    memory: float,
+    exclude: Path | None,
+    resume: bool,
+    teachers: tuple[str, ...],
+    device: str,
+) -> None:
+    """Train a student from a cache, without any teacher in memory unless the recipe says teachers: live."""
     from darht.cache.exported import open_shards
     from darht.core.device import pick_device
     from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
     from darht.trainer.exclude import exclude_rows
+    from darht.trainer.monitor import Monitor
 
-    config, where = load_recipe(recipe, assignments), pick_device(device)
+    config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
-    if exclude := how.pop("exclude"):
+    if exclude is not None:
         click.echo(f"{exclude_rows(cache, exclude)} rows are left out of training")
-    seen = [0, 0.0]
-    with _progress() as progress:
-        task = progress.add_task("train", total=None, note="")
-
-        def on_step(step: int, total: int, images: int) -> None:
-            seen[0] += images
-            speed = seen[0] / max(1e-9, progress.tasks[task].elapsed or 0)
-            progress.update(task, completed=step, total=total, note=f"steps, {speed:.0f} images/s")
-
-        def on_epoch(row: dict[str, Any]) -> None:
-            held = (
-                f", held out: clean {row['holdout_clean']:.1f} %, PGD {row['holdout_pgd']:.1f} %"
-                if "holdout_pgd" in row
-                else ""
+    monitor = Monitor(out, config.optim.epochs)
+    hooks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
+    try:
+        with monitor:
+            state = trainer.train(
+                config, cache, out, device=where, memory_gib=memory, resume=resume, teachers=folders, **hooks
             )
-            progress.console.print(f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}", highlight=False)
-
-        state = trainer.train(config, cache, out, device=where, **how, on_step=on_step, on_epoch=on_epoch)
+    except KeyboardInterrupt:
+        click.echo(
+            f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written", err=True
+        )
+        click.echo(f"go on with: {_again(ctx)}", err=True)
+        sys.exit(130)
     seconds = sum(row["seconds"] for row in state.history)
     best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
     click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
 
 
-@click.command(cls=Command)
+def _again(ctx: click.Context) -> str:
+    """The command that goes on with this run: the same options, and --resume."""
+    words = ["darht-train"]
+    for parameter in ctx.command.params:
+        name, value = parameter.name or "", ctx.params.get(parameter.name or "")
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
+            values = value if isinstance(value, tuple) else (value,)
+            words += [word for item in values for word in (parameter.opts[0], str(item))]
+    return shlex.join([*words, "--resume"])
+
+
+@train.command("export")
 @click.argument("run", type=_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="A new or empty folder.")
+@click.option(
+    "--format",
+    "kind",
+    default="hub",
+    show_default=True,
+    type=click.Choice(["hub", "plain", "onnx"]),
+    help="hub: the student with its map; plain: the folded network's state_dict; onnx: that network, pixels to logits.",
+)
 @click.option(
     "--which", default="student", show_default=True, type=click.Choice(["student", "last"]), help="Best or last."
 )
-@click.option("--root", type=_FOLDER, help="Where the data set lies, when not where the cache was built from.")
-@click.option("--limit", type=int, help="The first N test rows only.")
-@click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from.")
-@click.option("--no-transfer", is_flag=True, help="Leave out the examples transferred from teachers.")
-@click.option(
-    "--attack",
-    default="quick",
-    show_default=True,
-    type=click.Choice(["quick", "autoattack"]),
-    help="autoattack adds AutoAttack standard to the quick set (FGSM, PGD-20, transfer).",
-)
-@click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (package pyautoattack) instead of ours.")
-@click.option("--seed", default=0, show_default=True)
-@_device_option
-def evaluate(
-    run: Path,
-    which: str,
-    root: Path | None,
-    limit: int | None,
-    teachers: tuple[str, ...],
-    no_transfer: bool,
-    attack: str,
-    reference: bool,
-    seed: int,
-    device: str,
-) -> None:
-    """Measure a run's student on the test split: clean, FGSM, PGD-20, and examples transferred from every teacher."""
-    from darht.core.device import pick_device
-    from darht.trainer.evaluate_run import EvalConfig, evaluate_run
+def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
+    """Write a run's student for use elsewhere."""
+    from darht.trainer.export import export_run
 
-    given = dict(item.split("=", 1) for item in teachers if "=" in item)
-    if len(given) != len(teachers):
-        raise ConfigError(f"--teacher reads NAME=FOLDER; got {', '.join(teachers)}")
-    config = EvalConfig(
-        which=which,
-        root=root,
-        limit=limit,
-        teachers=None if no_transfer else given,
-        autoattack=attack == "autoattack",
-        reference=reference,
-        seed=seed,
-    )
-    with _progress() as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_batch(name: str, images: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total, note="images")
-            progress.update(tasks[name], advance=images)
-
-        result = evaluate_run(run, config, device=pick_device(device), on_batch=on_batch)
-    console = Console()
-    table = Table("measured", "accuracy %", "95 % interval", "images", "attack", header_style="bold")
-    for score in result.scores:
-        low, high = score.interval
-        table.add_row(
-            score.name, f"{score.accuracy:.1f}", f"{low:.1f} - {high:.1f}", str(score.count), result.describe(score)
-        )
-    console.print(table)
-    console.print(f"{result.note}\nwritten to {result.path}", highlight=False, soft_wrap=True)
+    exported = export_run(run, out, kind=kind, which=which)
+    click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")

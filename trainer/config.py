@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darht.attacks import PGD
+from darht.attacks.threat import check_levels
 from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
+from darht.trainer.losses import RECIPES
+from darht.trainer.step import Recipe
+from darht.trainer.student import Dropout
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,67 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class InnerConfig:
-    """Where the student's adversarial examples come from at train time."""
+class WarmConfig:
+    """`inner: warm`: one step from the perturbation that a row had before (FGSM-MEP, Jia et al. 2022).
 
-    kind: Literal["cached", "pgd"] = "pgd"
-    eps: float = 8.0  # pixel levels
-    step: float = 2.0
+    Attributes:
+        start: what a row's first perturbation is: a stored one of a seeded choice of attack, `zero` or `noise`.
+        momentum: of the sign of the gradient, which moves the next start; 0.3 in the paper.
+        consistency: weight of the squared distance between the logits before and after the step; 10 in the paper.
+        check_rows: training rows on which PGD-10 looks for collapse after every epoch; 0 for never.
+    """
+
+    start: Literal["cached", "zero", "noise"] = "cached"
+    momentum: float = 0.3
+    consistency: float = 10.0
+    check_rows: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 0.5:  # what int8 holds; beyond it the sum of signs would saturate
+            raise ConfigError(f"momentum must lie in [0, 0.5]; got {self.momentum:g}")
+        if self.consistency < 0 or self.check_rows < 0:
+            raise ConfigError(
+                f"consistency and check_rows must be at least 0; got {self.consistency:g} and {self.check_rows}"
+            )
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    """Where the student's adversarial examples come from at train time.
+
+    Attributes:
+        kind: stored ones, one `warm` step on the student, or `pgd` on the student.
+        eps: radius in pixel levels.
+        step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and eps for `warm`.
+        steps: of `pgd`.
+        warm: settings of `warm`.
+    """
+
+    kind: Literal["cached", "warm", "pgd"] = "pgd"
+    eps: float = 8.0
+    step: float | None = None
     steps: int = 10
+    warm: WarmConfig = WarmConfig()
 
     def __post_init__(self) -> None:
         self.pgd()
+        check_levels("step", self.length, "linf")
+        if self.kind != "warm" and self.warm != WarmConfig():
+            raise ConfigError(f"inner.warm sets up inner.kind: warm; got {self.kind}")
 
-    def pgd(self) -> PGD:
-        """The attack's settings, checked."""
-        return PGD(eps=self.eps, step=self.step, steps=self.steps)
+    @property
+    def length(self) -> float:
+        """The step in pixel levels."""
+        if self.step is not None:
+            return self.step
+        return self.eps if self.kind == "warm" else max(1.0, round(self.eps / 4))
+
+    def pgd(self, steps: int | None = None) -> PGD:
+        """PGD with these settings; for another number of `steps` the step grows so that it gets through the ball."""
+        if steps is None:
+            step = self.length if self.kind == "pgd" else max(1.0, round(self.eps / 4))
+            return PGD(eps=self.eps, step=step, steps=self.steps)
+        return PGD(eps=self.eps, step=max(1.0, round(1.25 * self.eps / steps)), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -66,6 +117,58 @@ class StudentConfig:
     arch: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
     feature_map: bool = True  # a row of logits per teacher; without it the student is the plain classifier
+    mc_dropout: float = 0.0  # share of the features that is dropped, also at inference; 0 for none, as released
+    mc_samples: int = 16  # passes that are averaged at inference; each costs one linear layer, not one backbone
+
+    def __post_init__(self) -> None:
+        self.dropout()
+
+    def dropout(self) -> Dropout:
+        """The settings of Monte-Carlo dropout, checked."""
+        return Dropout(self.mc_dropout, self.mc_samples)
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """A mean of the weights over the run, which is then what is scored, selected and kept.
+
+    Attributes:
+        kind: `none`, `ema` (exponential, after every step) or `swa` (equal weights, after every epoch).
+        decay: of `ema`.
+        start: `swa`: share of the run after which epochs are averaged.
+    """
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    decay: float = 0.999  # about the last thousand steps
+    start: float = 0.75  # where the learning rate usually falls first
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1 or not 0 <= self.start < 1:
+            raise ConfigError(f"decay lies in (0, 1) and start in [0, 1); got {self.decay:g} and {self.start:g}")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """The arithmetic of a run.
+
+    Attributes:
+        precision: `bf16` for autocast in the student's passes; weights stay float32.
+        channels_last: store images and weights with the channels innermost.
+        compile: through `torch.compile`.
+        accumulate: parts that each batch is cut into, whose gradients are added: memory for time.
+    """
+
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate must be at least 1; got {self.accumulate}")
+
+
+Targets = Literal["clean", "nearest", "first-order"]
 
 
 @dataclass(frozen=True)
@@ -73,38 +176,57 @@ class TrainConfig:
     """A recipe.
 
     Attributes:
-        recipe: the outer loss: `darht`, `rslad` or `at`.
+        recipe: the outer loss, one of `darht.trainer.losses.RECIPES`.
+        loss: the settings of that recipe; see its class.
         student: its network.
         inner: where adversarial examples come from.
+        teachers: `cached`, or `live` to load them and ask them in every step, as the published methods do.
+        targets: what stands for the teachers' answer to the student's own examples (`warm`, `pgd`): their answer to the
+            `clean` view (which None means), to the `nearest` stored example, or the `first-order` estimate.
         optim: the optimizer and its schedule.
-        clean_share: share of steps on clean batches (`darht`, `at`); the released DARHT tosses a fair coin.
-        phases: `darht`: shares of the run at which KD joins CE, and at which CE leaves; 50 and 118 of 350 epochs.
-        kd_loss: `darht`: `kl` on probabilities or `mse` on raw logits.
-        weights: `darht`: exp(-CE(T_t, y)) with the CE of the batch, as released, or of each row.
-        rslad_clean: `rslad`: weight of the clean term; 1/6 in the paper.
+        average: of the weights.
+        compute: precision and memory.
         seed: of everything random.
     """
 
-    recipe: Literal["darht", "rslad", "at"] = "darht"
+    recipe: str = "darht"
+    loss: dict[str, Any] = field(default_factory=dict)
     student: StudentConfig = StudentConfig()
     inner: InnerConfig = InnerConfig()
+    teachers: Literal["cached", "live"] = "cached"
+    targets: Targets | None = None
     optim: OptimConfig = OptimConfig()
-    clean_share: float = 0.5
-    phases: tuple[float, ...] = (50 / 350, 118 / 350)
-    kd_loss: Literal["kl", "mse"] = "kl"
-    weights: Literal["batch", "row"] = "batch"
-    rslad_clean: float = 1 / 6
+    average: AverageConfig = AverageConfig()
+    compute: ComputeConfig = ComputeConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_share <= 1:
-            raise ConfigError(f"clean_share is a share in [0, 1]; got {self.clean_share:g}")
-        if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
-            raise ConfigError(f"phases are two rising shares in [0, 1]; got {list(self.phases)}")
-        if not 0 <= self.rslad_clean <= 1:
-            raise ConfigError(f"rslad_clean is a share in [0, 1]; got {self.rslad_clean:g}")
+        if self.recipe not in RECIPES:
+            raise ConfigError(f"recipe must be one of {', '.join(RECIPES)}; got {self.recipe!r}")
+        self.objective()
+        recipe, kind = RECIPES[self.recipe], self.inner.kind
+        if self.targets is not None and (self.teachers == "live" or kind == "cached" or not recipe.asks):
+            raise ConfigError(
+                f"targets: {self.targets} stands for what teachers would say about the student's own examples; leave "
+                f"it out with teachers: {self.teachers}, inner.kind: {kind}, recipe: {self.recipe}"
+            )
+        if self.teachers == "live" and (kind == "cached" or recipe.listens == "none"):
+            raise ConfigError(
+                "teachers: live are asked about the student's own examples; use inner.kind: pgd or warm, and a recipe "
+                f"with teachers; got {kind} and {self.recipe}"
+            )
+        if recipe.examples == "never" and kind != "pgd":
+            raise ConfigError(f"recipe {self.recipe} trains on clean images alone; leave inner.kind: {kind} out")
         if self.recipe == "darht" and not self.student.feature_map:
             raise ConfigError("recipe darht trains the feature map; set student.feature_map: true, or recipe: rslad")
+
+    def objective(self) -> Recipe:
+        """The recipe with its settings.
+
+        Raises:
+            ConfigError: a setting that this recipe does not have, or one that breaks its rule.
+        """
+        return parse(RECIPES[self.recipe], self.loss, f"loss of recipe {self.recipe}")
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,24 @@
-"""How accurate a model is, on clean images and under attack."""
+"""How accurate a model is on clean images and under one attack: what training selects by and teachers are checked with.
 
-import json
+What people should believe about a model is measured by `darht.trainer.evaluation`.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from darht.attacks import FGSM, PGD, AutoAttack
-from darht.attacks.autoattack import reference
+from darht.attacks import FGSM, PGD
 from darht.attacks.objectives import Model
 from darht.cache.source import Source
 from darht.core.config import to_plain
-from darht.core.files import write_atomic
 from darht.core.rng import RowRng
 from darht.core.stats import wilson
 
-SCHEMA_VERSION = 1
 OnBatch = Callable[[str, int], None]
 
 
@@ -29,16 +27,20 @@ class Score:
     """One measured accuracy.
 
     Attributes:
-        name: `clean`, `fgsm`, `pgd-20`, `transfer:<teacher>`, `autoattack` or `worst case`.
-        attack: kind and parameters (pixel levels), the model attacked and the seed; empty for clean.
+        name: `clean`, `fgsm`, `pgd-20`, `transfer:<teacher>`, `autoattack`, ... or `worst case`.
         correct: images answered rightly.
         count: images asked.
+        attack: kind and parameters (pixel levels), the model attacked and the seed; empty for clean.
+        family: `white-box`, `transfer`, `adaptive`, `black-box` or `check`; empty for clean and the worst case.
+        on: which images were asked, in words.
     """
 
     name: str
     correct: int
     count: int
     attack: dict[str, Any] = field(default_factory=dict)
+    family: str = ""
+    on: str = "all images"
 
     @property
     def accuracy(self) -> float:
@@ -65,39 +67,6 @@ class AttackOn:
     attack: PGD | FGSM
     against: Model | None = None
     label: str = "the evaluated model"
-
-
-@dataclass(frozen=True)
-class WholeSuite:
-    """AutoAttack on the evaluated model: ours, or with `reference` the authors' own package.
-
-    Attributes:
-        suite: AutoAttack with its settings.
-        state: a file that lets a killed run of ours go on; None for none.
-        reference: run the package `pyautoattack` instead.
-    """
-
-    suite: AutoAttack
-    state: Path | None = None
-    reference: bool = False
-
-    @property
-    def attack(self) -> AutoAttack:
-        """The suite, named as in `AttackOn`."""
-        return self.suite
-
-    def correct_rows(self, model: Model, source: Source, *, device: torch.device, seed: int) -> np.ndarray:
-        """Which images are answered rightly clean and under every part, bool `[N]`."""
-        x = torch.from_numpy(source.images).to(device).float() / 255
-        y = torch.from_numpy(source.labels).to(device)
-        if self.reference:
-            assert isinstance(model, nn.Module)
-            x_adv = reference(model, x, y, eps=self.suite.eps, norm=self.suite.norm, seed=seed)
-            with torch.no_grad():
-                right = torch.cat([model(part).argmax(1) for part in x_adv.split(250)]) == y
-            return right.cpu().numpy()
-        generator = RowRng.create(seed, "evaluate", rows=torch.arange(len(x), device=device))
-        return self.suite.run(model, x, y, generator=generator, state=self.state).robust.cpu().numpy()
 
 
 def correct_rows(
@@ -148,7 +117,7 @@ def quick_attacks(eps: float, teachers: Mapping[str, Model]) -> dict[str, Attack
 def evaluate(
     model: Model,
     source: Source,
-    attacks: Mapping[str, AttackOn | WholeSuite],
+    attacks: Mapping[str, AttackOn],
     *,
     device: torch.device,
     seed: int = 0,
@@ -160,12 +129,7 @@ def evaluate(
     """
     scores, worst = [], np.ones(len(source.images), dtype=bool)
     for name, attack in {"clean": None, **attacks}.items():
-        tell = partial(on_batch, name)
-        if isinstance(attack, WholeSuite):
-            right = attack.correct_rows(model, source, device=device, seed=seed)
-            tell(len(right))
-        else:
-            right = correct_rows(model, source, attack, device=device, seed=seed, on_batch=tell)
+        right = correct_rows(model, source, attack, device=device, seed=seed, on_batch=partial(on_batch, name))
         worst &= right
         about = {} if attack is None else _describe(attack, seed)
         scores.append(Score(name, int(right.sum()), len(right), about))
@@ -175,22 +139,6 @@ def evaluate(
     return scores
 
 
-def _describe(attack: AttackOn | WholeSuite, seed: int) -> dict[str, Any]:
+def _describe(attack: AttackOn, seed: int) -> dict[str, Any]:
     kind = type(attack.attack).__name__.lower()
-    if isinstance(attack, WholeSuite):
-        by = "pyautoattack" if attack.reference else "darht"
-        return {"kind": kind, **to_plain(attack.suite), "by": by, "against": "the evaluated model", "seed": seed}
     return {"kind": kind, **to_plain(attack.attack), "against": attack.label, "seed": seed}
-
-
-def write_report(path: Path, scores: list[Score], source: Source, about: dict[str, Any]) -> dict[str, Any]:
-    """Write `eval.json` and return its contents."""
-    data = {"source": source.name, "split": source.split, "rows": len(source.images), "sha256": source.sha256}
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        **about,
-        "data": data,
-        "scores": [score.record() for score in scores],
-    }
-    write_atomic(path, (json.dumps(report, indent=2) + "\n").encode())
-    return report

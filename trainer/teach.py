@@ -14,17 +14,19 @@ from darht.attacks.pgd import ascend
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.sampler import draw_choices, epoch_order
 from darht.cache.source import Source
+from darht.cache.stream import level_counts
 from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
 from darht.core.errors import CacheError
 from darht.core.files import is_free
-from darht.core.nets import build
+from darht.core.nets import build, check_pixels
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.schedule import descend, make_optimizer
-from darht.trainer.train import check_finite, check_pixels, normalisation
+from darht.trainer.setup import normalisation
+from darht.trainer.train import check_finite
 
 OnStep = Callable[[int, int, int, float], None]
 
@@ -58,7 +60,7 @@ def teach(
     """
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
-    norm = normalisation(images)
+    norm = normalisation(level_counts(images))
     preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
     with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)

@@ -1,25 +1,21 @@
-"""Train a student from a sealed cache. No teacher is loaded; what they said is looked up."""
+"""Train a student from a sealed cache. Unless `teachers: live`, none is loaded; what they said is looked up."""
 
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-import darht
-from darht.cache.loader import TrainingSet, load_training_set
 from darht.cache.reader import Cache
-from darht.cache.sampler import epoch_order
 from darht.cache.source import Source
-from darht.cache.teachers import Preprocessing
-from darht.core.config import fingerprint, to_plain
-from darht.core.errors import ConfigError, DarhtError, ModelError
-from darht.core.places import LocalPlace, Place
+from darht.cache.stream import Feed
+from darht.core.errors import DarhtError
 from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
     BEST,
@@ -33,16 +29,82 @@ from darht.trainer.checkpoint import (
     write_log,
     write_run,
 )
-from darht.trainer.config import TrainConfig
-from darht.trainer.evaluate import AttackOn, correct_rows
-from darht.trainer.inner import draw_step
-from darht.trainer.losses import RECIPES
-from darht.trainer.schedule import descend, learning_rate, make_optimizer
+from darht.trainer.config import AverageConfig, TrainConfig
+from darht.trainer.inner import Examples
+from darht.trainer.model_card import teacher_notes, write_model_card
+from darht.trainer.ranks import Ranks, join_ranks
+from darht.trainer.schedule import learning_rate, make_optimizer, take_step
+from darht.trainer.setup import (
+    CALMER,
+    cache_from,
+    check_recipe,
+    feed_plan,
+    holdout_source,
+    live_teachers,
+    make_student,
+    run_identity,
+    score,
+    student_card,
+    watched_source,
+)
+from darht.trainer.step import Learned
 from darht.trainer.student import Student
+from darht.trainer.tally import Tally
+from darht.trainer.warm import WarmMemory
 
-_CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
-OnStep = Callable[[int, int, int], None]
+OnStep = Callable[[int, int, int, Tally], None]
 OnEpoch = Callable[[dict[str, Any]], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything that changes while a student is trained, and so everything that its checkpoint holds.
+
+    Attributes:
+        student: trained.
+        forward: the same, compiled when the recipe says so.
+        optimizer: of its parameters.
+        memory: of `inner: warm`.
+        average: of the student's weights, when they are averaged.
+        learned: what the recipe carries from step to step.
+        progress: finished epochs and their log.
+    """
+
+    student: Student
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    memory: WarmMemory | None
+    average: AveragedModel | None = None
+    learned: Learned = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def result(self) -> Student:
+        """The student to score and to keep."""
+        if self.average is None or not int(self.average.n_averaged):
+            return self.student
+        return cast(Student, self.average.module)
+
+    def save(self, out: Path) -> None:
+        """Write the checkpoint."""
+        more = {
+            "memory": None if self.memory is None else self.memory.state(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "learned": self.learned,
+        }
+        save_checkpoint(out, self.student, self.optimizer, self.progress, more)
+
+    def load(self, out: Path) -> None:
+        """Go on where the checkpoint stands, if there is one."""
+        self.progress, more = load_checkpoint(out, self.student, self.optimizer)
+        device = next(self.student.parameters()).device
+        self.learned.clear()
+        self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}
+        if self.memory is not None and more:
+            self.memory.load(more["memory"])
+        if self.average is not None and more:
+            self.average.load_state_dict(more["average"])
 
 
 def train(
@@ -53,8 +115,10 @@ def train(
     device: torch.device,
     memory_gib: float = 8.0,
     resume: bool = False,
-    on_step: OnStep = lambda step, total, images: None,
+    teachers: Mapping[str, Path] | None = None,
+    on_step: OnStep = lambda step, total, images, tally: None,
     on_epoch: OnEpoch = lambda row: None,
+    on_note: OnNote = lambda text: None,
 ) -> Progress:
     """Train the student that `config` describes and leave it in `out`.
 
@@ -63,204 +127,184 @@ def train(
         cache: a sealed cache.
         out: the run's folder: `student/` (best on held-out rows), `last/`, `log.csv`, `log.jsonl`, `checkpoint.pt`.
         device: where to train.
-        memory_gib: the most that the cache may take in memory.
+        memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
-        on_step: told step, steps in all, and images, after each step.
+        teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
+        on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
+        on_note: told what a person should know, a sentence at a time.
 
     Raises:
         ConfigError, ModelError: recipe and cache do not go together, or the network and the images.
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
-    identity = run_identity(config, cache)
-    claim_run(out, identity, resume=resume)
-    data = load_training_set(cache, device=device, adversarial=config.inner.kind == "cached", budget_gib=memory_gib)
-    student = make_student(config, data, cache.spec.data.classes)
-    optimizer = make_optimizer(student, config.optim)
-    progress = load_checkpoint(out, student, optimizer)
-    write_run(out, identity, {"cache": _cache_from(cache.folder, out)})
-    steps = max(1, len(data.training) // config.optim.batch_size)
-    total = steps * config.optim.epochs
-    while progress.epoch < config.optim.epochs:
-        start, losses, epoch = time.perf_counter(), [], progress.epoch
-        student.train()
-        with borrowed_generator(config.seed, "dropout", epoch):
-            for number, rows in enumerate(_batches(data, config, epoch, steps), start=epoch * steps):
-                done = number / total
-                step = draw_step(student, data, rows, config, epoch=epoch, number=number, done=done)
-                loss = RECIPES[config.recipe].loss(student, step, config)
-                descend(loss, student, optimizer, config.optim, done)
-                losses.append(loss.detach())
-                on_step(number + 1, total, len(rows))
-        seconds, mean = time.perf_counter() - start, float(torch.stack(losses).mean())
-        check_finite(mean, epoch + 1)
-        row = {
-            "epoch": epoch + 1,
-            "loss": round(mean, 6),
-            **score_holdout(student, data, config, device),
-            "lr": round(learning_rate(config.optim, done), 8),
-            "images_per_second": round(steps * len(rows) / seconds, 1),
-            "seconds": round(seconds, 3),
-        }
-        save_epoch(out, student, optimizer, progress, row=row, card=_card(config, cache, student, row))
-        on_epoch(row)
-    return progress
+    plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
+    ranks, identity = join_ranks(device), run_identity(config, cache, plan)
+    if ranks.first:
+        claim_run(out, identity, resume=resume)
+    with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+        run = _start(config, cache, feed)
+        held, watched = holdout_source(feed), watched_source(feed, config)
+        examples = Examples(config, config.objective(), run.memory, live)
+        run.load(out)
+        if ranks.first:
+            notes = {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+            write_run(out, identity, notes)
+        on_note(str(plan))
+        while run.progress.epoch < config.optim.epochs:
+            row = _epoch(run, examples, feed, ranks, on_step=on_step)
+            scores = _scores(run.result, held, watched, config, device) if ranks.first else {}
+            row |= cast(dict[str, float], ranks.agree(scores))
+            if _collapsed(row, run.progress, len(cache.spec.data.classes)):
+                on_note(_go_back(run, out, row))
+                continue
+            if ranks.first:
+                save_epoch(out, run, row=row, card=student_card(config, cache, run.student, row))
+            ranks.agree(None)  # nobody goes on before the checkpoint is there
+            _advance(run.progress, row)
+            on_epoch(row)
+    return run.progress
 
 
-def check_recipe(config: TrainConfig, cache: Cache) -> None:
-    """Raise ConfigError where the recipe asks for what the cache does not hold."""
-    attacks, problems = cache.spec.attacks, []
-    if config.inner.kind == "cached" and not attacks:
-        problems.append(f"inner: cached needs stored perturbations, {cache.folder} has no attacks; use inner: pgd")
-    others = {attack.parameters["eps"] for attack in attacks.values()} - {config.inner.eps}
-    if config.inner.kind == "cached" and others:
-        stored = ", ".join(f"{eps:g}" for eps in sorted(others))
-        problems.append(
-            f"inner.eps is {config.inner.eps:g}, attacks of the cache have {stored}; set inner.eps to theirs"
-        )
-    robust = any(teacher.role == "robust" for teacher in cache.spec.teachers.values())
-    listens = config.recipe == "rslad" or (config.recipe == "darht" and config.clean_share < 1)
-    if listens and not robust:
-        problems.append(
-            f"recipe {config.recipe} needs a robust teacher on adversarial images; those of {cache.folder} are all "
-            "vanilla"
-        )
-    if problems:
-        raise ConfigError("; ".join(problems))
+def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
+    student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
+    if config.compute.channels_last:
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.inner.kind == "warm":
+        offsets = torch.from_numpy(cache.read("views/offset"))
+        memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
+    if config.average.kind != "none":
+        average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
+    forward = cast(nn.Module, torch.compile(student)) if config.compute.compile else student
+    return Run(student, forward, make_optimizer(student, config.optim), memory, average)
+
+
+def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """How a mean takes in one more; counters, which have no mean, are copied."""
+
+    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        if not mean.is_floating_point():
+            return new
+        return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
+
+    return average
+
+
+def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: OnStep) -> dict[str, Any]:
+    """One pass over the rows to train on; the first part of its row in the log."""
+    config, recipe, epoch = examples.config, examples.recipe, run.progress.epoch
+    compute, total = config.compute, feed.steps * config.optim.epochs
+    student = run.forward
+    careful = min(1.0, run.progress.collapses / 2)
+    start, tally, images = time.perf_counter(), Tally(feed.plan.device), 0
+    run.student.train()
+    with borrowed_generator(config.seed, "dropout", epoch):
+        for number, (data, batch) in enumerate(feed.batches(epoch), start=epoch * feed.steps):
+            done = number / total
+            run.optimizer.zero_grad(set_to_none=True)
+            for at in filter(len, ranks.part(batch).tensor_split(compute.accumulate)):
+                with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
+                    step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
+                    with nullcontext() if compute.compile else tally.listening(run.student, step):
+                        out = student(step.x)
+                        loss = recipe.loss(student, step, out, run.learned)
+                    if compute.compile:
+                        tally.see(out.logits, step)
+                    if step.start is not None:
+                        loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
+                share = len(at) / len(batch)
+                (loss * share).backward()
+                tally.add(loss, share)
+            ranks.add_gradients(run.student)
+            take_step(run.student, run.optimizer, config.optim, done)
+            _average(run, config, step=True, done=done)
+            images += len(batch)
+            on_step(number + 1, total, len(batch), tally)
+    _average(run, config, step=False, done=(number + 1) / total)
+    ranks.share(run.student, run.memory)
+    ranks.total(tally.counts)
+    check_finite(tally.reading().loss, epoch + 1)
+    seconds = time.perf_counter() - start
+    return {
+        "epoch": epoch + 1,
+        **tally.row(),
+        "lr": round(learning_rate(config.optim, done), 8),
+        "images_per_second": round(images / seconds, 1),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _average(run: Run, config: TrainConfig, *, step: bool, done: float) -> None:
+    """Take the weights into the mean: after every step for `ema`, after every epoch past the start for `swa`."""
+    wanted = config.average.kind == "ema" if step else config.average.kind == "swa" and done >= config.average.start
+    if run.average is not None and wanted:
+        run.average.update_parameters(run.student)
 
 
 def check_finite(loss: float, epoch: int) -> None:
     """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
     if not math.isfinite(loss):
-        raise DarhtError(f"the loss is {loss} in epoch {epoch}: {_CALMER}")
+        raise DarhtError(f"the loss is {loss} in epoch {epoch}: {CALMER}")
 
 
-def run_identity(config: TrainConfig, cache: Cache) -> dict[str, Any]:
-    """What makes two runs the same: recipe, cache, rows left out, and code version."""
-    left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
-    return {"recipe": to_plain(config), "cache_root_hash": cache.root_hash, **left_out, "darht": darht.__version__}
+def _drift(logits: Tensor, start: Tensor) -> Tensor:
+    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
+    return (logits[-len(start) :] - start).square().mean()
 
 
-def _cache_from(folder: Place, out: Path) -> str:
-    """Where the cache lies: relative to the run, so that both can be moved together, or its URL."""
-    if isinstance(folder, LocalPlace):
-        return os.path.relpath(folder.folder.resolve(), out.resolve())
-    return str(folder)
+def _scores(
+    student: Student, held: Source, watched: Source, config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """Accuracies in per cent for the log: on held-out rows and, for `warm`, on some that are trained on."""
+    scores, attack = {}, config.inner.pgd()
+    if len(held.images):
+        scores["holdout_clean"], scores["holdout_pgd"] = score(student, held, attack, device, config.seed)
+    if len(watched.images):
+        scores["training_pgd"] = score(student, watched, attack, device, config.seed)[1]
+    return scores
 
 
-def make_student(config: TrainConfig, data: TrainingSet, classes: tuple[str, ...]) -> Student:
-    """The untrained student on the data's device; its weights follow from the seed.
+def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
+    """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
 
-    Raises:
-        ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
+    Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse.
     """
-    with borrowed_generator(config.seed, "student"):
-        student = Student(
-            config.student.arch,
-            config.student.kwargs,
-            teachers=len(data.teachers) if config.student.feature_map else 0,
-            num_classes=len(classes),
-            preprocessing=normalisation(data.images[torch.from_numpy(data.training)]),
-        ).to(data.images.device)
-    check_pixels(student, data.images, config.student.arch)
-    return student
+    before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
+    if not before or progress.collapses >= 2 or max(before) < 200 / classes:
+        return False
+    return bool(row["training_pgd"] < max(before) / 2)
 
 
-def check_pixels(model: nn.Module, images: Tensor, arch: str) -> None:
-    """Ask a network about one image of uint8 `[N, 3, H, W]`, so that a size that it refuses is a message, not a crash.
-
-    Raises:
-        ModelError: the network does not take images of this size.
-    """
-    was_training, (H, W) = model.training, images.shape[2:]
-    try:
-        with torch.no_grad():
-            model.eval()(images[:1].float() / 255)
-    except Exception as error:  # timm asserts, torch raises what it likes: whatever the network says is the answer
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{arch} does not take images of {W}x{H} pixels ({reason}); change its kwargs") from error
-    finally:
-        model.train(was_training)
-
-
-def normalisation(images: Tensor) -> Preprocessing:
-    """Mean and standard deviation per channel of uint8 images `[N, 3, H, W]`, to four digits, in units of [0, 1].
-
-    They come from counts of the 256 levels: images as floats would take eight times the cache's memory.
-    """
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
-    shares, levels = (counts / counts.sum(1, keepdim=True)).cpu(), torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ levels
-    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt().clamp(min=1e-2)
-    return Preprocessing(mean=tuple(round(v, 4) for v in mean.tolist()), std=tuple(round(v, 4) for v in std.tolist()))
-
-
-def _batches(data: TrainingSet, config: TrainConfig, epoch: int, steps: int) -> list[Tensor]:
-    """This epoch's batches; rows beyond the last whole batch wait for another epoch's order."""
-    order = torch.from_numpy(epoch_order(data.training, config.seed, epoch)).to(data.images.device)
-    return list(order.split(config.optim.batch_size)[:steps])
-
-
-def score_holdout(student: Student, data: TrainingSet, config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """Clean and PGD accuracy in per cent on the rows held out of the training split; empty when there are none."""
-    if not len(data.holdout):
-        return {}
-    held = Source(
-        name="holdout",
-        split="train",
-        images=data.images[torch.from_numpy(data.holdout)].cpu().numpy(),
-        labels=data.labels[torch.from_numpy(data.holdout)].cpu().numpy(),
-        classes=(),
-        sha256="",
-    )
-    was_training = student.training
-    student.eval()
-    try:
-        clean = correct_rows(lambda x: student(x).logits, held, None, device=device)
-        attack = AttackOn(config.inner.pgd())
-        robust = correct_rows(lambda x: student(x).logits, held, attack, device=device, seed=config.seed)
-    except ModelError as error:  # it took every batch before: only its numbers can have gone
-        raise DarhtError(f"the student diverged ({error}): {_CALMER}") from error
-    finally:
-        student.train(was_training)
-    return {"holdout_clean": _per_cent(clean), "holdout_pgd": _per_cent(clean & robust)}
-
-
-def _per_cent(right: np.ndarray) -> float:
-    return round(100 * float(right.mean()), 3)
-
-
-def _card(config: TrainConfig, cache: Cache, student: Student, row: dict[str, Any]) -> StudentCard:
-    return StudentCard(
-        arch=student.arch,
-        kwargs=student.kwargs,
-        teachers=tuple(cache.spec.teachers) if config.student.feature_map else (),
-        num_classes=student.num_classes,
-        preprocessing=student.preprocessing,
-        classes=cache.spec.data.classes,
-        cache_root_hash=cache.root_hash,
-        recipe=to_plain(config),
-        epoch=row["epoch"],
-        selection={key: value for key, value in row.items() if key.startswith("holdout")},
+def _go_back(run: Run, out: Path, row: dict[str, Any]) -> str:
+    """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
+    collapses = run.progress.collapses + 1
+    run.load(out)
+    run.progress.collapses = collapses
+    share = "half of" if collapses == 1 else "all"
+    return (
+        f"epoch {row['epoch']}: PGD accuracy on training rows collapsed to {row['training_pgd']:.1f} %; back to epoch "
+        f"{run.progress.epoch}, and {share} the adversarial steps are PGD steps from here on"
     )
 
 
-def save_epoch(
-    out: Path,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    *,
-    row: dict[str, Any],
-    card: StudentCard,
-) -> None:
+def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -> None:
     """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
-    score = row.get("holdout_pgd", float(row["epoch"]))  # with nothing held out the last epoch is the best
-    save_student(out / LAST, student, card)
-    if score >= progress.best:
-        save_student(out / BEST, student, card)
+    progress = Progress(**vars(run.progress) | {"history": list(run.progress.history)})
+    best = _advance(progress, row)
+    save_student(out / LAST, run.result, card)
+    if best:
+        save_student(out / BEST, run.result, card)
+        write_model_card(out, BEST)
+    write_model_card(out, LAST)
+    write_log(out, progress.history)
+    replace(run, progress=progress).save(out)
+
+
+def _advance(progress: Progress, row: dict[str, Any]) -> bool:
+    """Note a finished epoch; True when none before scored better. With nothing held out the last is the best."""
+    score = row.get("holdout_pgd", float(row["epoch"]))
+    best = bool(score >= progress.best)
     progress.epoch, progress.best = row["epoch"], max(score, progress.best)
     progress.history.append(row)
-    write_log(out, progress.history)
-    save_checkpoint(out, student, optimizer, progress)
+    return best

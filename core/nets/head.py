@@ -45,21 +45,45 @@ def head_name(model: nn.Module, num_classes: int) -> str:
 def backbone(arch: str, kwargs: Mapping[str, Any] | None = None) -> Backbone:
     """Build `arch` with its classifier replaced by the identity.
 
-    Its parameter names are those of `build`: its state, plus `weight` and `bias` of the head, is `build`'s state. A
-    network that is not linear after its classifier layer (squeezenet: a ReLU) does not fold, and nothing here sees it.
+    Its parameter names are those of `build`: its state, plus `weight` and `bias` of the head, is `build`'s state.
 
     Raises:
         ConfigError: `arch` has no known form.
-        ModelError: the architecture is unknown, refuses an option, or has no classifier layer.
+        ModelError: the architecture is unknown, refuses an option, has no classifier layer, or an activation after it.
     """
     module = build(arch, _PROBE_CLASSES, kwargs)
     name = _find(module, _PROBE_CLASSES if accepts_num_classes(arch) else None)
     if name is None:
         raise ModelError(f"{arch} has no single linear layer or 1x1 convolution as its classifier; choose another")
+    activation = _activation_after(module, name)
+    if activation is not None:
+        raise ModelError(
+            f"{arch} puts {activation} after its classifier '{name}', so that what stands behind the features is not "
+            "linear and no student on it folds into a plain network; choose another architecture"
+        )
     num_features = _sizes(module.get_submodule(name))[0]
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, nn.Identity())
     return Backbone(module, num_features)
+
+
+def _activation_after(module: nn.Module, name: str) -> str | None:
+    """The class of an activation that a Sequential runs after its member `name` (squeezenet: a ReLU), or None.
+
+    What a `forward` of its own does after the layer is not seen here.
+    """
+    parts = name.split(".")
+    for depth, child in enumerate(parts):
+        parent = module.get_submodule(".".join(parts[:depth]))
+        if isinstance(parent, nn.Sequential):
+            names = list(parent._modules)
+            later = list(parent)[names.index(child) + 1 :]
+            found = [
+                type(layer).__name__ for layer in later if type(layer).__module__ == nn.modules.activation.__name__
+            ]
+            if found:
+                return found[0]
+    return None
 
 
 def fold_head(plain: nn.Module, name: str, weight: Tensor, bias: Tensor) -> None:

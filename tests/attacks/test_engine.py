@@ -23,8 +23,13 @@ SMALL = [
     APGD(eps=4, steps=12),
     APGDT(eps=4, steps=8, targets=2),
     FABT(eps=4, steps=8, targets=2),
+    CW(eps=300, steps=12, searches=2),
     CWLinf(eps=4, step=1, steps=6),
     Square(eps=4, queries=30),
+    MIM(eps=200, step=60, steps=6, norm="l2"),
+    APGD(eps=200, steps=12, norm="l2"),
+    FABT(eps=200, steps=8, targets=2, norm="l2"),
+    Square(eps=200, queries=30, norm="l2"),
 ]
 NAMES = [f"{type(attack).__name__}-{attack.norm}" for attack in SMALL]
 
@@ -70,6 +75,27 @@ def test_number_of_threads_does_not_change_bits(scene):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=4), CW(eps=300, steps=8, searches=2), APGD(eps=4, steps=8)])
+@pytest.mark.parametrize("count", [5, 16, 40])
+def test_few_rows_of_a_larger_network_have_the_same_bits_on_any_number_of_threads(attack, count):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 1, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 16 * 16, 96), nn.GELU(), nn.Linear(96, 10),
+    ).eval()  # fmt: skip
+    x = images(count, side=32)
+    y = labelled(model, x)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)  # the fixture `one_thread` puts it back
+        found.append(
+            (attack(model, x, y, generator=rng(count)), Engine().run(attack, model, x, y, generator=rng(count)))
+        )
+    for called, ran in found[1:]:
+        assert torch.equal(called, found[0][0])
+        assert torch.equal(ran.x_adv, found[0][1].x_adv)
 
 
 def test_rules_are_not_mixed_up(scene):
@@ -233,16 +259,29 @@ def test_plain_callables_and_tiny_batches_work(scene):
     assert padded(1, 64) == 16 and padded(17, 64) == 32 and padded(64, 64) == 64 and padded(1, 64, constant=True) == 64
 
 
+@pytest.mark.parametrize("attack", [PGD(eps=4, step=1), FABT(eps=4, steps=6, targets=2), Square(eps=4, queries=12)])
+def test_compiled_copies_see_one_shape_alone(attack, scene, monkeypatch):
+    """A new shape would be compiled anew, and compiling for a CPU takes longer than all other tests together."""
+    model, x, y = scene
+    shapes, asked = set(), []
+
+    def compile_(part, **how):
+        asked.append(how)
+        return lambda z: (shapes.add(tuple(z.shape)), part(z))[1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    found = Engine(compile=True, slots=32, restarts=2).run(attack, model, x, y, generator=rng(70))
+    assert shapes == {(32, 3, 8, 8)} and asked and all(how == {"dynamic": False} for how in asked)
+    plain = Engine(slots=32, restarts=2).run(attack, model, x, y, generator=rng(70))
+    assert torch.equal(found.success, plain.success) and torch.equal(found.x_adv, plain.x_adv)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling for a CPU takes too long")
 def test_compiled_copies_give_the_same_flags(scene):
     model, x, y = scene
-    if not torch.cuda.is_available():  # compiling for a CPU takes longer than all other tests together
-        assert Engine(compile=True).compile
-        return
     found = Engine(compile=True).run(PGD(eps=4, step=1), model, x, y, generator=rng(70))
-    assert (
-        abs(int(found.robust.sum()) - int(EXACT.run(PGD(eps=4, step=1), model, x, y, generator=rng(70)).robust.sum()))
-        < 2
-    )
+    plain = EXACT.run(PGD(eps=4, step=1), model, x, y, generator=rng(70))
+    assert abs(int(found.robust.sum()) - int(plain.robust.sum())) < 2
 
 
 class Odd(nn.Module):

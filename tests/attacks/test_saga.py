@@ -93,6 +93,23 @@ def test_batch_size_does_not_change_the_blend(kind):
     assert float(levels.abs().max()) <= 4 + 1e-3 and float((levels - levels.round()).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["saga", "auto-saga"])
+def test_rows_do_not_depend_on_batch_order_or_threads(kind):
+    members = [vit(), Tiny(side=32), vit("avg", seed=1)]
+    x = images(70, side=32)
+    y = labelled(members[1], x)
+    attack = SET_ATTACKS[kind](eps=4, step=1, steps=3)
+    whole = attack(members, x, y, generator=rng(70))
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(attack(members, x[order], y[order], generator=rng(70)[order]), whole[order])
+    for count in (1, 9, 33):
+        assert torch.equal(attack(members, x[:count], y[:count], generator=rng(count)), whole[:count])
+    for threads in (2, 3):
+        torch.set_num_threads(threads)  # the fixture `one_thread` puts it back
+        assert torch.equal(attack(members, x, y, generator=rng(70)), whole)
+        assert torch.equal(attack(members, x[:9], y[:9], generator=rng(9)), whole[:9])
+
+
 def test_the_resize_may_lie_inside_the_model():
     class Enlarged(nn.Module):
         def __init__(self):

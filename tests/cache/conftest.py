@@ -2,7 +2,8 @@
 
 import copy
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from crash_server import CrashServer
 
-from darht.cache.build import OnUnit, Plan, build, plan_build
+from darht.cache.build import OnUnit, build, plan_build
 from darht.cache.cli import cache
+from darht.cache.worker import Plan
+
+sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share
 
 CPU = torch.device("cpu")
 
@@ -89,3 +94,33 @@ def refusal(invoke: Callable[..., Result], variant: Callable[..., Path], tmp_pat
         return result.output.removeprefix("error: ").rstrip("\n")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def quick_config(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of a cache that is built again and again: 36 rows in shards of 12, one teacher, 19 units."""
+    config = yaml.safe_load(tiny_cache_config.read_text())
+    config["data"]["limit"] = 36
+    config["views"]["count"] = 2
+    config["store"] = {"rows_per_shard": 12, "rows_per_chunk": 12}
+    del config["attacks"]["pgd-vit"], config["teachers"]["vit"]
+    config["attacks"]["pgd-cnn"]["steps"] = 1
+    path = tmp_path_factory.mktemp("quick") / "quick.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def crash_server(quick_config: Path) -> Iterator[CrashServer]:
+    """Builds of `quick_config` in children that can be killed."""
+    with CrashServer(quick_config) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def reference(crash_server: CrashServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of `quick_config`, built without interruption."""
+    folder = tmp_path_factory.mktemp("reference") / "cache"
+    ended = crash_server.build(folder)
+    assert (ended.computed, ended.error, ended.signal) == (19, "", 0)
+    return folder

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from darht.cache.build import Worker, claim_folder
+from darht.cache.build import claim_folder
 from darht.cache.commit import commit_key
 from darht.cache.layout import layouts
 from darht.cache.reader import open_cache
@@ -22,6 +22,7 @@ from darht.cache.spec import attack_spec
 from darht.cache.store import Store, shard_key
 from darht.cache.teachers import load_teacher
 from darht.cache.views import apply_views
+from darht.cache.worker import Worker
 from darht.core.errors import CacheError, CorruptError, SpecMismatchError
 from darht.core.places import place
 from darht.core.rng import RowRng

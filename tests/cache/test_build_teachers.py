@@ -62,7 +62,7 @@ def test_a_teacher_for_images_of_another_size(small, tmp_path):
         config["teachers"]["big"] = {"path": "big"}
 
     with pytest.raises(
-        ModelError, match=r"^teacher 'big' does not take images of 3x8x8 \(.*\); give its card the resize"
+        ModelError, match=r"^teacher 'big' does not take images of 8x8 pixels \(.*\); give its card the resize"
     ):
         small(add)
     foreign(tmp_path / "big", net, arch=arch, kwargs=kwargs, preprocessing=Preprocessing(resize=16))
@@ -79,5 +79,5 @@ def test_a_teacher_whose_card_is_wrong_about_its_classes(small, tmp_path, monkey
     with pytest.raises(ModelError) as caught:
         small(lambda config: config["teachers"].update(seven={"path": "seven"}))
     assert str(caught.value) == (
-        "teacher 'seven' must give logits of shape (1, 10), as its card says; got (1, 7) for images of 3x8x8"
+        "teacher 'seven' must give logits of shape (1, 10), as its card says; got (1, 7) for an image of 8x8 pixels"
     )

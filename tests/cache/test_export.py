@@ -1,5 +1,6 @@
 """WebDataset exports: what is in them, that they read back as the cache, and that damage is an error."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -14,9 +15,11 @@ import webdataset
 from click.testing import Result
 from PIL import Image
 
-from darht.cache.export import INDEX, export_webdataset
+from darht.cache.export import INDEX, Index, export_webdataset
 from darht.cache.exported import open_shards
+from darht.cache.layout import block_rows
 from darht.cache.reader import open_cache
+from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
 from darht.trainer.config import load_recipe
 from darht.trainer.train import train
@@ -134,3 +137,69 @@ def test_the_command_says_what_it_wrote(invoke: Callable[..., Result], tiny_cach
     result = invoke(*words)
     assert result.exit_code == 0, result.output
     assert "4 tars" in result.output and "100 rows, layout blocks" in result.output
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("shard-{00000..00002}.tar", r"does not name the 4 tars of .*index\.json: it lacks shard-00003\.tar"),
+        ("shard-{00000..00004}.tar", r"it names shard-00004\.tar, which the index does not hold"),
+        ("{a,b}/shard-00000.tar", "names tars in several folders"),
+    ],
+)
+def test_a_pattern_that_does_not_cover_the_index_is_an_error(exported: Path, pattern: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        open_shards(f"{exported}/{pattern}")
+
+
+def test_a_pattern_reads_as_the_folder(exported: Path, tiny_cache: Path) -> None:
+    for location in (f"{exported}/shard-{{00000..00003}}.tar", exported / "shard-0000{0,1,2,3}.tar"):
+        np.testing.assert_array_equal(open_shards(location).read("label"), open_cache(tiny_cache).read("label"))
+
+
+def test_a_pattern_without_an_index_is_an_error(damaged: Path) -> None:
+    (damaged / INDEX).unlink()
+    with pytest.raises(CacheError, match=r"is not an export: .*index\.json is missing"):
+        open_shards(f"{damaged}/shard-{{00000..00003}}.tar")
+
+
+def test_a_missing_or_cut_tar_is_noticed_before_anything_is_read(damaged: Path) -> None:
+    tar = damaged / "shard-00003.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(CorruptError, match="it is cut"):
+        open_shards(damaged)
+    tar.unlink()
+    with pytest.raises(IncompleteError, match="is missing"):
+        open_shards(f"{damaged}/shard-{{00000..00003}}.tar")
+
+
+def test_an_index_of_other_tars_is_an_error(damaged: Path) -> None:
+    text = (damaged / INDEX).read_text()
+    index = parse_canonical(Index, text.replace('"rows":[32,64]', '"rows":[32,63]').encode(), INDEX)
+    (damaged / INDEX).write_text(canonical_json(dataclasses.replace(index, sha256=index.checksum())))
+    with pytest.raises(CorruptError, match="does not list one tar for each shard of rows"):
+        open_shards(damaged)
+
+
+def test_an_export_holds_one_block_at_a_time(tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the cache: nothing asks for more rows than a block has, and a tar is written as it is made."""
+    cache, asked = open_cache(tiny_cache), []
+    original = cache.read
+
+    def read(name: str, rows: slice | None = None) -> np.ndarray:
+        if name != "views/offset":
+            assert rows is not None
+            asked.append(rows.stop - rows.start)
+        return original(name, rows)
+
+    monkeypatch.setattr(cache, "read", read)
+    export_webdataset(cache, tmp_path / "out", "blocks")
+    assert max(asked) == block_rows(cache.spec.store) == 32
+
+
+def test_blocks_are_whole_chunks_of_about_256_rows() -> None:
+    from darht.cache.spec import StoreSpec
+
+    sizes = [(1024, 128, 256), (1000, 125, 250), (512, 512, 512), (64, 16, 64), (2000, 100, 200), (4096, 1, 256)]
+    for shard, chunk, block in sizes:
+        assert block_rows(StoreSpec(rows_per_shard=shard, rows_per_chunk=chunk)) == block

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from darht.cache.loader import GIB, load_training_set, needed_bytes
+from darht.cache.loader import GIB, allocate, fill, load_training_set, needed_bytes, row_bytes
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.core.errors import ConfigError, CorruptError
@@ -20,6 +20,7 @@ def test_everything_in_memory_is_what_the_cache_holds(tiny_cache: Path):
     cache = open_cache(tiny_cache)
     data = load_training_set(cache, adversarial=True, **OPTIONS)
     assert (data.teachers, data.attacks) == (("cnn", "vit"), ("pgd-cnn", "pgd-vit"))
+    np.testing.assert_array_equal(data.rows.numpy(), cache.read("source_index"))
     np.testing.assert_array_equal(data.images.numpy(), cache.read("image"))
     np.testing.assert_array_equal(data.labels.numpy(), cache.read("label"))
     np.testing.assert_array_equal(data.offsets.numpy(), cache.read("views/offset"))
@@ -79,9 +80,8 @@ def test_a_vanilla_teacher_is_marked(copied: Path):
 def test_the_estimate_is_what_is_held(tiny_cache: Path, adversarial):
     cache = open_cache(tiny_cache)
     data = load_training_set(cache, adversarial=adversarial, **OPTIONS)
-    tensors = [data.images, data.offsets, data.clean, *data.deltas, *data.adversarial]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert needed_bytes(cache, adversarial=adversarial) == held + 100 * (8 + 2)  # source_index and int16 labels
+    held = sum(tensor.numel() * tensor.element_size() for tensor in data.tensors())
+    assert needed_bytes(cache, adversarial=adversarial) == held == 100 * row_bytes(cache, adversarial=adversarial)
 
 
 def test_a_budget_that_is_too_small(tiny_cache: Path):
@@ -94,6 +94,30 @@ def test_a_budget_that_is_too_small(tiny_cache: Path):
         f"{tiny_cache} needs 0.0 GiB in memory, the budget is {needed:g} GiB: "
         "raise --memory, or build with fewer views (9 now)"
     )
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one.tensors(), other.tensors(), strict=True))
+
+
+def test_rows_are_filled_in_from_any_place_on(tiny_cache: Path):
+    cache = open_cache(tiny_cache)
+    whole = load_training_set(cache, adversarial=True, **OPTIONS)
+    part = allocate(cache, 60, adversarial=True)
+    fill(cache, part, 0, slice(30, 70))
+    fill(cache, part, 40, slice(0, 20))
+    assert same(part, whole.take(torch.cat([torch.arange(30, 70), torch.arange(20)])))
+
+
+def test_rows_taken_and_copied_are_those_asked_for(tiny_cache: Path):
+    data = load_training_set(open_cache(tiny_cache), adversarial=True, **OPTIONS)
+    at = torch.tensor([99, 3, 3, 40])
+    taken = data.take(at)
+    assert taken.rows.tolist() == at.tolist() and torch.equal(taken.clean, data.clean[at])
+    assert taken.offsets is data.offsets and same(data.to(CPU), data)
+    other = data.take(torch.arange(10))
+    other.copy_from(data, at)
+    assert same(other, data.take(torch.cat([at, torch.arange(4, 10)])))
 
 
 def test_a_checksum_that_fails(copied: Path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from servers import FaultProxy, served
 
 from darht.cache.build import build, plan_build
 from darht.cache.commit import State
+from darht.cache.distribute import Workforce, build_shared
 from darht.cache.exported import open_shards
 from darht.cache.loader import load_training_set
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
 from darht.cache.status import read_status
 from darht.cache.verify import verify
+from darht.cache.worker import Plan
 from darht.core import places
 from darht.core.errors import CorruptError, DarhtError
 from darht.core.places import place
@@ -96,6 +99,16 @@ def test_a_build_onto_s3_has_the_root_hash_of_one_on_a_disk(network: FaultProxy,
     np.testing.assert_array_equal(
         remote.read("delta/pgd-cnn", slice(10, 20)), local.read("delta/pgd-cnn", slice(10, 20))
     )
+
+
+def test_a_process_of_its_own_builds_onto_s3(
+    network: FaultProxy, small: Callable[..., Plan], build_into: Callable[..., Path], tmp_path: Path
+):
+    plan, url, notices = small(one_shard), "s3://bucket/shared", list[str]()
+    load = partial(plan_build, tmp_path / "spec.yaml")  # where `small` wrote it
+    build_shared(plan, load, url, Workforce(workers=2, device="cpu"), on_unit=quiet, on_notice=notices.append)
+    assert seal(url).root_hash == seal(build_into(plan, tmp_path / "disk")).root_hash
+    assert notices == []
 
 
 def test_a_memory_cache_has_it_too(small, tmp_path: Path):

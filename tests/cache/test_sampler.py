@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darht.cache.sampler import coin, draw_choices, epoch_order
+from darht.cache.sampler import coin, draw_choices, epoch_order, epoch_windows
 
 ROWS = st.lists(st.integers(0, 10**6), min_size=1, max_size=50, unique=True).map(np.array)
 
@@ -59,3 +59,81 @@ def test_a_coin_falls_as_often_as_it_should():
 @pytest.mark.parametrize("step", range(5))
 def test_a_coin_with_one_side(step):
     assert coin(1.0, 0, step) and not coin(0.0, 0, step)
+
+
+def cut(rows, shard, size):
+    cuts = [
+        (a, min(a + size, s + shard, rows)) for s in range(0, rows, shard) for a in range(s, min(s + shard, rows), size)
+    ]
+    return np.array(cuts, dtype=np.int64)
+
+
+WINDOWS = st.fixed_dictionaries({
+    "rows": st.integers(1, 300),
+    "size": st.integers(1, 40),
+    "per_shard": st.integers(1, 3),
+    "per_window": st.integers(1, 12),
+    "batch": st.integers(1, 50),
+    "seed": st.integers(0, 9),
+    "epoch": st.integers(0, 9),
+    "held_out": st.floats(0, 0.5),
+})  # fmt: skip
+
+
+def windows_of(case):
+    blocks = cut(case["rows"], case["size"] * case["per_shard"], case["size"])
+    kept = np.random.default_rng(case["seed"]).random(case["rows"]) >= case["held_out"]
+    kept[0] = True
+    training = np.flatnonzero(kept)
+    options = {key: case[key] for key in ("per_window", "batch", "seed", "epoch")}
+    return blocks, training, list(epoch_windows(blocks, training, **options))
+
+
+@settings(max_examples=100)
+@given(WINDOWS)
+def test_an_epoch_in_windows_uses_each_row_once(case):
+    blocks, training, windows = windows_of(case)
+    used = np.concatenate([window.rows[window.order] for window in windows])
+    assert len(set(used)) == len(used) and set(used) <= set(training)
+    assert len(used) == (len(training) // case["batch"] * case["batch"] or len(training))
+    assert sorted(np.concatenate([window.blocks for window in windows])) == list(range(len(blocks)))
+    for window in windows[:-1]:
+        assert len(window.order) % case["batch"] == 0
+
+
+@settings(max_examples=100)
+@given(WINDOWS)
+def test_a_window_holds_its_blocks_and_less_than_a_batch_of_the_window_before(case):
+    blocks, _, windows = windows_of(case)
+    largest = 0
+    for before, window in zip([None, *windows], windows, strict=False):
+        own = np.concatenate([np.arange(*blocks[block]) for block in window.blocks])
+        left = np.empty(0) if before is None else before.rows[window.carried]
+        np.testing.assert_array_equal(window.rows, np.concatenate([left, own]))
+        assert len(window.carried) < case["batch"]
+        assert before is None or not set(window.carried) & set(before.order)
+        assert len(window.blocks) <= case["per_window"] or len(windows) == 1
+        largest = max(largest, len(window.blocks))
+    assert largest - min(len(window.blocks) for window in windows) <= 1
+
+
+@given(WINDOWS)
+@settings(max_examples=20)
+def test_the_same_seed_and_epoch_give_the_same_windows(case):
+    one, two, other = windows_of(case)[2], windows_of(case)[2], windows_of({**case, "epoch": case["epoch"] + 1})[2]
+    assert [w.rows[w.order].tolist() for w in one] == [w.rows[w.order].tolist() for w in two]
+    if case["rows"] > 100 and case["held_out"] < 0.3:
+        assert [w.rows.tolist() + w.order.tolist() for w in one] != [w.rows.tolist() + w.order.tolist() for w in other]
+
+
+def test_one_window_is_the_order_of_the_whole():
+    training = np.delete(np.arange(50), [3, 30])
+    (window,) = epoch_windows(cut(50, 16, 8), training, per_window=7, batch=10, seed=4, epoch=2)
+    np.testing.assert_array_equal(window.rows, np.arange(50))
+    np.testing.assert_array_equal(window.order, epoch_order(training, 4, 2)[:40])
+
+
+def test_rows_of_a_window_are_mixed_across_its_blocks():
+    first = next(epoch_windows(cut(4096, 64, 64), np.arange(4096), per_window=16, batch=64, seed=0, epoch=0))
+    blocks = first.rows[first.order[:64]] // 64
+    assert len(set(blocks)) > 10  # of 16: a batch of 64 misses one with probability 0.016

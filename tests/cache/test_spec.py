@@ -223,7 +223,7 @@ def test_the_defaults_are_pinned():
     config = parse(CacheConfig, {"data": {"source": "digits"}, "teachers": {"a": {"path": "x"}}}, "x")
     assert canonical_json(config) == (
         '{"attacks":{},"data":{"holdout":0.02,"image_size":null,"limit":null,"root":null,"source":"digits",'
-        '"split":"train"},"precision":{"amp":false,"tf32":false},"seed":0,"store":{"logits":"float16",'
+        '"split":"train"},"jacobians":{},"precision":{"amp":false,"tf32":false},"seed":0,"store":{"logits":"float16",'
         '"rows_per_chunk":128,"rows_per_shard":1024},"teachers":{"a":{"path":"x","role":"robust"}},'
         '"views":{"count":null,"flip":true,"kind":"crop-flip","padding":4}}\n'
     )

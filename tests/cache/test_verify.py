@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
+from click.testing import CliRunner, Result
+from damage import DAMAGES, flip
 
 from darht.cache.build import build, plan_build
 from darht.cache.commit import State, read_commit, write_commit
+from darht.cache.export import export_webdataset
+from darht.cache.exported import open_shards
 from darht.cache.layout import layouts
-from darht.cache.loader import load_training_set
+from darht.cache.loader import TrainingSet, load_training_set
 from darht.cache.reader import open_cache
 from darht.cache.seal import read_spec, seal
 from darht.cache.status import read_status
@@ -21,6 +24,7 @@ from darht.cache.store import Store
 from darht.cache.verify import verify
 from darht.core.errors import CacheError, CorruptError
 from darht.core.places import place
+from darht.trainer.cli import train
 
 CPU = torch.device("cpu")
 FILES = [
@@ -41,46 +45,10 @@ FILES = [
 ]
 
 
-def flip(position: float) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[min(int(position * len(data)), len(data) - 1)] ^= 1
-        path.write_bytes(data)
-
-    return damage
-
-
-def other_of(path: Path) -> Path:
-    """A file of the same kind: the neighbouring shard or record, or the same file of another array."""
-    if path.suffix == ".json" and path.parent.name != "c" and path.stem.isdigit():
-        return path.with_name(f"{int(path.stem) ^ 1:05d}.json")
-    if "offset" in path.parts:
-        return path.parents[4] / "label" / "c" / "0"
-    if "c" in path.parts:
-        at = path.parts.index("c") + 1
-        return Path(*path.parts[:at], str(int(path.parts[at]) ^ 1), *path.parts[at + 1 :])
-    if path.name == "zarr.json":
-        return next(o for o in sorted(path.parents[1].rglob("zarr.json")) if o.read_bytes() != path.read_bytes())
-    return path.with_name({"spec.json": "manifest.json", "manifest.json": "spec.json"}[path.name])
-
-
-def swap(path: Path) -> None:
-    other = other_of(path)
-    data = path.read_bytes()
-    path.write_bytes(other.read_bytes())
-    other.write_bytes(data)
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "first byte": flip(0.0),
-    "in the middle": flip(0.5),
-    "last byte": flip(1.0),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) and None,
-    "emptied": lambda path: path.write_bytes(b"") and None,
-    "deleted": lambda path: path.unlink(),
-    "grown": lambda path: path.write_bytes(path.read_bytes() + b"\n") and None,
-    "swapped": swap,
-}
+def numbers(data: TrainingSet) -> list[bytes]:
+    """Every number that a student could be trained on."""
+    parts = (data.images, data.labels, data.offsets, data.clean, *data.deltas, *data.adversarial)
+    return [part.numpy().tobytes() for part in parts] + [data.training.tobytes(), data.holdout.tobytes()]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -100,7 +68,51 @@ def test_every_damage_is_noticed_and_never_trained_on(file: str, tiny_cache: Pat
             continue
         # Commit records and source indices are not read when training: there is nothing to be misled by.
         assert file.startswith("commits/") or "source_index" in file, f"{name} of {file} was trained on"
-        assert torch.equal(read.clean, whole.clean) and torch.equal(read.images, whole.images)
+        assert numbers(read) == numbers(whole)
+
+
+@pytest.mark.parametrize("layout", ["samples", "blocks"])
+def test_every_damage_of_an_export_is_noticed_and_never_trained_on(
+    layout: str, tiny_cache: Path, tmp_path: Path
+) -> None:
+    export_webdataset(open_cache(tiny_cache), tmp_path / "whole", layout)  # type: ignore[arg-type]
+    assert verify(tmp_path / "whole") == []
+    for file in ("index.json", "shard-00003.tar"):
+        for name, damage in DAMAGES.items():
+            copy = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"{file}-{name}"))
+            damage(copy / file)
+            try:
+                noticed = bool(verify(copy))
+            except CacheError:
+                noticed = True
+            assert noticed, f"{name} of {file} was not noticed"
+            with pytest.raises(CacheError):
+                load_training_set(open_shards(copy), device=CPU, adversarial=True, budget_gib=1)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "data.zarr/logits/vit/clean/c/1/0/0", "data.zarr/image/zarr.json"])
+@pytest.mark.parametrize("name", ["in the middle", "deleted", "swapped"])
+def test_the_command_that_trains_refuses_in_one_line(file: str, name: str, copied: Path, tmp_path: Path) -> None:
+    DAMAGES[name](copied / file)
+    result = CliRunner().invoke(train, ["--shards", str(copied), "--out", str(tmp_path / "run"), "--device", "cpu"])
+    assert result.exit_code != 0 and isinstance(result.exception, SystemExit)
+    said = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "darht-cache" in said[0], result.output
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_the_message_names_path_rows_and_the_command_that_repairs(copied: Path) -> None:
+    flip(0.5)(copied / "data.zarr/logits/vit/clean/c/1/0/0")
+    with pytest.raises(CorruptError) as caught:
+        load_training_set(open_cache(copied), device=CPU, adversarial=False, budget_gib=1)
+    for part in ("data.zarr/logits/vit/clean/c/1/0/0", "rows 32..63", "darht-cache build"):
+        assert part in str(caught.value)
+
+
+def test_logits_that_are_not_finite_are_not_trained_on_although_every_hash_fits(copied: Path) -> None:
+    reseal(copied, "logits/cnn/clean", put((2, 1, 0), np.nan))
+    with pytest.raises(CorruptError, match="not finite"):
+        load_training_set(open_cache(copied), device=CPU, adversarial=False, budget_gib=1)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "spec.json"])

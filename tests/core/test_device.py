@@ -20,6 +20,8 @@ def test_the_cpu_is_always_there(monkeypatch):
 def test_auto_prefers_cuda(monkeypatch):
     devices(monkeypatch, 2)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda:1")
     assert pick_device("cuda:1") == torch.device("cuda:1")
     assert pick_device("cpu") == torch.device("cpu")
 

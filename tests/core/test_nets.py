@@ -41,7 +41,15 @@ def stages(prefix):
 
 
 def test_public_names():
-    assert darht.core.nets.__all__ == ["Backbone", "Preprocess", "backbone", "build", "fold_head", "head_name"]
+    assert darht.core.nets.__all__ == [
+        "Backbone",
+        "Preprocess",
+        "backbone",
+        "build",
+        "check_pixels",
+        "fold_head",
+        "head_name",
+    ]
     assert all(hasattr(darht.core.nets, name) for name in darht.core.nets.__all__)
 
 

@@ -81,6 +81,26 @@ def test_a_network_that_names_two_heads_has_none():
         head_name(model, 5)
 
 
+@pytest.mark.parametrize(
+    ("tail", "named"),
+    [
+        ([nn.ReLU()], "ReLU"),
+        ([nn.Dropout(), nn.Flatten(), nn.Softmax(1)], "Softmax"),
+        ([nn.Flatten()], None),
+        ([], None),
+    ],
+)
+def test_an_activation_after_the_classifier_is_refused(tail, named, monkeypatch):
+    monkeypatch.setattr(
+        nn, "tailed", lambda num_classes: nn.Sequential(nn.Linear(3, num_classes), *tail), raising=False
+    )
+    if named is None:
+        assert backbone("python:torch.nn:tailed").num_features == 3
+        return
+    with pytest.raises(ModelError, match=f"puts {named} after its classifier '0'"):
+        backbone("python:torch.nn:tailed")
+
+
 def test_fold_leaves_gradients_as_they_were():
     model = nn.Sequential(nn.Linear(3, 2))
     weight, bias = torch.ones(2, 3, requires_grad=True), torch.ones(2)

@@ -140,12 +140,18 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
     optimizer = make_optimizer(student, config)
     student(torch.rand(4, 3, 8, 8)).logits.sum().backward()
     optimizer.step()
-    progress = Progress(epoch=2, history=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], best=40.0)
-    save_checkpoint(tmp_path, student, optimizer, progress)
+    progress = Progress(
+        epoch=2, history=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], best=40.0, collapses=1
+    )
+    more = {"memory": {"seen": torch.tensor([True, False])}, "learned": {}}
+    save_checkpoint(tmp_path, student, optimizer, progress, more)
 
     other = make_student(seed=1)
     fresh = make_optimizer(other, config)
-    assert load_checkpoint(tmp_path, other, fresh) == progress
+    found, rest = load_checkpoint(tmp_path, other, fresh)
+    assert found == progress
+    assert rest.keys() == more.keys() and rest["learned"] == {}
+    assert rest["memory"]["seen"].tolist() == [True, False]
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in student.state_dict().items())
     buffers = zip(optimizer.state_dict()["state"].items(), fresh.state_dict()["state"].items(), strict=True)
     assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for (_, a), (_, b) in buffers)
@@ -153,7 +159,7 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
 
 def test_no_checkpoint_means_the_first_epoch(tmp_path):
     student = make_student()
-    assert load_checkpoint(tmp_path, student, make_optimizer(student, OptimConfig())) == Progress()
+    assert load_checkpoint(tmp_path, student, make_optimizer(student, OptimConfig())) == (Progress(), {})
     assert not (tmp_path / CHECKPOINT).exists()
 
 
@@ -163,3 +169,8 @@ def test_the_log_is_written_as_lines_of_json_and_as_a_table(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == history
     with (tmp_path / "log.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in row.items()} for row in history]
+
+
+def test_the_table_has_a_column_for_whatever_any_epoch_tells(tmp_path):
+    write_log(tmp_path, [{"epoch": 1, "loss": 0.5, "train_clean": None}, {"epoch": 2, "loss": 0.25, "note": "back"}])
+    assert (tmp_path / "log.csv").read_text().splitlines() == ["epoch,loss,train_clean,note", "1,0.5,,", "2,0.25,,back"]

@@ -10,6 +10,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from darht.cache.export import export_webdataset
+from darht.cache.reader import open_cache
 from darht.cache.teachers import load_teacher, read_card
 from darht.core.nets import build
 from darht.trainer.cli import evaluate, teacher, train
@@ -53,8 +55,22 @@ def run(tiny_cache, tmp_path_factory):
     result = succeed(train, "--shards", tiny_cache, "--out", out, *assigned(*FAST), "--device", "cpu")
     assert f"{out}: 1 epochs, " in result.stdout
     assert "best held-out PGD accuracy" in result.stdout
-    assert "epoch 1: loss" in result.stderr
+    assert "epoch 1/1, loss " in result.stderr
+    assert "GiB of 8 GiB, resident in memory" in result.stderr
     return out
+
+
+def test_a_cache_beyond_the_memory_is_streamed_and_that_is_said(fine_cache, tmp_path):
+    words = ["--shards", fine_cache, "--out", tmp_path / "run", "--device", "cpu", "--memory", "0.000045"]
+    result = succeed(train, *words, *assigned(*FAST, "optim.batch_size=4"))
+    assert "do not fit" in result.stderr and "streamed in windows of 32 rows" in result.stderr, result.stderr
+
+
+def test_a_pattern_of_tars_that_lacks_one(fine_cache, tmp_path):
+    export_webdataset(open_cache(fine_cache), tmp_path / "tars", "blocks")
+    pattern = f"{tmp_path}/tars/shard-{{00000..00005}}.tar"
+    line = fail(train, "--shards", pattern, "--out", tmp_path / "run", "--device", "cpu")
+    assert "does not name the 7 tars" in line and "lacks shard-00006.tar" in line
 
 
 TEACHER = ("--data", "digits", "--arch", "resnet18", "--device", "cpu")
@@ -115,6 +131,23 @@ def test_a_run_is_resumed_and_not_overwritten(run, tiny_cache):
     assert "recipe.seed: 0 -> 1" in fail(train, *arguments, *assigned(*FAST, "seed=1"), "--resume")
 
 
+def test_live_teachers_and_what_is_noted(tiny_cache, tiny_teachers, tmp_path):
+    arguments = ("--shards", tiny_cache, "--device", "cpu", *assigned(*FAST, "teachers=live", "loss.phases=[0, 0]"))
+    result = succeed(train, *arguments, "--out", tmp_path / "run", "--teacher", f"cnn={tiny_teachers['cnn']}")
+    assert "GiB of 8 GiB, resident in memory" in result.stderr
+    said = fail(train, *arguments, "--out", tmp_path / "other", "--teacher", f"cnn={tiny_teachers['vit']}")
+    assert "teacher 'cnn' of the cache has" in said
+    for words in (("cnn",), ("=x",), ("cnn=",), ("cnn=a", "cnn=b")):
+        given = [word for item in words for word in ("--teacher", item)]
+        said = fail(train, *arguments, "--out", tmp_path / "other", *given)
+        assert said == f"error: --teacher reads NAME=FOLDER, each name once; got {', '.join(words)}"
+    assert "set teachers: live" in fail(
+        train, "--shards", tiny_cache, "--out", tmp_path / "other", "--teacher", "cnn=x", "--device", "cpu"
+    )
+    assert not (tmp_path / "other").exists()
+    assert "live teachers" in succeed(evaluate, tmp_path / "run", "--limit", 40, "--no-transfer").stdout
+
+
 def test_a_recipe_file(tiny_cache, tmp_path):
     recipe = {
         "recipe": "rslad",
@@ -130,37 +163,13 @@ def test_a_recipe_file(tiny_cache, tmp_path):
     assert identity["recipe"]["inner"]["kind"] == "cached"
 
 
-def test_evaluate_a_run(run):
-    result = succeed(evaluate, run, "--limit", 40, "--device", "cpu")
-    for name in ("clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case"):
-        assert name in result.stdout
-    assert "inner: pgd, 1 steps on the student" in result.stdout
-    assert f"written to {run / 'eval.json'}" in result.stdout
-    assert len(json.loads((run / "eval.json").read_text())["scores"]) == 6
-    plain = succeed(evaluate, run, "--limit", 40, "--device", "cpu", "--no-transfer", "--which", "last")
-    assert "transfer" not in plain.stdout
-    assert json.loads((run / "eval-last.json").read_text())["which"] == "last"
-    assert json.loads((run / "eval.json").read_text())["which"] == "student"
-
-
-def test_teachers_are_given_as_name_and_folder(run, tiny_teachers, tmp_path):
-    said = fail(evaluate, run, "--teacher", tiny_teachers["cnn"], "--device", "cpu")
-    assert said.startswith("error: --teacher reads NAME=FOLDER; got ")
-    said = fail(evaluate, run, "--teacher", f"cnn={tmp_path}", "--limit", 40, "--device", "cpu")
-    assert "is not a teacher folder" in said
-    succeed(evaluate, run, "--teacher", f"cnn={tiny_teachers['cnn']}", "--limit", 40, "--device", "cpu")
-
-
-def test_a_folder_that_is_no_run(tmp_path):
-    assert "is not a run" in fail(evaluate, tmp_path, "--device", "cpu")
-
-
 @pytest.mark.parametrize(
     ("assignment", "part"),
     [
         ("optim.epoch=1", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("inner.eps=0.03", "eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8"),
-        ("recipe=ard", "must be one of darht, rslad, at"),
+        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, kd, at, trades; got 'sard'"),
+        ("loss.tau=4", "loss of recipe darht: unknown key 'tau'"),
         ("optim.lr", "an assignment reads key=value"),
         ("student.arch=resnet19", "unknown architecture 'resnet19'; did you mean 'resnet18'?"),
         ("student.kwargs.widht=8", "does not know widht; its kwargs are"),
@@ -253,7 +262,7 @@ def test_help_imports_no_torch():
     code = (
         "import sys, click.testing, darht.trainer.cli as cli\n"
         "for command in ([cli.teacher], [cli.teacher, 'train'], [cli.teacher, 'import'], [cli.teacher, 'check'],\n"
-        "                [cli.train], [cli.evaluate]):\n"
+        "                [cli.train], [cli.train, 'run'], [cli.train, 'export'], [cli.evaluate]):\n"
         "    result = click.testing.CliRunner().invoke(command[0], [*command[1:], '--help'])\n"
         "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
         "print([name for name in ('torch', 'zarr', 'timm', 'torchvision', 'sklearn') if name in sys.modules])\n"

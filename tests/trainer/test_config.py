@@ -4,7 +4,16 @@ import pytest
 
 from darht.core.config import parse, to_plain
 from darht.core.errors import ConfigError
-from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TeachConfig, TrainConfig, load_recipe
+from darht.trainer.config import (
+    InnerConfig,
+    OptimConfig,
+    StudentConfig,
+    TeachConfig,
+    TrainConfig,
+    WarmConfig,
+    load_recipe,
+)
+from darht.trainer.losses import RECIPES, Ard, Darht, Kd, Mtard, Rslad
 
 
 def test_no_file_and_no_assignments_give_the_defaults():
@@ -13,21 +22,24 @@ def test_no_file_and_no_assignments_give_the_defaults():
 
 def test_defaults_are_those_of_the_released_code():
     config = TrainConfig()
-    assert config.phases == (50 / 350, 118 / 350)
+    assert config.objective() == Darht(phases=(50 / 350, 118 / 350), kd="kl", weights="batch", clean_share=0.5)
     assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.1, 0.9, 5e-4)
-    assert (config.inner.eps, config.inner.step, config.inner.steps) == (8.0, 2.0, 10)
-    assert config.rslad_clean == 1 / 6
+    assert (config.inner.eps, config.inner.length, config.inner.steps) == (8.0, 2.0, 10)
+    assert (config.teachers, config.targets) == ("cached", None)
+    assert Rslad().clean_weight == 1 / 6
+    assert (Ard().tau, Ard().alpha, Mtard().rate, Kd().tau) == (30, 1, 0.025, 4)
+    assert (WarmConfig().start, WarmConfig().momentum, WarmConfig().consistency) == ("cached", 0.3, 10)
     assert TeachConfig().beta == 6.0
 
 
 def test_a_file_is_read_and_assignments_change_it(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("recipe: rslad\noptim: {epochs: 3, weight_decay: 5e-4}\nstudent: {kwargs: {width: 8}}\n")
-    config = load_recipe(path, ("optim.epochs=7", "student.kwargs.blocks=[1, 1]", "phases=[0, 0.5]"))
+    config = load_recipe(path, ("optim.epochs=7", "student.kwargs.blocks=[1, 1]", "loss.clean_weight=0.5"))
     assert config.recipe == "rslad"
     assert config.optim == OptimConfig(epochs=7, weight_decay=5e-4)
     assert config.student.kwargs == {"width": 8, "blocks": [1, 1]}
-    assert config.phases == (0.0, 0.5)
+    assert config.objective() == Rslad(clean_weight=0.5)
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), TrainConfig(recipe="at", optim=OptimConfig(clip_norm=1.0))])
@@ -40,8 +52,15 @@ def test_plain_form_parses_back_to_the_same_recipe(config):
     [
         ("optim.epoch=3", "recipe.optim: unknown key 'epoch'; did you mean 'epochs'?"),
         ("recpie=at", "recipe: unknown key 'recpie'; did you mean 'recipe'?"),
-        ("recipe=ard", "recipe.recipe must be one of darht, rslad, at; got 'ard'"),
-        ("inner.kind=warm", "recipe.inner.kind must be one of cached, pgd; got 'warm'"),
+        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, kd, at, trades; got 'sard'"),
+        ("inner.kind=hot", "recipe.inner.kind must be one of cached, warm, pgd; got 'hot'"),
+        ("inner.warm.start=hot", "recipe.inner.warm.start must be one of cached, zero, noise; got 'hot'"),
+        ("inner.warm.momentum=0.2", "inner.warm sets up inner.kind: warm; got pgd"),
+        ("inner.warm.momentum=1", "momentum must lie in [0, 0.5]; got 1"),
+        ("inner.warm.consistency=-1", "consistency and check_rows must be at least 0; got -1 and 512"),
+        ("inner.warm.check_rows=-1", "consistency and check_rows must be at least 0; got 10 and -1"),
+        ("teachers=dead", "recipe.teachers must be one of cached, live; got 'dead'"),
+        ("targets=second-order", "recipe.targets must be one of clean, nearest, first-order; got 'second-order'"),
         ("inner.eps=0.03", "eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8"),
         ("inner.step=0.007", "step is in whole pixel levels of 255; got 0.007, which is 1.79 levels: write step: 2"),
         ("inner.steps=0", "steps must be at least 1; got 0"),
@@ -54,10 +73,11 @@ def test_plain_form_parses_back_to_the_same_recipe(config):
         ("optim.weight_decay=-1", "weight_decay must be at least 0; got -1"),
         ("optim.clip_norm=0", "clip_norm must be above 0, or null for no limit; got 0"),
         ("optim.milestones=[75, 90]", "milestones are shares of the run in [0, 1]; got [75.0, 90.0]"),
-        ("clean_share=2", "clean_share is a share in [0, 1]; got 2"),
-        ("rslad_clean=-0.5", "rslad_clean is a share in [0, 1]; got -0.5"),
-        ("phases=[0.5]", "phases are two rising shares in [0, 1]; got [0.5]"),
-        ("phases=[0.5, 0.2]", "phases are two rising shares in [0, 1]; got [0.5, 0.2]"),
+        ("loss.clean_share=2", "loss of recipe darht: clean_share must be a number in [0, 1]; got 2"),
+        ("loss.clean_by=image", "loss of recipe darht.clean_by must be one of batch, row; got 'image'"),
+        ("loss.phases=[0.5, 0.2]", "phases are two rising shares in [0, 1]; got [0.5, 0.2]"),
+        ("loss.phase=[0, 1]", "loss of recipe darht: unknown key 'phase'; did you mean 'phases'?"),
+        ("loss.tau=4", "loss of recipe darht: unknown key 'tau'; known keys are phases, kd, weights"),
         ("student.feature_map=false", "recipe darht trains the feature map; set student.feature_map: true"),
         ("optim.epochs", "an assignment reads key=value; got 'optim.epochs'"),
     ],
@@ -68,6 +88,60 @@ def test_a_broken_rule_names_the_rule_and_the_value(assignment, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("inner.kind=cached", "targets=clean"), "inner.kind: cached"),
+        (("teachers=live", "targets=first-order"), "teachers: live"),
+        (("recipe=rslad", "targets=nearest"), "recipe: rslad"),
+        (("recipe=at", "targets=clean"), "recipe: at"),
+    ],
+)
+def test_targets_are_for_recipes_that_ask_about_the_student_s_own_examples(assignments, message):
+    with pytest.raises(ConfigError, match=r"stands for what teachers would say about the student's own") as caught:
+        load_recipe(None, assignments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("inner.kind=cached",), "got cached and darht"),
+        (("recipe=at",), "got pgd and at"),
+        (("recipe=trades", "inner.kind=warm"), "got warm and trades"),
+    ],
+)
+def test_live_teachers_must_have_something_to_say(assignments, message):
+    with pytest.raises(ConfigError, match="teachers: live are asked about the student's own examples") as caught:
+        load_recipe(None, ("teachers=live", *assignments))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["cached", "warm"])
+def test_kd_has_no_adversarial_examples(kind):
+    with pytest.raises(ConfigError, match=f"recipe kd trains on clean images alone; leave inner.kind: {kind} out"):
+        load_recipe(None, ("recipe=kd", f"inner.kind={kind}"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_settings_of_a_recipe_are_its_own(recipe):
+    assert load_recipe(None, (f"recipe={recipe}",)).objective() == RECIPES[recipe]()
+    with pytest.raises(ConfigError, match=f"loss of recipe {recipe}: unknown key 'gamma'"):
+        load_recipe(None, (f"recipe={recipe}", "loss.gamma=1"))
+
+
+def test_the_step_of_each_inner_mode():
+    assert InnerConfig(eps=8).length == 2
+    assert InnerConfig(eps=2).length == 1  # a quarter would be less than a level
+    assert InnerConfig(eps=8, kind="warm").length == 8  # FGSM's, through the whole ball
+    assert InnerConfig(eps=8, kind="warm", step=5).length == 5
+    warm = InnerConfig(eps=8, kind="warm", step=5).pgd()
+    assert (warm.eps, warm.step, warm.steps) == (8, 2, 10)  # what the student is scored with
+    short = InnerConfig(eps=8).pgd(2)
+    assert (short.step, short.steps) == (5, 2)
+    assert short.step * short.steps >= short.eps
+
+
 def test_nesterov_needs_momentum():
     with pytest.raises(ConfigError, match="nesterov needs a momentum above 0"):
         OptimConfig(nesterov=True, momentum=0.0)
@@ -76,10 +150,14 @@ def test_nesterov_needs_momentum():
 
 def test_all_mistakes_are_reported_at_once(tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text("sed: 1\nkd_loss: l1\noptim: {epochs: 0}\n")
+    path.write_text("sed: 1\nteachers: dead\noptim: {epochs: 0}\n")
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, ())
-    for part in ("did you mean 'seed'?", "kd_loss must be one of kl, mse", "epochs and batch_size must be at least 1"):
+    for part in (
+        "did you mean 'seed'?",
+        "teachers must be one of cached, live",
+        "epochs and batch_size must be at least 1",
+    ):
         assert part in str(caught.value)
 
 
@@ -99,8 +177,9 @@ def test_a_teacher_s_broken_rules(assignments, message):
         TeachConfig(**assignments)
 
 
-def test_only_darht_needs_the_feature_map():
-    assert TrainConfig(recipe="at", student=StudentConfig(feature_map=False)).student.feature_map is False
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "darht"])
+def test_only_darht_needs_the_feature_map(recipe):
+    assert TrainConfig(recipe=recipe, student=StudentConfig(feature_map=False)).student.feature_map is False
 
 
 def test_the_attack_inside_carries_the_settings():

@@ -1,26 +1,15 @@
-"""Accuracies of models whose answers are known, and the evaluation of a whole run."""
-
-import json
-import shutil
-from functools import partial
+"""Accuracies of models whose answers are known."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from darht.attacks import FGSM, PGD, AutoAttack
-from darht.cache.reader import open_cache
+from darht.attacks import FGSM, PGD
 from darht.cache.source import Source, load_source
-from darht.cache.teachers import Card, Preprocessing, save_teacher
-from darht.core.errors import CacheError, ConfigError
 from darht.core.nets import build
 from darht.core.stats import wilson
-from darht.trainer import evaluate_run as evaluate_run_module
-from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
-from darht.trainer.evaluate import AttackOn, Score, correct_rows, evaluate, quick_attacks, write_report
-from darht.trainer.evaluate_run import EvalConfig, RunReport, evaluate_run
-from darht.trainer.train import train
+from darht.trainer.evaluate import AttackOn, Score, correct_rows, evaluate, quick_attacks
 
 CPU = torch.device("cpu")
 THRESHOLD = 127.5
@@ -172,141 +161,3 @@ def test_wilson_interval_of_ten(correct, low, high):
     assert score.interval == pytest.approx((low, high), abs=5e-3)
     assert score.interval == tuple(100 * end for end in wilson(correct, 10))
     assert score.interval[0] <= score.accuracy <= score.interval[1] + 1e-9
-
-
-def test_the_report_holds_what_was_measured_on_what(greys, tmp_path):
-    scores = evaluate(brightness, greys, quick_attacks(8, {}), device=CPU)
-    report = write_report(tmp_path / "eval.json", scores, greys, {"which": "student"})
-    assert json.loads((tmp_path / "eval.json").read_text()) == report
-    assert report["schema_version"] == 1
-    assert report["which"] == "student"
-    assert report["data"] == {"source": "npz", "split": "test", "rows": 10, "sha256": "0" * 64}
-    assert report["scores"][0] == {
-        "name": "clean",
-        "correct": 9,
-        "count": 10,
-        "attack": {},
-        "accuracy": 90.0,
-        "interval95": [59.585, 98.2124],
-    }
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_cache, tmp_path_factory):
-    """Two runs of one epoch: `cached` and `pgd`."""
-    root, cache = tmp_path_factory.mktemp("runs"), open_cache(tiny_cache)
-    for kind in ("cached", "pgd"):
-        config = TrainConfig(
-            student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
-            inner=InnerConfig(kind=kind, eps=32, step=8, steps=1),
-            optim=OptimConfig(epochs=1, batch_size=32, lr=0.01),
-        )
-        train(config, cache, root / kind, device=CPU)
-    return root
-
-
-def ask(run, **options):
-    told = []
-    config = EvalConfig(**{"limit": 40, **options})
-    report = evaluate_run(run, config, device=CPU, on_batch=lambda *batch: told.append(batch))
-    return report, told
-
-
-def test_autoattack_is_added_and_never_above_the_worst_case(runs, monkeypatch):
-    monkeypatch.setattr(evaluate_run_module, "AutoAttack", partial(AutoAttack, steps=3, queries=20))
-    scores = {score.name: score for score in ask(runs / "pgd", teachers=None, autoattack=True)[0].scores}
-    assert list(scores) == ["clean", "fgsm", "pgd-20", "autoattack", "worst case"]
-    assert scores["worst case"].correct <= scores["autoattack"].correct <= scores["clean"].correct
-    assert scores["autoattack"].attack["kind"] == "autoattack" and scores["autoattack"].attack["by"] == "darht"
-    assert (runs / "pgd" / "autoattack-student.pt").is_file()
-    again = {score.name: score for score in ask(runs / "pgd", teachers=None, autoattack=True)[0].scores}
-    assert again == scores  # from the state file
-
-
-def test_the_reference_is_an_option_of_autoattack():
-    with pytest.raises(ConfigError, match="add --attack autoattack"):
-        EvalConfig(reference=True)
-
-
-def test_a_run_is_measured_white_box_and_by_transfer_from_its_teachers(runs, tiny_cache):
-    report, told = ask(runs / "pgd")
-    names = ["clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case"]
-    assert [score.name for score in report.scores] == names
-    assert told == [(name, 40, 40) for name in names[:-1]]
-    assert {score.attack.get("eps", 32) for score in report.scores} == {32}  # the radius trained for
-    assert all(report.scores[-1].correct <= score.correct for score in report.scores)
-    data = json.loads(report.path.read_text())
-    assert report.path == runs / "pgd" / "eval.json"
-    assert data["which"] == "student"
-    assert data["epoch"] == 1
-    assert data["cache_root_hash"] == open_cache(tiny_cache).root_hash
-    assert data["recipe"]["inner"]["eps"] == 32
-    assert data["data"] == {
-        "source": "digits",
-        "split": "test",
-        "rows": 40,
-        "sha256": load_source("digits", None, "test", limit=40).sha256,
-    }
-    assert data["note"] == report.note == "inner: pgd, 1 steps on the student, teachers quoted on the clean view"
-
-
-def test_the_same_call_twice_writes_the_same_bytes(runs):
-    first = ask(runs / "pgd", which="last")[0].path.read_bytes()
-    assert ask(runs / "pgd", which="last")[0].path.read_bytes() == first
-    assert b'"which": "last"' in first
-
-
-def test_cached_runs_are_labelled_transfer_robustness(runs):
-    assert "transfer robustness" in ask(runs / "cached", teachers=None)[0].note
-
-
-def test_transfer_can_be_left_out(runs):
-    assert [score.name for score in ask(runs / "pgd", teachers=None)[0].scores][-2:] == ["pgd-20", "worst case"]
-
-
-def test_a_teacher_can_be_given_by_folder(runs, tiny_teachers, tmp_path):
-    moved = shutil.copytree(tiny_teachers["vit"], tmp_path / "moved")
-    own = ask(runs / "pgd")[0].scores
-    assert ask(runs / "pgd", teachers={"vit": str(moved)})[0].scores == own
-
-
-def test_a_teacher_that_is_not_there_names_the_options(runs, tmp_path):
-    with pytest.raises(ConfigError, match=r"is not a teacher folder.*give --teacher NAME=FOLDER, or --no-transfer"):
-        ask(runs / "pgd", teachers={"cnn": str(tmp_path)})
-
-
-def test_a_teacher_of_other_classes_cannot_transfer(runs, tmp_path):
-    kwargs = {"width": 4}
-    card = Card("wrn-10-1", 4, "", kwargs=kwargs, preprocessing=Preprocessing())
-    save_teacher(tmp_path, build("wrn-10-1", 4, kwargs), card)
-    with pytest.raises(ConfigError, match="the student has 10 classes, teacher 'cnn' has 4"):
-        ask(runs / "pgd", teachers={"cnn": str(tmp_path)})
-
-
-def test_another_cache_in_the_place_of_the_own_one_is_refused(runs, tmp_path):
-    run = shutil.copytree(runs / "pgd", tmp_path / "run")
-    card = json.loads((run / "student" / "config.json").read_text())
-    (run / "student" / "config.json").write_text(json.dumps({**card, "cache_root_hash": "f" * 64}))
-    with pytest.raises(ConfigError, match=r"is not the cache that .* was trained from: its root hash differs"):
-        ask(run)
-    with pytest.raises(CacheError, match="is not a run"):
-        ask(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("score", "text"),
-    [
-        (Score("clean", 1, 2), ""),
-        (Score("worst case", 1, 2, {"over": ["clean"], "eps": 8.0}), "per image, over all rows above"),
-        (
-            Score("fgsm", 1, 2, {"kind": "fgsm", "norm": "linf", "eps": 8.0, "against": "the evaluated model"}),
-            "linf 8/255, on the evaluated model",
-        ),
-        (
-            Score("p", 1, 2, {"norm": "linf", "eps": 8.0, "step": 2.0, "steps": 20, "against": "cnn"}),
-            "linf 8/255, 20 steps of 2, on cnn",
-        ),
-    ],
-)
-def test_an_attack_in_a_few_words(score, text):
-    assert RunReport.describe(score) == text

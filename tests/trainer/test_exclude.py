@@ -14,7 +14,7 @@ from darht.core.errors import ConfigError
 from darht.trainer import cli
 from darht.trainer.config import TrainConfig
 from darht.trainer.exclude import exclude_rows
-from darht.trainer.train import run_identity
+from darht.trainer.setup import feed_plan, run_identity
 
 
 def write(path: Path, cache: Cache, rows: object, **other: object) -> Path:
@@ -36,9 +36,10 @@ def test_a_run_without_some_rows_is_another_run(tiny_cache: Path, tmp_path: Path
     config, whole, part = TrainConfig(), open_cache(tiny_cache), open_cache(tiny_cache)
     rows = [row for row in range(100) if row not in whole.manifest.holdout]
     exclude_rows(part, write(tmp_path / "rows.json", part, rows[:2]))
-    assert run_identity(config, whole) != run_identity(config, part)
+    plan = feed_plan(config, whole, torch.device("cpu"), 1.0)
+    assert run_identity(config, whole, plan) != run_identity(config, part, plan)
     exclude_rows(part, write(tmp_path / "none.json", part, []))
-    assert run_identity(config, whole) == run_identity(config, part)
+    assert run_identity(config, whole, plan) == run_identity(config, part, plan)
 
 
 @pytest.mark.parametrize("rows", [None, "3", [100], [-1], [1.5], {"3": 1}])

@@ -1,5 +1,6 @@
 """A student trained from a sealed cache: the same bits again, whatever interrupts it, and every refusal."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -7,30 +8,33 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_after
 
-import darht.trainer.train as trainer
+from darht.attacks import PGD
 from darht.cache.build import build, plan_build
-from darht.cache.loader import load_training_set
+from darht.cache.export import export_webdataset
+from darht.cache.exported import open_shards
+from darht.cache.loader import GIB, needed_bytes
 from darht.cache.reader import open_cache
 from darht.cache.seal import seal
+from darht.cache.stream import Feed, level_counts
+from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
-from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, Progress, StudentCard, load_student
-from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer import setup
+from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
+from darht.trainer.config import StudentConfig, WarmConfig
+from darht.trainer.inner import Examples
 from darht.trainer.schedule import make_optimizer
-from darht.trainer.train import check_pixels, make_student, normalisation, save_epoch, score_holdout, train
+from darht.trainer.setup import feed_plan, holdout_source, make_student, normalisation, score
+from darht.trainer.train import Run, save_epoch, train
 
-CPU = torch.device("cpu")
-TIMINGS = ("seconds", "images_per_second")
-CONFIG = TrainConfig(
-    student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
-    inner=InnerConfig(eps=32, step=8, steps=2),
-    optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, warmup=0.2, schedule="cosine", clip_norm=5.0),
-    phases=(0.2, 0.6),
-    seed=7,
-)
+PLAIN = dataclasses.replace(CONFIG.student, feature_map=False)
 VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 DROPOUT = dataclasses.replace(
-    CONFIG, student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={**VIT, "proj_drop_rate": 0.3}), recipe="at"
+    CONFIG,
+    student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={**VIT, "proj_drop_rate": 0.3}),
+    recipe="at",
+    loss={"clean_share": 0.5},
 )
 
 
@@ -56,43 +60,16 @@ def plain_cache(tiny_teachers, tmp_path_factory):
     return open_cache(folder / "cache")
 
 
-def changed(config=CONFIG, **changes):
-    """The recipe with changes, those of `optim` and `inner` given as dictionaries."""
-    nested = {
-        key: dataclasses.replace(getattr(config, key), **value) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-    return dataclasses.replace(config, **nested)
+@pytest.fixture
+def open_feed():
+    """`open_feed(cache)` gives the batches of `CONFIG`, from memory."""
+    with contextlib.ExitStack() as stack:
 
+        def run(cache):
+            plan = feed_plan(CONFIG, cache, CPU, 1.0)
+            return stack.enter_context(Feed(cache, plan, seed=CONFIG.seed, epochs=CONFIG.optim.epochs))
 
-def log(out):
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-
-
-def leaves(value, where=""):
-    """Every tensor and number of a nested checkpoint, by its path."""
-    if isinstance(value, dict):
-        return {path: leaf for key, item in value.items() for path, leaf in leaves(item, f"{where}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {path: leaf for i, item in enumerate(value) for path, leaf in leaves(item, f"{where}/{i}").items()}
-    return {where: value}
-
-
-def assert_same_bits(one, other):
-    assert log(one) == log(other)
-    for folder in (BEST, LAST):
-        for name in ("model.safetensors", "config.json"):
-            assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes(), f"{folder}/{name}"
-    found, expected = (
-        leaves(torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)) for out in (one, other)
-    )
-    assert found.keys() == expected.keys()
-    for path, value in found.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, expected[path]), path
-        elif not path.endswith(TIMINGS):
-            assert value == expected[path], path
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +88,17 @@ def whole(cache, tmp_path_factory):
 
 RUNS = {
     "darht-pgd": CONFIG,
-    "darht-cached": changed(inner={"kind": "cached"}, kd_loss="mse", weights="row"),
+    "darht-cached": changed(inner={"kind": "cached"}, loss={**CONFIG.loss, "kd": "mse", "weights": "row"}),
     "rslad-pgd": changed(recipe="rslad"),
-    "at-plain": changed(recipe="at", student=dataclasses.replace(CONFIG.student, feature_map=False)),
+    "at-plain": changed(recipe="at", loss={"clean_share": 0.5}, student=PLAIN),
     "dropout": DROPOUT,
+    "darht-warm": changed(inner={"kind": "warm", "warm": WarmConfig(momentum=0.5, check_rows=16)}),
+    "trades-warm": changed(
+        recipe="trades",
+        student=PLAIN,
+        inner={"kind": "warm", "step": 16, "warm": WarmConfig(start="noise", check_rows=0)},
+    ),
+    "mc-dropout": changed(student=dataclasses.replace(CONFIG.student, mc_dropout=0.3, mc_samples=4)),
 }
 
 
@@ -125,22 +109,7 @@ def test_two_runs_give_the_same_bits(name, cache, whole, tmp_path):
     assert_same_bits(tmp_path / "again", whole(name, RUNS[name]))
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_after(count):
-    seen = []
-
-    def hook(*_):
-        seen.append(0)
-        if len(seen) == count:
-            raise Stopped
-
-    return hook
-
-
-@pytest.mark.parametrize("name", ["darht-pgd", "darht-cached", "dropout"])
+@pytest.mark.parametrize("name", ["darht-pgd", "darht-cached", "dropout", "darht-warm"])
 @pytest.mark.parametrize(
     "hook",
     [{"on_step": 1}, {"on_step": 3}, {"on_epoch": 2}, {"on_epoch": 3}],
@@ -165,7 +134,7 @@ def test_a_finished_run_is_not_trained_further(cache, whole, tmp_path):
     assert (first / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.parametrize("config", [CONFIG, DROPOUT], ids=["resnet18", "dropout"])
+@pytest.mark.parametrize("config", [CONFIG, DROPOUT, RUNS["mc-dropout"]], ids=["resnet18", "dropout", "mc-dropout"])
 def test_the_caller_s_generators_are_left_alone(config, cache, tmp_path):
     torch.manual_seed(123)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -182,11 +151,13 @@ def test_another_seed_gives_another_student(cache, whole, tmp_path):
 
 def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     steps, rows = [], []
-    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told), on_epoch=rows.append)
+    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]), on_epoch=rows.append)
     per_epoch = (100 - len(cache.manifest.holdout)) // 32
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    expected = ["epoch", "loss", "holdout_clean", "holdout_pgd", "lr", "images_per_second", "seconds"]
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("train_clean", "train_adversarial") if row[key])
+    expected = ["epoch", "loss", "train_clean", "train_adversarial", "lr", "images_per_second", "seconds"]
+    expected += ["holdout_clean", "holdout_pgd"]
     assert list(rows[0]) == expected
     assert (tmp_path / "log.csv").read_text().splitlines()[0] == ",".join(expected)
 
@@ -207,6 +178,9 @@ def test_what_a_run_leaves_behind(cache, whole):
     assert card.cache_root_hash == cache.root_hash
     assert card.epoch == 3
     assert card.classes == tuple("0123456789")
+    assert card.image_size == (8, 8)
+    assert "On rows held out of the *training* split" in (out / BEST / "README.md").read_text()
+    assert "| cnn | resnet18 | robust |" in (out / LAST / "README.md").read_text()
     assert card.selection == {key: log(out)[-1][key] for key in ("holdout_clean", "holdout_pgd")}
     run = json.loads((out / "run.json").read_text())
     assert (out / run["cache"]).resolve() == cache.folder.folder.resolve()
@@ -232,23 +206,32 @@ def test_best_is_the_epoch_with_the_best_held_out_pgd(name, whole):
 @pytest.mark.parametrize(
     ("scores", "best"), [([10, 30, 20], 2), ([30, 20, 10], 1), ([10, 10, 10], 3), ([0, 0, 0], 3), ([5, 9, 9], 3)]
 )
-def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
-    student, progress = make_student(CONFIG, data, cache.spec.data.classes), Progress()
-    optimizer = make_optimizer(student, CONFIG.optim)
-    for epoch, score in enumerate(scores, start=1):
-        row = {"epoch": epoch, "holdout_pgd": float(score)}
+def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
+    feed = open_feed(cache)
+    student = make_student(CONFIG, feed, cache.spec.data.classes)
+    run = Run(student, student, make_optimizer(student, CONFIG.optim), None)
+    for epoch, accuracy in enumerate(scores, start=1):
+        row = {"epoch": epoch, "holdout_pgd": float(accuracy)}
         card = StudentCard(
-            "resnet18", CONFIG.student.kwargs, ("cnn", "vit"), 10, student.preprocessing, (), "", {}, epoch
+            "resnet18",
+            CONFIG.student.kwargs,
+            ("cnn", "vit"),
+            10,
+            student.preprocessing,
+            (),
+            "",
+            to_plain(CONFIG),
+            epoch,
         )
         with torch.no_grad():
             student.head.bias.fill_(epoch)
-        save_epoch(tmp_path, student, optimizer, progress, row=row, card=card)
+        save_epoch(tmp_path, run, row=row, card=card)
+        run.load(tmp_path)
     for folder, epoch in ((BEST, best), (LAST, 3)):
         kept, card = load_student(tmp_path / folder, CPU)
         assert card.epoch == epoch
         assert kept.head.bias.unique().tolist() == [epoch]
-    assert (progress.epoch, progress.best) == (3, max(scores))
+    assert (run.progress.epoch, run.progress.best) == (3, max(scores))
 
 
 def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path):
@@ -261,24 +244,24 @@ def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path)
 def test_fewer_rows_than_a_batch_are_one_batch(plain_cache, tmp_path):
     steps = []
     config = changed(recipe="at", optim={"epochs": 2, "batch_size": 256})
-    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told))
+    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]))
     assert steps == [(1, 2, 40), (2, 2, 40)]
 
 
 def test_training_lowers_the_loss(cache, tmp_path):
-    config = changed(recipe="at", clean_share=1.0, optim={"epochs": 8, "schedule": "constant"})
+    config = changed(recipe="at", loss={"clean_share": 1.0}, optim={"epochs": 14, "schedule": "constant"})
     history = train(config, cache, tmp_path, device=CPU).history
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
 def test_the_holdout_is_never_trained_on(cache, tmp_path, monkeypatch):
-    seen, original = [], trainer.draw_step
+    seen, original = [], Examples.draw
 
-    def spy(student, data, rows, *rest, **options):
-        seen.extend(rows.tolist())
-        return original(student, data, rows, *rest, **options)
+    def spy(examples, student, data, at, **options):
+        seen.extend(data.rows[at].tolist())
+        return original(examples, student, data, at, **options)
 
-    monkeypatch.setattr(trainer, "draw_step", spy)
+    monkeypatch.setattr(Examples, "draw", spy)
     train(CONFIG, cache, tmp_path, device=CPU)
     holdout = set(cache.manifest.holdout)
     assert holdout
@@ -287,21 +270,21 @@ def test_the_holdout_is_never_trained_on(cache, tmp_path, monkeypatch):
     assert all(len(set(seen[k * per_epoch : (k + 1) * per_epoch])) == per_epoch for k in range(3))
 
 
-def test_holdout_scores_leave_the_student_in_its_mode(cache):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
-    student = make_student(CONFIG, data, cache.spec.data.classes).train()
-    scores = score_holdout(student, data, CONFIG, CPU)
+def test_scores_leave_the_student_in_its_mode(cache, open_feed):
+    feed, attack = open_feed(cache), CONFIG.inner.pgd()
+    student = make_student(CONFIG, feed, cache.spec.data.classes).train()
+    clean, robust = score(student, holdout_source(feed), attack, CPU, CONFIG.seed)
     assert student.training
-    assert scores == score_holdout(student.eval(), data, CONFIG, CPU)
-    assert 0 <= scores["holdout_pgd"] <= scores["holdout_clean"] <= 100
+    assert score(student.eval(), holdout_source(feed), attack, CPU, CONFIG.seed) == (clean, robust)
+    assert 0 <= robust <= clean <= 100
 
 
-def test_a_held_out_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
+def test_a_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch, open_feed):
+    feed = open_feed(cache)
     answers = iter([np.array([True, True, False, False]), np.array([True, False, True, False])])
-    monkeypatch.setattr(trainer, "correct_rows", lambda *_, **__: next(answers))
-    student = make_student(CONFIG, data, cache.spec.data.classes)
-    assert score_holdout(student, data, CONFIG, CPU) == {"holdout_clean": 50.0, "holdout_pgd": 25.0}
+    monkeypatch.setattr(setup, "correct_rows", lambda *_, **__: next(answers))
+    student = make_student(CONFIG, feed, cache.spec.data.classes)
+    assert score(student, holdout_source(feed), PGD(), CPU, 0) == (50.0, 25.0)
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -334,12 +317,12 @@ def test_a_folder_with_other_things_is_refused(cache, tmp_path):
 
 
 def test_cached_needs_stored_perturbations(plain_cache, tmp_path):
-    with pytest.raises(ConfigError, match=r"inner: cached needs stored perturbations.*use inner: pgd"):
+    with pytest.raises(ConfigError, match=r"inner: cached needs stored perturbations.*use inner.kind: pgd"):
         train(changed(inner={"kind": "cached"}), plain_cache, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"recipe": "darht"}, {"recipe": "rslad", "clean_share": 1.0}])
+@pytest.mark.parametrize("changes", [{"recipe": "darht"}, {"recipe": "rslad"}, {"recipe": "ard"}])
 def test_vanilla_teachers_alone_do_not_supervise_adversarial_images(plain_cache, tmp_path, changes):
     with pytest.raises(ConfigError, match="needs a robust teacher on adversarial images"):
         train(changed(**changes), plain_cache, tmp_path / "run", device=CPU)
@@ -365,9 +348,105 @@ def test_rslad_needs_a_robust_teacher(plain_cache, tmp_path):
         train(changed(recipe="rslad"), plain_cache, tmp_path / "run", device=CPU)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inner": {"kind": "warm"}}, r"inner\.warm\.start: cached needs stored perturbations, .* has no attacks; use"),
+        ({"targets": "nearest"}, r"targets: nearest needs stored answers, .* has no attacks; use targets: clean"),
+        (
+            {"targets": "first-order"},
+            r"targets: first-order needs the Jacobian of every teacher, .* lacks cnn; ",
+        ),
+        ({"recipe": "mtard"}, r"recipe mtard needs a robust teacher on adversarial images"),
+        ({"recipe": "adaad"}, r"recipe adaad needs a robust teacher on adversarial images"),
+    ],
+)
+def test_what_a_recipe_needs_and_the_cache_lacks(plain_cache, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train(changed(**changes), plain_cache, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mtard_needs_a_vanilla_teacher(cache, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs a teacher whose role is vanilla on clean images; .* all robust"):
+        train(changed(recipe="mtard"), cache, tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize("changes", [{}, {"targets": "clean"}, {"targets": "nearest"}, {"inner": {"kind": "cached"}}])
+def test_igdm_needs_teachers_who_tell_two_points_apart(mixed_cache, tmp_path, changes):
+    config = changed(recipe="adaad", loss={"igdm": 20.0}, **changes)
+    with pytest.raises(ConfigError, match=r"loss\.igdm compares .* use targets: first-order or teachers: live"):
+        train(config, mixed_cache, tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize("recipe", ["kd", "at", "trades"])
+def test_recipes_that_vanilla_teachers_are_enough_for(plain_cache, tmp_path, recipe):
+    config = changed(recipe=recipe, optim={"epochs": 1}, inner={"steps": 1})
+    assert train(config, plain_cache, tmp_path / "run", device=CPU).epoch == 1
+
+
 def test_a_cache_beyond_the_budget_is_refused(cache, tmp_path):
     with pytest.raises(ConfigError, match="raise --memory"):
         train(CONFIG, cache, tmp_path / "run", device=CPU, memory_gib=1e-6)
+
+
+@pytest.fixture(scope="module")
+def streamed(fine_cache):
+    """A cache of 100 rows, and a budget that holds fewer, in GiB."""
+    cache = open_cache(fine_cache)
+    return cache, 0.9 * needed_bytes(cache, adversarial=True) / GIB
+
+
+STREAMED = changed(CONFIG, inner={"kind": "cached"}, optim={"epochs": 2, "batch_size": 8})
+
+
+def test_two_streamed_runs_and_one_that_was_killed_end_with_the_same_bits(streamed, tmp_path):
+    cache, budget = streamed
+    options = {"device": CPU, "memory_gib": budget}
+    train(STREAMED, cache, tmp_path / "one", **options)
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["feed"].startswith("cache: ")
+    assert "streamed" in json.loads((tmp_path / "one" / "run.json").read_text())["feed"]
+    train(STREAMED, cache, tmp_path / "two", **options)
+    assert_same_bits(tmp_path / "one", tmp_path / "two")
+
+    def kill(step, total, images, tally):
+        if step == 15:  # of 22: in the middle of the second epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(STREAMED, cache, tmp_path / "killed", on_step=kill, **options)
+    train(STREAMED, cache, tmp_path / "killed", resume=True, **options)
+    assert_same_bits(tmp_path / "one", tmp_path / "killed")
+
+
+def test_a_streamed_run_from_an_export_has_the_bits_of_one_from_the_cache(streamed, tmp_path):
+    cache, budget = streamed
+    export_webdataset(cache, tmp_path / "out", "blocks")
+    pattern = f"{tmp_path}/out/shard-{{00000..00006}}.tar"
+    train(STREAMED, cache, tmp_path / "zarr", device=CPU, memory_gib=budget)
+    train(STREAMED, open_shards(pattern), tmp_path / "tar", device=CPU, memory_gib=budget)
+    assert_same_bits(tmp_path / "zarr", tmp_path / "tar")
+
+
+def test_a_streamed_run_goes_on_with_its_own_window_only(streamed, tmp_path):
+    cache, budget = streamed
+    config = changed(STREAMED, optim={"epochs": 1, "batch_size": 4})
+    train(config, cache, tmp_path, device=CPU, memory_gib=budget)
+    again = {"device": CPU, "resume": True}
+    with pytest.raises(SpecMismatchError, match="window_rows: "):
+        train(config, cache, tmp_path, memory_gib=0.7 * budget, **again)
+    with pytest.raises(SpecMismatchError, match="window_rows: "):
+        train(config, cache, tmp_path, memory_gib=1.0, **again)
+
+
+def test_where_the_rows_are_changes_neither_normalisation_nor_holdout(streamed):
+    cache, budget = streamed
+    found = []
+    for memory in (budget, 1.0):
+        with Feed(cache, feed_plan(STREAMED, cache, CPU, memory), seed=0, epochs=1) as feed:
+            student, held = make_student(STREAMED, feed, cache.spec.data.classes), holdout_source(feed)
+            found.append((student.preprocessing, held.images.tolist(), held.labels.tolist()))
+    assert found[0] == found[1]
 
 
 def test_a_network_that_does_not_take_the_images_is_refused(cache, tmp_path):
@@ -377,26 +456,36 @@ def test_a_network_that_does_not_take_the_images_is_refused(cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_asking_a_network_for_one_image_changes_nothing_in_it():
-    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(48, 2)).train()
-    check_pixels(net, torch.zeros(5, 3, 4, 4, dtype=torch.uint8), "net")
-    assert net.training
-    assert net[0].num_batches_tracked == 0
-    with pytest.raises(ModelError, match="net does not take images of 6x5 pixels"):
-        check_pixels(net, torch.zeros(5, 3, 5, 6, dtype=torch.uint8), "net")
-    assert net.training
-
-
 def test_normalisation_is_the_mean_and_deviation_of_the_pixels():
     images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = normalisation(images)
+    found = normalisation(level_counts(images))
     pixels = images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(found.mean, pixels.mean((0, 2, 3)), atol=5.1e-5)
     np.testing.assert_allclose(found.std, pixels.std((0, 2, 3)), atol=5.1e-5)
-    assert normalisation(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).std == (0.01, 0.01, 0.01)
+    assert normalisation(level_counts(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))).std == (0.01, 0.01, 0.01)
 
 
-def test_the_student_normalises_by_the_training_rows_alone(cache):
-    data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
-    student = make_student(CONFIG, data, cache.spec.data.classes)
-    assert student.preprocessing == normalisation(data.images[torch.from_numpy(data.training)])
+def test_the_student_normalises_by_the_training_rows_alone(cache, open_feed):
+    feed = open_feed(cache)
+    student = make_student(CONFIG, feed, cache.spec.data.classes)
+    images = torch.from_numpy(cache.read("image")[feed.training])
+    assert student.preprocessing == normalisation(level_counts(images))
+
+
+def test_clean_batches_alone_have_no_adversarial_accuracy(cache, tmp_path):
+    config = changed(recipe="at", loss={"clean_share": 1.0}, optim={"epochs": 1})
+    row = train(config, cache, tmp_path, device=CPU).history[0]
+    assert row["train_adversarial"] is None
+    assert 0 < row["train_clean"] <= 100
+    assert ",," in (tmp_path / "log.csv").read_text()
+
+
+def test_a_student_that_does_not_fold_is_refused_before_it_trains(cache, tmp_path):
+    config = changed(student=StudentConfig(arch="torchvision:squeezenet1_1"))
+    with pytest.raises(ModelError, match="puts ReLU after its classifier"):
+        train(config, cache, tmp_path / "run", device=CPU)
+
+
+def test_monte_carlo_dropout_is_part_of_the_student(cache, whole):
+    student, card = load_student(whole("mc-dropout", RUNS["mc-dropout"]) / BEST, CPU)
+    assert (card.mc_dropout, card.mc_samples) == (student.dropout.p, student.dropout.samples) == (0.3, 4)

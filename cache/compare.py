@@ -1,0 +1,53 @@
+"""How much numbers differ: of two caches, or of a cache and what is computed again."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ValueDiff:
+    """How the numbers of one array differ from others.
+
+    Attributes:
+        compared: answers, perturbations or values that were compared: rows times views where there are views.
+        largest: the largest absolute difference: of logits, in pixel levels for perturbations, else of the integers.
+        rows: share of rows with a difference.
+        values: share of values that differ.
+        argmax_flips: share of answers whose largest logit is another class's; None for what are no logits.
+    """
+
+    compared: int
+    largest: float
+    rows: float
+    values: float
+    argmax_flips: float | None
+
+
+def compare(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: float = 1.0) -> ValueDiff:
+    """Compare blocks of rows of one array, `[rows, ...]` in the same shapes.
+
+    Args:
+        name: of the array; logits and perturbations have views on their second axis.
+        pairs: the blocks, some rows at a time.
+        scale: what to multiply stored integers by: pixel levels for each unit of a perturbation.
+    """
+    logits, views = name.startswith("logits/"), name.startswith(("logits/", "delta/"))
+    rows = rows_off = values = values_off = answers = flips = 0
+    largest = 0.0
+    for one, other in pairs:
+        off = one != other
+        gap = np.abs(one.astype(np.float64) - other.astype(np.float64)) * scale
+        largest = max(largest, float(gap.max(initial=0.0)))
+        rows, rows_off = rows + len(one), rows_off + int(off.reshape(len(one), -1).any(1).sum())
+        values, values_off = values + off.size, values_off + int(off.sum())
+        answers += one.shape[0] * one.shape[1] if views else len(one)
+        flips += int((one.argmax(-1) != other.argmax(-1)).sum()) if logits else 0
+    return ValueDiff(
+        compared=answers,
+        largest=largest,
+        rows=rows_off / max(1, rows),
+        values=values_off / max(1, values),
+        argmax_flips=flips / max(1, answers) if logits else None,
+    )

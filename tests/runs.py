@@ -1,0 +1,75 @@
+"""Short training runs for tests: a recipe, an interruption at a chosen moment, and the comparison of two runs' bits."""
+
+import dataclasses
+import json
+
+import torch
+
+from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST
+from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+
+CPU = torch.device("cpu")
+TIMINGS = ("seconds", "images_per_second")
+CONFIG = TrainConfig(
+    student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
+    inner=InnerConfig(eps=32, step=8, steps=2),
+    optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, warmup=0.2, schedule="cosine", clip_norm=5.0),
+    loss={"phases": (0.2, 0.6)},
+    seed=7,
+)
+
+
+def changed(config=CONFIG, **changes):
+    """The recipe with changes, those of `optim` and `inner` given as dictionaries; another recipe drops its `loss`."""
+    if changes.get("recipe", config.recipe) != config.recipe:
+        changes.setdefault("loss", {})
+    nested = {
+        key: dataclasses.replace(getattr(config, key), **value) if isinstance(value, dict) and key != "loss" else value
+        for key, value in changes.items()
+    }
+    return dataclasses.replace(config, **nested)
+
+
+def log(out):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def leaves(value, where=""):
+    """Every tensor and number of a nested checkpoint, by its path."""
+    if isinstance(value, dict):
+        return {path: leaf for key, item in value.items() for path, leaf in leaves(item, f"{where}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {path: leaf for i, item in enumerate(value) for path, leaf in leaves(item, f"{where}/{i}").items()}
+    return {where: value}
+
+
+def assert_same_bits(one, other):
+    assert log(one) == log(other)
+    for folder in (BEST, LAST):
+        for name in ("model.safetensors", "config.json"):
+            assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes(), f"{folder}/{name}"
+    found, expected = (
+        leaves(torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)) for out in (one, other)
+    )
+    assert found.keys() == expected.keys()
+    for path, value in found.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, expected[path]), path
+        elif not path.endswith(TIMINGS):
+            assert value == expected[path], path
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(count):
+    seen = []
+
+    def hook(*_):
+        seen.append(0)
+        if len(seen) == count:
+            raise Stopped("stopped")
+
+    return hook

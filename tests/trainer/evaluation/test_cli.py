@@ -1,0 +1,136 @@
+"""`darht-eval` on the command line: what it prints, and the one line that a mistake is answered with."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from darht.core.nets import build
+from darht.trainer.evaluation import run as run_module
+from darht.trainer.evaluation.cli import evaluate
+from darht.trainer.evaluation.masking import check_masking
+
+SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(run_module, "_MASKING_IMAGES", dict.fromkeys(("quick", "standard", "full"), 5))
+    monkeypatch.setattr(run_module, "check_masking", lambda m, rows, queries: check_masking(m, rows, queries=20))
+
+
+def call(*arguments):
+    return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(*arguments):
+    result = call(*arguments)
+    assert isinstance(result.exception, SystemExit), result.exception  # no traceback
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("error: ") and result.stdout == ""
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "net.pt"
+    torch.save(build("resnet18", 10, json.loads(SMALL)).state_dict(), path)
+    return path
+
+
+def test_a_run(runs):
+    result = succeed(runs / "pgd", "--limit", 40, "--device", "cpu")
+    for part in ("clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case", "noise is weaker"):
+        assert part in result.stdout
+    assert "inner: pgd, 1 steps on the student" in result.stdout
+    assert f"written to {runs / 'pgd' / 'eval.json'}, .md, .npz and {runs / 'pgd' / 'report.html'}" in result.stdout
+    assert "alive" in result.stderr
+
+
+def test_the_word_measure_may_be_said_or_not(runs, tmp_path):
+    words = (runs / "pgd", "--limit", 40, "--device", "cpu", "--no-transfer", "--out", tmp_path)
+    assert succeed("measure", *words).stdout == succeed(*words).stdout
+    assert "transfer" not in (tmp_path / "eval.md").read_text().split("Left out")[0].split("inner")[0]
+
+
+def test_best_and_last(runs):
+    result = succeed(runs / "pgd", "--limit", 40, "--device", "cpu", "--no-transfer", "--which", "both")
+    assert "eval.json" in result.stdout and "eval-last.json" in result.stdout
+    assert json.loads((runs / "pgd" / "eval-last.json").read_text())["which"] == "last"
+
+
+def test_plain_weights(weights, tmp_path):
+    words = ("--arch", "resnet18", "--kwargs", SMALL, "--data", "digits", "--limit", 40, "--eps", "8/255")
+    more = ("--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--device", "cpu", "--out", tmp_path / "e")
+    succeed(weights, *words, *more)
+    record = json.loads((tmp_path / "e" / "eval.json").read_text())
+    assert record["model"]["kind"] == "weights" and record["threat"]["eps"] == 8
+    assert record["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_two_runs_are_compared(runs, tmp_path):
+    for kind in ("pgd", "cached"):
+        succeed(runs / kind, "--limit", 40, "--device", "cpu", "--no-transfer")
+    result = succeed("compare", runs / "pgd", runs / "cached", "--out", tmp_path)
+    assert "pgd" in result.stdout and "cached" in result.stdout and "paired bootstrap" in result.stdout
+    assert (tmp_path / "compare.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("nowhere",), "there is no 'nowhere'"),
+        (("{weights}",), "say with --arch"),
+        (("{weights}", "--arch", "resnet18"), "give --data NAME"),
+        (("{weights}", "--arch", "resnet19", "--data", "digits"), "did you mean 'resnet18'?"),
+        (("{weights}", "--arch", "resnet18", "--data", "digits"), "does not fit the architecture"),
+        (("{weights}", "--arch", "resnet18", "--data", "digits", "--kwargs", "{{"), "--kwargs must be JSON"),
+        (("{weights}", "--arch", "resnet18", "--data", "digits", "--kwargs", "[1]"), "--kwargs must be a JSON mapping"),
+        (("{weights}", "--arch", "resnet18", "--data", "digits", "--mean", "1,2"), "three numbers each"),
+        (("{weights}", "--arch", "resnet18", "--data", "digits", "--std", "a,b,c"), "numbers with commas"),
+        (("{run}", "--teacher", "cnn"), "--teacher reads NAME=FOLDER"),
+        (("{run}", "--eps", ".05"), "whole number of pixel levels"),
+        (("{run}", "--eps", "eight"), "epsilon reads 8, 8/255 or .031"),
+        (("{run}", "--norm", "l2"), "an L2 radius has no default"),
+        (("{run}", "--reference"), "add --attack autoattack or --tier standard"),
+        (("{run}", "--tier", "quick", "--attack", "autoattack"), "give one of them"),
+        (("{run}", "--shares", "0.1,2"), "shares of the training data lie in (0, 1]"),
+        (("{run}", "--limit", "100000"), "limit must be at most the number of rows"),
+        (("{run}", "--data", "cifar10"), "give the folder that holds them as root"),
+        (("{run}", "--data", "cifra10"), "source must be one of"),
+        (("{run}", "--surrogate", "nowhere", "--limit", "40"), "there is no 'nowhere'"),
+        (("python:frauds:missing", "--data", "digits"), "has no callable 'missing'"),
+        (("python:frauds", "--data", "digits"), "python:package.module:callable"),
+        (("timm:no_such_net", "--data", "digits"), "cannot be had with its published weights"),
+        (("compare", "{run}"), "at least two evaluations"),
+        (("compare", "nowhere", "{run}"), "is not an evaluation of this version"),
+    ],
+)
+def test_a_mistake(words, part, runs, weights):
+    places = {"weights": weights, "run": runs / "pgd"}
+    said = [word.format(**places) for word in words]
+    assert part in fail(*said, *(() if words[0] == "compare" else ("--device", "cpu")))
+
+
+def test_help_is_light_and_tells_the_forms():
+    code = (
+        "import sys, click.testing\n"
+        "from darht.trainer.evaluation.cli import evaluate\n"
+        "for words in (['--help'], ['measure', '--help'], ['compare', '--help']):\n"
+        "    result = click.testing.CliRunner().invoke(evaluate, words)\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
+        "print([name for name in ('torch', 'zarr', 'timm', 'scipy', 'sklearn', 'jinja2') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

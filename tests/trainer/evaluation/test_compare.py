@@ -1,0 +1,124 @@
+"""Evaluations side by side: sorted, with a paired bootstrap, and only of the same images."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import browser
+
+from darht.core.errors import CacheError, ConfigError
+from darht.core.stats import wilson
+from darht.trainer.evaluation.compare import compare_runs, paired_bootstrap
+
+
+def written(folder, name, alive, *, passed=True, eps=8.0, sha="a", over=("clean", "pgd-20")):
+    alive = np.asarray(alive, dtype=bool)
+    low, high = wilson(int(alive.sum()), len(alive))
+    record = {
+        "model": {"name": name},
+        "data": {"source": "digits", "split": "test", "rows": len(alive), "sha256": sha},
+        "threat": {"norm": "linf", "eps": eps},
+        "scores": [
+            {"name": "clean", "accuracy": 90.0},
+            {"name": "pgd-20", "accuracy": 60.0},
+            {"name": "check:noise", "accuracy": 80.0},
+            {"name": "worst case", "accuracy": 100 * alive.mean()},
+        ],
+        "robust_accuracy": {"interval95": [100 * low, 100 * high], "attack": {"over": list(over)}},
+        "masking": {"passed": passed},
+        "per_image": "eval.npz",
+    }
+    folder.mkdir()
+    (folder / "eval.json").write_text(json.dumps(record))
+    np.savez(
+        folder / "eval.npz",
+        attacks=np.array(["clean", "worst case"]),
+        right=np.stack([np.ones(len(alive)), alive]).astype(np.int8),
+    )
+    return folder
+
+
+@pytest.fixture
+def three(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.random(400) < 0.5
+    better = base | (rng.random(400) < 0.1)
+    same = base.copy()
+    same[:4] = ~same[:4]
+    return [
+        written(tmp_path / name, name, alive) for name, alive in (("base", base), ("better", better), ("same", same))
+    ]
+
+
+def test_the_most_robust_comes_first_and_differences_have_a_significance(three):
+    result = compare_runs(three)
+    assert result.rows[0].name == "better"
+    assert (result.rows[0].behind, result.rows[0].p) == (0.0, 1.0)
+    accuracies = [row.accuracies["worst case"] for row in result.rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    for row in result.rows[1:]:
+        assert row.behind == pytest.approx(accuracies[0] - row.accuracies["worst case"])
+        assert row.behind_interval[0] < row.behind < row.behind_interval[1]
+        assert row.p < 0.01
+    assert result.shared == ("pgd-20",)
+    assert compare_runs(three) == result
+
+
+def test_files_may_be_named_and_paths_tell_equal_names_apart(three, tmp_path):
+    twin = written(tmp_path / "twin", "base", [True] * 400)
+    result = compare_runs([three[0] / "eval.json", twin])
+    assert {row.name for row in result.rows} == {str(three[0] / "eval.json"), str(twin)}
+
+
+@pytest.mark.parametrize(("change", "part"), [({"eps": 4.0}, "differ in threat"), ({"sha": "b"}, "differ in data")])
+def test_only_the_same_images_in_the_same_ball(three, tmp_path, change, part):
+    with pytest.raises(ConfigError, match=part):
+        compare_runs([three[0], written(tmp_path / "other", "other", [True] * 400, **change)])
+
+
+def test_masking_and_other_attacks_are_told(three, tmp_path):
+    fraud = written(tmp_path / "fraud", "fraud", [True] * 400, passed=False, over=("clean", "pgd-20", "square"))
+    result = compare_runs([three[0], fraud])
+    assert "(masking!)" in result.cells()[0][-3]
+    assert "Not all ran the same attacks" in result.note
+
+
+def test_what_is_no_evaluation(three, tmp_path):
+    with pytest.raises(ConfigError, match="at least two evaluations; got 1"):
+        compare_runs(three[:1])
+    with pytest.raises(CacheError, match="is not an evaluation of this version"):
+        compare_runs([three[0], tmp_path / "nothing"])
+    (three[1] / "eval.json").write_text('{"schema_version": 1}')
+    with pytest.raises(CacheError, match="is not an evaluation of this version"):
+        compare_runs(three)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_bootstrap_keeps_its_bounds(pairs):
+    first, second = (np.array(side) for side in zip(*pairs, strict=True))
+    behind, (low, high), p = paired_bootstrap(first, second, resamples=500)
+    assert behind == pytest.approx(100 * (first.mean() - second.mean()))
+    assert low <= high and low >= -100 and high <= 100
+    assert 1 / 500 <= p <= 1
+    assert paired_bootstrap(second, first, resamples=500)[0] == pytest.approx(-behind)
+
+
+def test_pairing_sees_what_two_intervals_do_not():
+    rng = np.random.default_rng(1)
+    first = rng.random(1000) < 0.5
+    second = first.copy()
+    second[np.flatnonzero(first)[:15]] = False
+    _, (low, _), p = paired_bootstrap(first, second)
+    assert low > 0 and p < 0.001
+    a, b = (wilson(int(x.sum()), 1000) for x in (first, second))
+    assert a[0] < b[1]  # the unpaired intervals overlap
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_in_a_browser(three, tmp_path, width):
+    browser.require()
+    paths = compare_runs(three).save(tmp_path / "out")
+    assert [path.name for path in paths] == ["compare.json", "compare.md", "compare.html"]
+    assert browser.screenshot(paths[2], width, tmp_path / "out.png") == []

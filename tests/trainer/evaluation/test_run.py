@@ -1,0 +1,210 @@
+"""The evaluation of whole runs: what is found by itself, what is resumed, what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from darht.attacks import AutoAttack
+from darht.cache.reader import open_cache
+from darht.cache.source import load_source
+from darht.cache.teachers import Card, Preprocessing, save_teacher
+from darht.core.errors import CacheError, ConfigError
+from darht.core.nets import build
+from darht.trainer.evaluation import adaptive, calibration, subject
+from darht.trainer.evaluation import run as run_module
+from darht.trainer.evaluation.config import EvalConfig
+from darht.trainer.evaluation.run import evaluate
+from darht.trainer.evaluation.substitute import Substitution
+
+CPU = torch.device("cpu")
+TINY = AutoAttack(steps=3, queries=20)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(run_module, "_MASKING_IMAGES", dict.fromkeys(("quick", "standard", "full"), 10))
+    monkeypatch.setattr(adaptive, "STEPS", 2)
+    monkeypatch.setattr(calibration, "CORRUPTIONS", dict.fromkeys(("contrast", "jpeg")))
+
+
+def ask(run, **options):
+    told, out = [], options.pop("out", None)
+    config = EvalConfig(**{"limit": 40, "autoattack": TINY, "queries": (30, 50), **options})
+    report = evaluate(str(run), config, out=out, device=CPU, on_batch=lambda *batch: told.append(batch))
+    return report, told
+
+
+def names(report):
+    return [score.name for score in report.scores if not score.name.startswith("check:")]
+
+
+def test_a_run_is_measured_white_box_and_by_transfer_from_its_teachers(runs, tiny_cache):
+    report, _ = ask(runs / "pgd")
+    assert names(report) == ["clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case"]
+    assert report.record["threat"] == {"norm": "linf", "eps": 32}  # the radius trained for
+    assert all(report.scores[-1].correct <= score.correct for score in report.scores if score.count == 40)
+    data = json.loads(report.path.read_text())
+    assert report.path == runs / "pgd" / "eval.json"
+    assert data["schema_version"] == 2
+    assert (data["which"], data["epoch"], data["tier"]) == ("student", 1, "quick")
+    assert data["cache_root_hash"] == open_cache(tiny_cache).root_hash
+    assert data["recipe"]["inner"]["eps"] == 32
+    sha256 = load_source("digits", None, "test", limit=40).sha256
+    assert data["data"] == {"source": "digits", "split": "test", "rows": 40, "sha256": sha256}
+    assert data["note"] == report.note == "inner: pgd, 1 steps on the student, teachers quoted on the clean view"
+    assert data["folded"]["passed"] and data["folded"]["differing"] == 0
+
+
+def test_the_same_call_twice_writes_the_same_bytes_and_crafts_nothing(runs, monkeypatch):
+    first = ask(runs / "pgd", which="last")[0]
+    files = [first.path, first.path.with_suffix(".md"), first.path.with_suffix(".npz"), first.page]
+    assert [file.name for file in files] == ["eval-last.json", "eval-last.md", "eval-last.npz", "report-last.html"]
+    before = [file.read_bytes() for file in files]
+    monkeypatch.setattr("darht.attacks.engine.Engine.run", None)
+    ask(runs / "pgd", which="last")
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_killed_evaluation_goes_on(runs, tmp_path):
+    """Stopped after each of many batches in turn, it ends with what an undisturbed one finds."""
+    run = shutil.copytree(runs / "pgd", tmp_path / "run", ignore=shutil.ignore_patterns("eval*", "report*"))
+    (run / "run.json").write_text((runs / "pgd" / "run.json").read_text())
+    facts = json.loads((run / "run.json").read_text())
+    facts["cache"] = str((runs / "pgd" / facts["cache"]).resolve())
+    (run / "run.json").write_text(json.dumps(facts))
+    want = ask(run, out=tmp_path / "whole", tier="standard")[0]
+
+    class Killed(BaseException):
+        pass
+
+    def kill_after(batches):
+        left = [batches]
+
+        def on_batch(name, done, total, alive):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+
+        return on_batch
+
+    config = EvalConfig(limit=40, autoattack=TINY, queries=(30, 50), tier="standard")
+    for batches in (5, 30):
+        with pytest.raises(Killed):
+            evaluate(str(run), config, out=tmp_path / "parts", device=CPU, on_batch=kill_after(batches))
+    got = evaluate(str(run), config, out=tmp_path / "parts", device=CPU)
+    assert got.record == want.record
+    assert got.path.with_suffix(".npz").read_bytes() == want.path.with_suffix(".npz").read_bytes()
+
+
+def test_the_standard_tier_adds_autoattack_and_takes_all_images(runs):
+    report, _ = ask(runs / "pgd", tier="standard", teachers=None)
+    assert names(report) == ["clean", "fgsm", "pgd-20", "autoattack", "worst case"]
+    scores = {score.name: score for score in report.scores}
+    assert scores["worst case"].correct <= scores["autoattack"].correct <= scores["clean"].correct
+    assert scores["autoattack"].attack["by"] == "darht"
+
+
+def test_the_full_tier_runs_everything_or_says_why_not(runs):
+    shares = Substitution(shares=(0.02,), rounds=2, epochs=1, width=4)
+    report, _ = ask(runs / "pgd", tier="full", substitution=shares, surrogates=(str(runs / "cached" / "student"),))
+    found = set(names(report)) | set(report.record["left_out"])
+    for name in ("adaptive:z, ce", "adaptive:row cnn, dlr", "adaptive:all rows, ce", "adaptive:nearest row",
+                 "adaptive:ensemble of z and rows", "adaptive:kl away from teachers", "adaptive:apgd from cnn",
+                 "adaptive:saga", "square", "rays", "surrogate:cached/student", "substitute:2% of data"):  # fmt: skip
+        assert name in found
+    assert list(report.record["corruptions"]["accuracy"]) == ["contrast", "jpeg"]
+    assert {"square", "rays"} <= set(report.record["robust_accuracy"]["attack"]["over"])
+
+
+def test_a_teacher_is_evaluated_as_a_model_of_its_own(tiny_teachers, tmp_path):
+    report, _ = ask(tiny_teachers["cnn"], data="digits", eps=8, out=tmp_path, tier="full", teachers={},
+                    substitution=Substitution(shares=(0.02,), rounds=1, epochs=1, width=4))  # fmt: skip
+    assert report.record["model"]["kind"] == "teacher"
+    assert "not a student" in report.record["left_out"]["adaptive"]
+    assert report.path == tmp_path / "eval.json"
+
+
+def test_every_images_fate_is_kept(runs):
+    report, _ = ask(runs / "pgd", teachers=None)
+    held = np.load(report.path.with_suffix(".npz"))
+    attacks = held["attacks"].tolist()
+    assert attacks[0] == "clean" and attacks[-1] == "worst case"
+    right = held["right"]
+    assert right.shape == (len(attacks), 40) and set(np.unique(right)) <= {-1, 0, 1}
+    assert (right[-1] == 1).sum() == report.scores[-1].correct
+    assert ((held["adversarial"] == held["label"]) == (right[-1] == 1)).all()
+
+
+def test_quick_takes_a_thousand_images_and_every_class(monkeypatch):
+    source = load_source("digits", None, "test")
+    monkeypatch.setattr(subject, "QUICK_IMAGES", 50)
+    order = np.argsort(source.labels, kind="stable")
+    ordered = subject._first(
+        type(source)("digits", "test", source.images[order], source.labels[order], source.classes, ""), 50
+    )
+    assert len(ordered.images) == 50 and len(np.unique(ordered.labels)) == 10
+    assert subject._first(source, 50).sha256 == load_source("digits", None, "test", limit=50).sha256
+
+
+def test_a_model_trained_on_the_test_images_is_told(runs, tiny_cache, tmp_path):
+    from darht.trainer.evaluation.overlap import trained_on
+
+    cache = open_cache(tiny_cache)
+    train = load_source("digits", None, "train", limit=100)
+    assert trained_on(cache, train) == 100
+    part = type(train)("digits", "test", train.images[:7], train.labels[:7], train.classes, "")
+    assert trained_on(cache, part) == 7
+    assert trained_on(cache, load_source("digits", None, "test", limit=40)) < 3
+
+
+def test_a_teacher_can_be_given_by_folder(runs, tiny_teachers, tmp_path):
+    moved = shutil.copytree(tiny_teachers["vit"], tmp_path / "moved")
+    own = ask(runs / "pgd")[0].scores
+    assert ask(runs / "pgd", teachers={"vit": str(moved)})[0].scores == own
+
+
+def test_a_teacher_that_is_not_there_names_the_options(runs, tmp_path):
+    with pytest.raises(ConfigError, match=r"is not a teacher folder.*give --teacher NAME=FOLDER, or --no-transfer"):
+        ask(runs / "pgd", teachers={"cnn": str(tmp_path)})
+
+
+def test_a_teacher_of_other_classes_cannot_transfer(runs, tmp_path):
+    kwargs = {"width": 4}
+    save_teacher(
+        tmp_path, build("wrn-10-1", 4, kwargs), Card("wrn-10-1", 4, "", kwargs=kwargs, preprocessing=Preprocessing())
+    )
+    with pytest.raises(ConfigError, match="the student has 10 classes, teacher 'cnn' has 4"):
+        ask(runs / "pgd", teachers={"cnn": str(tmp_path)})
+
+
+def test_a_student_alone_does_not_say_what_data_it_belongs_to(runs):
+    with pytest.raises(ConfigError, match="give --data NAME"):
+        ask(runs / "pgd" / "student")
+
+
+def test_a_folder_that_is_nothing(tmp_path):
+    with pytest.raises(CacheError, match="is not a run"):
+        ask(tmp_path)
+
+
+def test_options_that_do_not_go_together():
+    with pytest.raises(ConfigError, match="add --attack autoattack or --tier standard"):
+        EvalConfig(reference=True)
+    with pytest.raises(ConfigError, match="an L2 radius has no default"):
+        EvalConfig(norm="l2")
+
+
+def test_l2_is_measured_and_says_what_it_cannot_do(runs, tmp_path):
+    report, _ = ask(runs / "pgd", norm="l2", eps=128.0, teachers=None, out=tmp_path)
+    assert report.record["threat"] == {"norm": "l2", "eps": 128.0}
+    assert report.scores[-1].attack["norm"] == "l2"
+
+
+def test_a_model_that_is_never_right_gets_a_report_too(sound, tmp_path):
+    report, _ = ask("python:frauds:never", data="digits", eps=8, tier="standard", out=tmp_path)
+    assert report.scores[-1].correct == 0
+    assert [check.name for check in report.masking.checks if not check.passed] == ["something to attack"]
+    assert "No image fell" in report.page.read_text()

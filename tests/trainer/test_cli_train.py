@@ -1,0 +1,149 @@
+"""`darht-train` as people use it: its options, Ctrl-C and going on, and the export of what came out."""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import typing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from darht.core.errors import DarhtError
+from darht.trainer import train as trainer
+from darht.trainer.cli import train
+from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+
+SETTINGS = ("student.kwargs.width=4", "student.kwargs.blocks=[1, 1, 1, 1]", "inner.steps=1", "optim.batch_size=32")
+
+
+def words(cache, out, *settings):
+    assignments = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return ["--shards", str(cache), "--out", str(out), *assignments, "--device", "cpu"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(train, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tiny_cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = call("run", *words(tiny_cache, out, "optim.epochs=2"))
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_a_run_leaves_logs_curves_and_students_behind(run):
+    names = {path.name for path in run.iterdir()} - {"tensorboard"}
+    assert names == {"student", "last", "run.json", "checkpoint.pt", "log.jsonl", "log.csv", "curves.png"}
+    for folder in ("student", "last"):  # best and last, each whole in the layout of the hub
+        assert {path.name for path in (run / folder).iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_both_words_and_none_mean_training(run, tiny_cache):
+    assert call(*words(tiny_cache, run, "optim.epochs=2"), "--resume").exit_code == 0
+    said = call("--out", run)
+    assert said.exit_code == 2 and "Missing option '--shards'" in said.stderr
+    help_text = call("--help").stdout
+    assert "--shards" in help_text and "export" in help_text
+
+
+@pytest.mark.parametrize(("kind", "file"), [("hub", "model.safetensors"), ("plain", "plain.safetensors")])
+def test_export_says_what_it_wrote(kind, file, run, tmp_path):
+    result = call("export", run, "--out", tmp_path / "out", "--format", kind, "--which", "last")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{tmp_path / 'out'}: {file}, config.json, README.md; ")
+    assert (tmp_path / "out" / file).is_file()
+    again = call("export", run, "--out", tmp_path / "out", "--format", kind)
+    assert again.exit_code == 2 and again.stderr.startswith("error: ") and "is not empty" in again.stderr
+
+
+def test_control_c_says_how_to_go_on(tiny_cache, tmp_path, monkeypatch):
+    out, descend, steps = tmp_path / "a run", trainer.take_step, []
+
+    def interrupted(*arguments):
+        steps.append(0)
+        if len(steps) == 3:  # in the second epoch of two steps each
+            raise KeyboardInterrupt
+        descend(*arguments)
+
+    monkeypatch.setattr(trainer, "take_step", interrupted)
+    stopped = call(*words(tiny_cache, out, "optim.epochs=3"))
+    monkeypatch.undo()
+    assert stopped.exit_code == 130
+    assert stopped.stdout == ""
+    last = stopped.stderr.strip().splitlines()[-2:]
+    assert last[0] == "stopped: 1 of 3 epochs are kept, nothing is half written"
+    assert last[1].startswith(f"go on with: darht-train --shards {tiny_cache} --out ")
+    again = shlex.split(last[1].removeprefix("go on with: "))
+    assert again[-1] == "--resume"
+    result = call(*again[1:])
+    assert result.exit_code == 0, result.output
+    assert "3 epochs" in result.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_real_interrupt_ends_with_130_and_leaves_nothing_half(tiny_cache, tmp_path):
+    code = "from darht.trainer.cli import train; train()"
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", code, *words(tiny_cache, out, "optim.epochs=100000")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if (out / "checkpoint.pt").is_file() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert "--resume" in told.strip().splitlines()[-1]
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+
+
+def options(cls, where=""):
+    """Every key of a recipe, as `--set` takes it."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        yield f"{where}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from options(hints[field.name], f"{where}{field.name}.")
+
+
+def test_no_option_lets_test_images_choose(run, tiny_cache, monkeypatch, tmp_path):
+    """Selection reads rows held out of the training split; there is no word for anything else."""
+    told = {name for parameter in train.commands["run"].params for name in parameter.opts}
+    assert told == {
+        "--shards",
+        "--out",
+        "--recipe",
+        "--set",
+        "--memory",
+        "--exclude",
+        "--resume",
+        "--teacher",
+        "--device",
+    }
+    keys = set(options(TrainConfig))
+    assert {f"optim.{field.name}" for field in dataclasses.fields(OptimConfig)} <= keys
+    assert {f"student.{field.name}" for field in dataclasses.fields(StudentConfig)} <= keys
+    assert {f"inner.{field.name}" for field in dataclasses.fields(InnerConfig)} <= keys
+    suspicious = ("test", "select", "best", "valid", "split", "eval", "data", "holdout")
+    assert [key for key in keys if any(word in key for word in suspicious)] == []
+
+    def refuse(*_, **__):
+        raise DarhtError("training loads no data source: it reads the cache alone")
+
+    import darht.cache.source
+
+    monkeypatch.setattr(darht.cache.source, "load_source", refuse)
+    assert call(*words(tiny_cache, tmp_path / "new", "optim.epochs=1")).exit_code == 0
+    spec = json.loads((Path(tiny_cache) / "spec.json").read_text())
+    assert spec["data"]["split"] == "train"

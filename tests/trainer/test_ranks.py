@@ -1,0 +1,159 @@
+"""Several processes that train one student, and what else a batch can be cut into."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from darht.cache.reader import open_cache
+from darht.trainer.checkpoint import CHECKPOINT, LAST, load_student
+from darht.trainer.config import (
+    AverageConfig,
+    ComputeConfig,
+    InnerConfig,
+    OptimConfig,
+    StudentConfig,
+    TrainConfig,
+    WarmConfig,
+)
+from darht.trainer.ranks import Ranks, join_ranks
+from darht.trainer.train import train
+
+CPU = torch.device("cpu")
+VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+CONFIG = TrainConfig(
+    recipe="at",
+    student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs=VIT, feature_map=False),
+    inner=InnerConfig(kind="warm", eps=32, steps=2, warm=WarmConfig(check_rows=0)),
+    optim=OptimConfig(epochs=2, batch_size=30, lr=0.05, schedule="constant"),
+)
+RUN = """
+    import sys
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    from darht.cache.reader import open_cache
+    from darht.core.config import load_mapping, parse
+    from darht.trainer.config import TrainConfig
+    from darht.trainer.train import train
+    config = parse(TrainConfig, load_mapping(Path(sys.argv[1])), "recipe")
+    train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=torch.device("cpu"))
+"""
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_student(out / LAST, CPU)[0].state_dict()
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / CHECKPOINT, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train(CONFIG, open_cache(tiny_cache), out, device=CPU)
+    return out
+
+
+def test_two_processes_train_the_student_of_one(tiny_cache: Path, alone: Path, tmp_path: Path):
+    from darht.core.config import canonical_json
+
+    (tmp_path / "recipe.yaml").write_text(canonical_json(CONFIG))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    arguments = [str(tmp_path / "recipe.yaml"), str(tiny_cache), str(tmp_path / "run")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(RUN), *arguments],
+            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for name, expected in weights(alone).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], expected, atol=2e-4, rtol=1e-3)
+    ours, theirs = state(tmp_path / "run"), state(alone)
+    assert torch.equal(ours["memory"]["seen"], theirs["memory"]["seen"])
+    same = (ours["memory"]["delta"] == theirs["memory"]["delta"]).float().mean()
+    assert same > 0.98  # a gradient within rounding of zero may have either sign
+
+
+def test_this_process_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks, at = join_ranks(CPU), torch.arange(7)
+    assert ranks == Ranks(0, 1) and ranks.first and torch.equal(ranks.part(at), at)
+    assert ranks.agree({"a": 1}) == {"a": 1}
+
+
+def test_the_parts_of_a_batch_are_the_batch():
+    at = torch.arange(11)
+    parts = [Ranks(rank, 4).part(at) for rank in range(4)]
+    assert torch.equal(torch.cat(parts), at) and {len(part) for part in parts} <= {2, 3}
+
+
+@pytest.mark.parametrize("parts", [2, 7, 64])
+def test_a_batch_cut_into_parts_gives_the_same_step(tiny_cache: Path, alone: Path, tmp_path: Path, parts: int):
+    config = dataclasses.replace(CONFIG, compute=ComputeConfig(accumulate=parts))
+    train(config, open_cache(tiny_cache), tmp_path / "run", device=CPU)
+    for name, expected in weights(alone).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], expected, atol=2e-4, rtol=1e-3)
+
+
+def test_bf16_trains_weights_in_float32(tiny_cache: Path, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, compute=ComputeConfig(precision="bf16", channels_last=True))
+    train(config, open_cache(tiny_cache), tmp_path / "run", device=CPU)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
+
+
+def kept_and_mean(config: TrainConfig, cache: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """What a run keeps, and its own weights after each epoch."""
+    own: list[dict] = []
+
+    def note(row: dict) -> None:
+        own.append({name: value.clone() for name, value in state(out)["student"].items()})
+
+    train(config, open_cache(cache), out, device=CPU, on_epoch=note)
+    return weights(out), own
+
+
+def test_swa_keeps_the_mean_over_epochs(tiny_cache: Path, tmp_path: Path):
+    optim = dataclasses.replace(CONFIG.optim, epochs=4)
+    config = dataclasses.replace(CONFIG, optim=optim, average=AverageConfig(kind="swa", start=0.5))
+    kept, own = kept_and_mean(config, tiny_cache, tmp_path / "run")
+    for name, value in kept.items():
+        expected = torch.stack([epoch[name] for epoch in own[1:]]).mean(0)  # the second epoch ends at one half
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_ema_follows_the_weights(tiny_cache: Path, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, average=AverageConfig(kind="ema", decay=0.5))
+    kept, own = kept_and_mean(config, tiny_cache, tmp_path / "run")
+    assert any(not torch.equal(kept[name], own[-1][name]) for name in kept)
+    near = dataclasses.replace(CONFIG, average=AverageConfig(kind="ema", decay=1e-6))
+    kept, own = kept_and_mean(near, tiny_cache, tmp_path / "near")
+    for name, value in kept.items():
+        torch.testing.assert_close(value, own[-1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_a_mean_survives_an_interruption(tiny_cache: Path, tmp_path: Path, kind: str):
+    config = dataclasses.replace(CONFIG, average=AverageConfig(kind=kind, decay=0.9, start=0.0))
+    train(config, open_cache(tiny_cache), tmp_path / "whole", device=CPU)
+
+    def stop(row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, open_cache(tiny_cache), tmp_path / "cut", device=CPU, on_epoch=stop)
+    train(config, open_cache(tiny_cache), tmp_path / "cut", device=CPU, resume=True)
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "cut")[name], value)

@@ -1,0 +1,158 @@
+"""Charts as inline SVG: they scale, print, follow the page's colours, and show their figures when pointed at."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+_W, _H = 520, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 14, 40
+
+
+def _frame(body: str, width: int = _W, height: int = _H, label: str = "") -> str:
+    most = round(1.15 * width)  # pixels that a chart may grow to, so that its letters stay the page's size
+    about = f'role="img" aria-label="{escape(label)}" style="max-width:{most}px"'
+    return f'<svg viewBox="0 0 {width} {height}" {about} xmlns="http://www.w3.org/2000/svg">{body}</svg>'
+
+
+def _y(per_cent: float) -> float:
+    return _TOP + (_H - _TOP - _BOTTOM) * (1 - per_cent / 100)
+
+
+def _axes(x_label: str) -> str:
+    lines = []
+    for tick in range(0, 101, 20):
+        y = _y(tick)
+        lines.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_W - _RIGHT}" y2="{y:.1f}"/>')
+        lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>')
+    middle = (_LEFT + _W - _RIGHT) / 2
+    lines.append(f'<text x="{middle:.1f}" y="{_H - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    return "".join(lines)
+
+
+def curve(points: Sequence[tuple[float, float, float, float]], mark: float) -> str:
+    """Accuracy over epsilon: (epsilon, per cent, low, high) with a band, and the evaluation's own radius marked.
+
+    The axis counts the radii, not their size: they double, and the small ones matter most.
+    """
+    if not points:
+        return ""
+    wide = _W - _RIGHT - _LEFT - 30
+    xs = [_LEFT + 15 + wide * (k / max(1, len(points) - 1)) for k in range(len(points))]
+    upper = [f"{x:.1f},{_y(p[3]):.1f}" for x, p in zip(xs, points, strict=True)]
+    lower = [f"{x:.1f},{_y(p[2]):.1f}" for x, p in zip(xs, points, strict=True)]
+    line = " ".join(f"{x:.1f},{_y(p[1]):.1f}" for x, p in zip(xs, points, strict=True))
+    body = [_axes("epsilon, pixel levels of 255 (%, PGD-20)")]
+    for x, (eps, value, low, high) in zip(xs, points, strict=True):
+        if eps == mark:
+            body.append(f'<line class="mark" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_y(0):.1f}"/>')
+        body.append(f'<text x="{x:.1f}" y="{_H - 22}" text-anchor="middle">{eps:g}</text>')
+        tip = f"epsilon {eps:g}: {value:.1f} % [{low:.1f}, {high:.1f}]"
+        body.append(f'<circle class="dot" cx="{x:.1f}" cy="{_y(value):.1f}" r="4.5"><title>{tip}</title></circle>')
+    band = f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/><polyline class="line" points="{line}"/>'
+    return _frame(body[0] + band + "".join(body[1:]), label="accuracy over epsilon")
+
+
+def class_bars(rows: Sequence[tuple[str, float, float]]) -> str:
+    """Clean and robust accuracy in per cent of each class: a bar within a bar."""
+    height, name_width = 24, 110
+    wide = _W - name_width - 60
+    body = []
+    for k, (name, clean, robust) in enumerate(rows):
+        y = k * height + 4
+        short = name if len(name) <= 16 else f"{name[:15]}\u2026"
+        body.append(
+            f'<text x="{name_width - 8}" y="{y + 13}" text-anchor="end">{escape(short)}</text>'
+            f'<rect class="soft" x="{name_width}" y="{y}" width="{wide * clean / 100:.1f}" height="17" rx="2"/>'
+            f'<rect class="bar" x="{name_width}" y="{y + 4}" width="{wide * robust / 100:.1f}" height="9" rx="2"/>'
+            f'<text x="{_W - 52}" y="{y + 13}">{robust:.0f} / {clean:.0f}</text>'
+            f'<rect class="hit" x="0" y="{y}" width="{_W}" height="{height}">'
+            f"<title>{escape(name)}: clean {clean:.1f} %, robust {robust:.1f} %</title></rect>"
+        )
+    return _frame("".join(body), _W, len(rows) * height + 6, "accuracy per class")
+
+
+def reliability(bins: Sequence[tuple[float, float, int]]) -> str:
+    """Accuracy over confidence: (confidence, accuracy, images), each in [0, 1], beside the diagonal."""
+    total = sum(count for _, _, count in bins)
+    wide = _W - _RIGHT - _LEFT
+    body = [_axes("confidence, % (area of a dot: images)")]
+    body.append(f'<line class="mark" x1="{_LEFT}" y1="{_y(0)}" x2="{_W - _RIGHT}" y2="{_y(100)}"/>')
+    points = [(_LEFT + wide * c, _y(100 * a)) for c, a, _ in bins]
+    body.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
+    for (x, y), (sure, right, count) in zip(points, bins, strict=True):
+        tip = f"{count} images: confidence {100 * sure:.1f} %, right {100 * right:.1f} %"
+        radius = 3 + 14 * (count / total) ** 0.5
+        body.append(f'<circle class="dot see" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{tip}</title></circle>')
+    for tick in range(0, 101, 20):
+        x = _LEFT + wide * tick / 100
+        body.append(f'<text x="{x:.1f}" y="{_H - 22}" text-anchor="middle">{tick}</text>')
+    return _frame("".join(body), label="reliability diagram")
+
+
+def matrix(values: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Counts as a heat map: a row for each clean answer, a column for each adversarial one."""
+    size, longest = 34, max(len(_short(name)) for name in names)
+    left, top = 20 + 7 * longest, 16 + 6 * longest
+    count, most = len(names), max(1, *(max(row) for row in values))
+    body = []
+    for j, name in enumerate(map(_short, names)):
+        x, y = left + j * size + size / 2, top + j * size + size / 2 + 4
+        body.append(
+            f'<text transform="translate({x + 4:.0f} {top - 6}) rotate(-55)">{escape(name)}</text>'
+            f'<text x="{left - 6}" y="{y:.0f}" text-anchor="end">{escape(name)}</text>'
+        )
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            x, y = left + j * size, top + i * size
+            shade = (value / most) ** 0.6
+            kind = "same" if i == j else "other"
+            tip = f"clean answer {names[i]}, under attack {names[j]}: {value} images"
+            ink = ' class="onfill"' if shade > 0.55 else ""
+            text = f'<text{ink} x="{x + size / 2}" y="{y + size / 2 + 4}" text-anchor="middle">{value}</text>'
+            body.append(
+                f'<g><rect class="{kind}" x="{x}" y="{y}" width="{size - 2}" height="{size - 2}" rx="3" '
+                f'fill-opacity="{0.06 + 0.94 * shade if value else 0.03:.3f}"/>{text if value else ""}'
+                f"<title>{escape(tip)}</title></g>"
+            )
+    return _frame("".join(body), left + count * size + 40, top + count * size + 4, "adversarial against clean answers")
+
+
+def surface(values: Sequence[Sequence[float]], eps: float) -> str:
+    """The mean margin over steps along the gradient (upwards) and along a random direction (to the right)."""
+    grid = np.asarray(values)
+    low, high = float(grid.min()), float(grid.max())
+    n, size, left, bottom = len(grid), 28, 46, 40
+    body = []
+    for i in range(n):
+        for j in range(n):
+            value = grid[n - 1 - i, j]
+            share = 0.0 if high <= low else (value - low) / (high - low)
+            up, right = (eps * (2 * k / (n - 1) - 1) for k in (n - 1 - i, j))
+            tip = f"gradient {up:+.1f}, random {right:+.1f} levels: margin {value:.3g}"
+            body.append(
+                f'<rect class="other" x="{left + j * size}" y="{8 + i * size}" width="{size}" height="{size}" '
+                f'fill-opacity="{0.05 + 0.95 * share:.3f}"><title>{tip}</title></rect>'
+            )
+    side = n * size
+    for text, y in ((f"+{eps:g}", 20), ("0", 8 + side / 2 + 4), (f"\u2212{eps:g}", 4 + side)):
+        body.append(f'<text x="{left - 6}" y="{y:.0f}" text-anchor="end">{text}</text>')
+    body.append(f'<text x="{left + side / 2:.0f}" y="{side + 26}" text-anchor="middle">random direction</text>')
+    body.append(
+        f'<text transform="translate(12 {8 + side / 2:.0f}) rotate(-90)" text-anchor="middle">along the gradient</text>'
+    )
+    return _frame("".join(body), left + side + 10, side + bottom, "loss surface")
+
+
+def picture(pixels: np.ndarray) -> str:
+    """An image uint8 `[3, H, W]` as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 11 else f"{name[:10]}\u2026"

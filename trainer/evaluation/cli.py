@@ -1,0 +1,230 @@
+"""The command line of evaluation: `darht-eval MODEL`, and `darht-eval compare RUN...`."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from darht.core.cli import Group
+from darht.core.errors import ConfigError, DarhtError
+
+_FOLDER = click.Path(path_type=Path)
+_SHOWN = 8  # bars on the screen; the full tier has dozens
+
+
+class _MeasureByDefault(Group):
+    """A group whose first word may be left out: `darht-eval RUN` is `darht-eval measure RUN`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command before anything that is not a command."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["measure", *args]
+        return super().parse_args(ctx, args)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar for each attack on stderr, with images alive and time left; a mistake wipes it away."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        try:
+            yield progress
+        except DarhtError:
+            progress.live.transient = True
+            raise
+
+
+@click.group(cls=_MeasureByDefault)
+def evaluate() -> None:
+    """Measure how robust a model is, in a way that a reviewer would accept.
+
+    `darht-eval MODEL` is short for `darht-eval measure MODEL`; its options are told by `darht-eval measure --help`.
+    """
+
+
+def _model_options(function: Any) -> Any:
+    for option in (
+        click.option("--classes", type=click.IntRange(min=2), help="C of a foreign model; default: the data's."),
+        click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that a foreign network wants."),
+        click.option("--std", help="Per channel, of pixels in [0, 1], e.g. 0.25,0.24,0.26."),
+        click.option("--mean", help="Per channel, of pixels in [0, 1], e.g. 0.49,0.48,0.45."),
+        click.option("--kwargs", default="{}", help="JSON options of the architecture."),
+        click.option("--arch", help="The network that a file of weights belongs to: resnet18, wrn-D-W, timm:NAME ..."),
+    ):
+        function = option(function)
+    return function
+
+
+def _data_options(function: Any) -> Any:
+    for option in (
+        click.option("--limit", type=click.IntRange(min=1), help="The first N test rows only."),
+        click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
+        click.option("--image-size", type=click.IntRange(min=1), help="Side to which an imagefolder is cut."),
+        click.option("--root", type=_FOLDER, help="Where the data set lies, when not where the cache was built from."),
+        click.option("--data", help="digits, cifar10, ...; default: what the run's cache was built from."),
+    ):
+        function = option(function)
+    return function
+
+
+def _attack_options(function: Any) -> Any:
+    for option in (
+        click.option("--samples", default=16, show_default=True, type=click.IntRange(min=1),
+                     help="Draws that a random model's answer is the mean of."),
+        click.option("--shares", default="0.01,0.25,0.5,0.75,1", show_default=True,
+                     help="full: shares of the training data that a substitute's maker holds."),
+        click.option("--surrogate", "surrogates", multiple=True, help="An independent model to transfer from."),
+        click.option("--no-transfer", is_flag=True, help="Leave out the examples transferred from teachers."),
+        click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache lay."),
+        click.option("--corruptions", is_flag=True, help="Measure the 15 corruptions in any tier."),
+        click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (pyautoattack) instead of ours."),
+        click.option("--norm", default="linf", show_default=True, type=click.Choice(["linf", "l2"])),
+        click.option("--eps", help="Radius, 8 or 8/255; default: what the model was trained for, or 8."),
+        click.option("--attack", type=click.Choice(["quick", "autoattack"]), help="autoattack: --tier standard."),
+        click.option("--tier", type=click.Choice(["quick", "standard", "full"]), help=(
+            "quick: FGSM, PGD-20, transfer, masking checks on 1,000 images (default). standard: and AutoAttack, on all "
+            "test images. full: and adaptive and black-box attacks and corruptions.")),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@evaluate.command("measure")
+@click.argument("model")
+@_attack_options
+@_data_options
+@_model_options
+@click.option("--which", default="student", show_default=True, type=click.Choice(["student", "last", "both"]),
+              help="Of a run: best on held-out rows, the last epoch's, or both.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--out", type=_FOLDER, help="Folder of the report; default: the run, or eval-NAME here.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def measure(model: str, which: str, out: Path | None, device: str, **options: Any) -> None:
+    """Measure MODEL on a test split, and write eval.json, eval.md and report.html.
+
+    MODEL is a run, a student's or teacher's folder, a file of weights with --arch, timm:NAME, torchvision:NAME, or
+    python:module:callable that returns a model.
+    """
+    from darht.core.device import pick_device
+    from darht.trainer.evaluation.run import evaluate as run
+
+    where = pick_device(device)
+    for one in ("student", "last") if which == "both" else (which,):
+        config = _config(one, options)
+        with _progress() as progress:
+            tasks: dict[str, Any] = {}
+
+            def on_batch(
+                name: str, done: int, total: int, alive: int, progress: Progress = progress, tasks: Any = tasks
+            ) -> None:
+                if name not in tasks:
+                    tasks[name] = progress.add_task(name, total=total, note="")
+                    for old in list(tasks.values())[:-_SHOWN]:
+                        progress.update(old, visible=False)
+                progress.update(tasks[name], completed=done, note=f"images, {alive} alive")
+
+            report = run(model, config, out=out, device=where, on_batch=on_batch)
+        _print(report)
+
+
+def _config(which: str, options: dict[str, Any]) -> Any:
+    from darht.attacks import parse_eps
+    from darht.trainer.evaluation.config import EvalConfig
+    from darht.trainer.evaluation.substitute import Substitution
+    from darht.trainer.evaluation.target import ModelOptions
+
+    teachers = options["teachers"]
+    given = dict(item.split("=", 1) for item in teachers if "=" in item)
+    if len(given) != len(teachers):
+        raise ConfigError(f"--teacher reads NAME=FOLDER; got {', '.join(teachers)}")
+    if options["tier"] and options["attack"]:
+        raise ConfigError("--attack is an older name of --tier: give one of them")
+    tier: Any = options["tier"] or ("standard" if options["attack"] == "autoattack" else "quick")
+    return EvalConfig(
+        tier=tier,
+        which=which,
+        **{name: options[name] for name in ("data", "root", "image_size", "download", "limit", "norm", "seed")},
+        eps=None if options["eps"] is None else parse_eps(options["eps"]),
+        teachers=None if options["no_transfer"] else given,
+        **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
+        model=ModelOptions(options["arch"], _mapping(options["kwargs"]), _preprocessing(options), options["classes"]),
+        substitution=Substitution(shares=_numbers(options["shares"], "--shares")),
+    )
+
+
+def _preprocessing(options: dict[str, Any]) -> Any:
+    """None where nothing was said, so that a model may bring its own."""
+    from darht.cache.teachers import Preprocessing
+
+    if options["mean"] is options["std"] is options["resize"] is None:
+        return None
+    mean, std = (
+        _numbers(options[name] or default, f"--{name}") for name, default in (("mean", "0,0,0"), ("std", "1,1,1"))
+    )
+    if len(mean) != 3 or len(std) != 3:
+        raise ConfigError(f"--mean and --std must be three numbers each; got {options['mean']} and {options['std']}")
+    return Preprocessing(options["resize"], mean, std)
+
+
+def _numbers(text: str, what: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{what} reads numbers with commas between them; got '{text}'") from error
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--kwargs must be JSON, such as '{{\"width\": 16}}'; got {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"--kwargs must be a JSON mapping; got {text!r}")
+    return value
+
+
+def _print(report: Any) -> None:
+    from darht.trainer.evaluation.report import describe
+
+    console = Console()
+    table = Table("measured", "accuracy %", "95 % interval", "right of", "attack", header_style="bold")
+    for score in report.scores:
+        low, high = score.interval
+        interval, of = f"{low:.1f} - {high:.1f}", f"{score.correct} of {score.count}"
+        table.add_row(score.name, f"{score.accuracy:.1f}", interval, of, describe(score.attack))
+    console.print(table)
+    for check in report.masking.checks:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
+        console.print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {figures}", highlight=False, soft_wrap=True)
+    for text in report.record["warnings"]:
+        console.print(f"warning: {text}", highlight=False, soft_wrap=True)
+    written = f"written to {report.path}, .md, .npz and {report.page}"
+    console.print("\n".join(filter(None, (report.note, written))), highlight=False, soft_wrap=True)
+
+
+@evaluate.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--out", type=_FOLDER, help="Folder for compare.json, compare.md and compare.html.")
+def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
+    """Put evaluations side by side, the most robust first, with the significance of each difference.
+
+    RUN is a folder that holds eval.json, or such a file. All must have been asked about the same images.
+    """
+    from darht.trainer.evaluation.compare import compare_runs
+
+    result = compare_runs(runs, seed=seed)
+    console = Console()
+    table = Table("model", "clean %", "worst case %", "behind the first", "p", header_style="bold")
+    for name, clean, *_, worst, behind, p in result.cells():
+        table.add_row(name, clean, worst, behind, p)
+    console.print(table)
+    console.print(result.note, highlight=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"written to {', '.join(map(str, result.save(out)))}", highlight=False, soft_wrap=True)

@@ -1,0 +1,252 @@
+"""The one loop of an evaluation: run an attack on some images, batch by batch, and keep the books.
+
+An image is alive while it was answered rightly when clean and under everything that ran. Robust accuracy without more
+words is the share of images alive at the end.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from darht.attacks.engine import Engine
+from darht.attacks.oracle import NoGradientError
+from darht.attacks.slots import forward_all
+from darht.attacks.threat import Threat
+from darht.cache.source import Source
+from darht.core.rng import RowRng, borrowed_generator
+from darht.trainer.evaluate import Score
+from darht.trainer.evaluation.ledger import Arrays, Ledger
+
+Family = Literal["white-box", "transfer", "adaptive", "black-box", "check"]
+Craft = Callable[[Tensor, Tensor, RowRng], Tensor]
+OnBatch = Callable[[str, int, int, int], None]
+SHOWN = 12  # pictures in the report's gallery; a batch keeps so many of its examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One attack of an evaluation.
+
+    Attributes:
+        name: as it stands in the report.
+        family: which heading it stands under.
+        craft: pixels, labels and row generator to adversarial pixels, `[B, 3, H, W]`.
+        about: kind and parameters; with the seed and the rows they decide the result.
+        threat: the ball that the attack stays in.
+        stream: folded into the rows' random numbers; empty for the evaluation's own stream.
+    """
+
+    name: str
+    family: Family
+    craft: Craft
+    about: dict[str, Any]
+    threat: Threat
+    stream: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image that fell, for the gallery: its perturbation in pixel levels, how sure the model was of its error."""
+
+    row: int
+    attack: str
+    prediction: int
+    confidence: float
+    delta: np.ndarray
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """The state of an evaluation.
+
+    Attributes:
+        model: pixels to logits, in eval mode, frozen; already an `Expectation` when the target is random.
+        source: images and labels.
+        threat: the ball of the evaluation; an attack in a smaller ball counts as well.
+        device: where to compute.
+        seed: of everything random.
+        engine: how attacks run.
+        ledger: where results are kept.
+        random: the target draws random numbers; each batch is then seeded.
+        batch: images that are attacked, stored and told at a time.
+        on_batch: told attack, images done, images in all and images alive.
+    """
+
+    model: nn.Module
+    source: Source
+    threat: Threat
+    device: torch.device
+    seed: int = 0
+    engine: Engine = field(default_factory=Engine)
+    ledger: Ledger = field(default_factory=lambda: Ledger(None, {}))
+    random: bool = False
+    batch: int = 500
+    on_batch: OnBatch = lambda name, done, total, alive: None
+    logits: np.ndarray = field(init=False)
+    alive: np.ndarray = field(init=False)
+    adversarial: np.ndarray = field(init=False)
+    right: dict[str, np.ndarray] = field(default_factory=dict, init=False)
+    examples: dict[int, Example] = field(default_factory=dict, init=False)
+    scores: list[Score] = field(default_factory=list, init=False)
+    left_out: dict[str, str] = field(default_factory=dict, init=False)
+    ran: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        parts = [self._clean(rows) for rows in self._batches("clean", np.arange(self.count))]
+        self.logits = np.concatenate(parts)
+        self.alive = self.predictions == self.source.labels
+        self.adversarial = self.predictions.copy()
+        self.right["clean"] = self.alive.astype(np.int8)
+        self.scores.append(Score("clean", int(self.alive.sum()), self.count))
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.source.images)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The clean answers, int64 `[N]`."""
+        answers: np.ndarray = self.logits.argmax(1)
+        return answers
+
+    @property
+    def correct(self) -> np.ndarray:
+        """The images answered rightly when clean, as positions."""
+        return np.flatnonzero(self.predictions == self.source.labels)
+
+    def tensors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pixels in [0, 1] and labels of these images."""
+        x = torch.from_numpy(self.source.images[rows]).to(self.device).float() / 255
+        return x, torch.from_numpy(self.source.labels[rows]).to(self.device)
+
+    def answers(self, x: Tensor) -> Tensor:
+        """The model's logits `[B, C]`, with the same bits wherever a row stands."""
+        return forward_all([self.model], x, self.engine.slots)
+
+    def ask(self, step: Step, rows: np.ndarray, *, on: str, quiet: bool = False) -> np.ndarray:
+        """Run a step on these images; True where it was withstood, bool `[len(rows)]`.
+
+        Args:
+            step: the attack.
+            rows: positions of images that are right when clean.
+            on: which images these are, in words.
+            quiet: write no score: the caller makes one of several steps.
+        """
+        known = np.full(self.count, -1, dtype=np.int8)
+        if not len(rows):
+            self.left_out[step.name] = f"none of {on} is left"
+            return np.zeros(0, dtype=bool)
+        try:
+            for part in self._batches(step.name, rows):
+                self._book(step, part, self._attack(step, part), known)
+        except NoGradientError as error:
+            self.left_out[step.name] = str(error)
+            return np.ones(len(rows), dtype=bool)
+        if self._counts(step.threat):
+            self.ran.append(step.name)
+        if not quiet:
+            self.right[step.name] = known
+            self.scores.append(self._score(step, known, rows, on))
+        withstood: np.ndarray = known[rows] == 1
+        return withstood
+
+    def example_of(self, step: Step, rows: np.ndarray) -> Tensor:
+        """The step's adversarial pixels for a few images, computed now."""
+        x, y = self.tensors(rows)
+        with self.drawing(step.name, rows):
+            return step.craft(x, y, self.generator(step, rows))
+
+    def generator(self, step: Step, rows: np.ndarray) -> RowRng:
+        """The random numbers of these images under a step."""
+        stream = RowRng.create(self.seed, "evaluate", rows=torch.from_numpy(rows).to(self.device))
+        return stream.fold(*step.stream) if step.stream else stream
+
+    def finish(self) -> Score:
+        """The worst case over everything that ran; written after the other scores."""
+        about = {"over": ["clean", *self.ran], "eps": self.threat.eps, "norm": self.threat.norm, "seed": self.seed}
+        self.right["worst case"] = self.alive.astype(np.int8)
+        self.scores.append(Score("worst case", int(self.alive.sum()), self.count, about))
+        return self.scores[-1]
+
+    def _batches(self, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
+        done = 0
+        self.on_batch(name, 0, len(rows), len(rows) if name == "clean" else int(self.alive.sum()))
+        for start in range(0, len(rows), self.batch):
+            part = rows[start : start + self.batch]
+            yield part
+            done += len(part)
+            alive = int(self.alive.sum()) if name != "clean" else done
+            self.on_batch(name, done, len(rows), alive)
+
+    def _clean(self, rows: np.ndarray) -> np.ndarray:
+        def answer() -> Arrays:
+            with self.drawing("clean", rows):
+                return {"logits": self.answers(self.tensors(rows)[0]).cpu().numpy()}
+
+        return self.ledger.get("clean", self._facts({}, rows), answer)["logits"]
+
+    def _attack(self, step: Step, rows: np.ndarray) -> Arrays:
+        def attack() -> Arrays:
+            x, y = self.tensors(rows)
+            with self.drawing(step.name, rows):
+                x_adv = step.craft(x, y, self.generator(step, rows)).detach()
+                assert bool((step.threat.distance(x_adv, x) <= step.threat.radius * (1 + 1e-5) + 1e-7).all())
+                return _judged(self.answers(x_adv), y, x_adv - x)
+
+        facts = {**step.about, "ball": [step.threat.eps, step.threat.norm], "stream": list(map(str, step.stream))}
+        return self.ledger.get(step.name, self._facts(facts, rows), attack)
+
+    def _facts(self, about: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        return {"about": about, "rows": rows.tolist(), "seed": self.seed}
+
+    def _book(self, step: Step, rows: np.ndarray, found: Arrays, known: np.ndarray) -> None:
+        known[rows] = found["right"]
+        if not self._counts(step.threat):
+            return
+        for k, position in enumerate(found["top"]):
+            row, sure = int(rows[position]), float(found["confidence"][position])
+            if row not in self.examples or sure > self.examples[row].confidence:
+                made = found["delta"][k].astype(np.float32)
+                self.examples[row] = Example(row, step.name, int(found["prediction"][position]), sure, made)
+        fell = self.alive[rows] & ~found["right"]
+        self.adversarial[rows[fell]] = found["prediction"][fell]
+        self.alive[rows[fell]] = False
+
+    def _counts(self, ball: Threat) -> bool:
+        """Whether an example in this ball lies in the evaluation's as well."""
+        return ball.norm == self.threat.norm and ball.eps <= self.threat.eps
+
+    def _score(self, step: Step, known: np.ndarray, rows: np.ndarray, on: str) -> Score:
+        about = {**step.about, "seed": self.seed, "alive_after": int(self.alive.sum())}
+        everyone = np.array_equal(rows, self.correct)
+        count = self.count if everyone else len(rows)
+        return Score(step.name, int((known == 1).sum()), count, about, step.family, "all images" if everyone else on)
+
+    @contextmanager
+    def drawing(self, name: str, rows: np.ndarray) -> Iterator[None]:
+        """For a random model: the batch's own draws, whatever ran before it."""
+        if not self.random:
+            yield
+            return
+        with borrowed_generator(self.seed, "draws", name, int(rows[0]), len(rows)):
+            yield
+
+
+def _judged(logits: Tensor, y: Tensor, delta: Tensor) -> Arrays:
+    sure, prediction = logits.double().softmax(1).max(1)
+    right = prediction == y
+    order = torch.argsort(torch.where(right, -1.0, sure), descending=True, stable=True)[:SHOWN]
+    top = order[~right[order]]
+    return {
+        "right": right.cpu().numpy(),
+        "prediction": prediction.cpu().numpy().astype(np.int32),
+        "confidence": sure.cpu().numpy(),
+        "top": top.cpu().numpy(),
+        "delta": (delta[top] * 255).cpu().numpy().astype(np.float16),
+    }

@@ -1,0 +1,234 @@
+"""What is evaluated: a run, a student, a teacher, plain weights, a model of timm or torchvision, a Python callable.
+
+`find` tells what a name is, `load` makes a `Target` of it: pixels in [0, 1] at source size in, raw logits out.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from darht.cache.exported import open_shards
+from darht.cache.reader import Cache
+from darht.cache.teachers import CARD, Preprocessing, Teacher, fit_state, load_teacher, read_state
+from darht.core.config import to_plain
+from darht.core.errors import CacheError, ConfigError, ModelError
+from darht.core.nets import build
+from darht.trainer.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run
+from darht.trainer.evaluation.zoo import pretrained
+from darht.trainer.losses import RECIPES
+from darht.trainer.student import Student
+
+Kind = Literal["run", "student", "teacher", "weights", "timm", "torchvision", "python"]
+FORMS = "a run, a student's or teacher's folder, a weights file with --arch, timm:NAME, torchvision:NAME or python:M:F"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a foreign model is built.
+
+    Attributes:
+        arch: the architecture that a weights file belongs to.
+        kwargs: its options.
+        preprocessing: resize, mean and std; None for the model's own, or none.
+        classes: C; None for the class count of the data.
+    """
+
+    arch: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A model ready to be evaluated.
+
+    Attributes:
+        name: as a person would call it.
+        kind: what it was made from.
+        model: pixels to logits; frozen, in eval mode, on its device.
+        num_classes: C.
+        classes: their names; empty when unknown.
+        about: what `eval.json` says of it.
+        student: the unfolded student, where it is one.
+        card: the student's card.
+        cache: that a run was trained from.
+        eps: that it was trained for, pixel levels; None when unknown.
+        data: name of the data set that it belongs to; None when unknown.
+        origin: where data and teachers lay when the cache was built.
+        note: how its numbers may be read.
+    """
+
+    name: str
+    kind: Kind
+    model: nn.Module
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    student: Student | None = None
+    card: StudentCard | None = None
+    cache: Cache | None = None
+    eps: float | None = None
+    data: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and of what builds the network around them."""
+        digest = hashlib.sha256(repr([self.kind, type(self.model).__qualname__, self.about.get("arch")]).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def find(text: str, options: ModelOptions) -> Kind:
+    """What a name on the command line is.
+
+    Raises:
+        ConfigError, CacheError: it is nothing that can be evaluated, or lacks --arch.
+    """
+    prefix, _, rest = text.partition(":")
+    if rest and prefix in ("timm", "torchvision", "python"):
+        return prefix  # type: ignore[return-value]  # one of the three literals
+    path = Path(text)
+    files: dict[str, Kind] = {RUN: "run", CARD: "teacher", CONFIG: "student"}
+    for file, kind in files.items():
+        if (path / file).is_file():
+            return kind
+    if path.is_dir():
+        raise CacheError(f"{path} is not a run: it holds none of {', '.join(files)}; give {FORMS}")
+    if not path.is_file():
+        raise ConfigError(f"there is no '{text}': give {FORMS}")
+    if options.arch is None:
+        raise ConfigError(f"{path} is a file of weights: say with --arch what network they belong to, e.g. resnet18")
+    return "weights"
+
+
+def load(text: str, options: ModelOptions, device: torch.device, *, which: str = BEST, classes: int = 0) -> Target:
+    """Load what a name stands for; `classes` is the class count of the data, which foreign models are built with.
+
+    Raises:
+        ConfigError, ModelError, CacheError: it is not there, or does not fit.
+    """
+    kind = find(text, options)
+    if kind == "run":
+        return _run(Path(text), which, device)
+    if kind == "student":
+        return _student(Path(text), device)
+    if kind == "teacher":
+        return _teacher(Path(text), device)
+    count = options.classes or classes
+    if kind == "weights":
+        target = _weights(Path(text), options, count)
+    elif kind == "python":
+        target = _foreign(text, kind, build(text, count, options.kwargs), options.preprocessing, count)
+    else:
+        net, own, count = pretrained(text, options.kwargs)
+        target = _foreign(text, kind, net, options.preprocessing or own, count)
+    return replace(target, model=target.model.to(device).eval().requires_grad_(False))
+
+
+def _run(run: Path, which: str, device: torch.device) -> Target:
+    facts = read_run(run)
+    target = _student(run / which, device)
+    assert target.card is not None
+    cache = open_shards(facts["cache"] if "://" in facts["cache"] else (run / facts["cache"]).resolve())
+    if cache.root_hash != target.card.cache_root_hash:
+        raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
+    about = {**target.about, "which": which}
+    name = run.resolve().name + ("" if which == BEST else f" ({which})")
+    return replace(target, name=name, kind="run", cache=cache, origin=cache.origin(), about=about,
+                   data=cache.spec.data.source)  # fmt: skip
+
+
+def _student(folder: Path, device: torch.device) -> Target:
+    """The student is measured folded: map and head are one linear layer, so that the function is the same."""
+    student, card = load_student(folder, device)
+    about = {"arch": card.arch, "kwargs": card.kwargs, "cache_root_hash": card.cache_root_hash, "recipe": card.recipe,
+             "epoch": card.epoch, "map_rows": list(card.teachers)}  # fmt: skip
+    return Target(
+        name="/".join(folder.resolve().parts[-2:]), kind="student", model=student.fold().requires_grad_(False),
+        student=student, card=card, num_classes=card.num_classes, classes=tuple(card.classes), about=about,
+        eps=float(card.recipe["inner"]["eps"]), note=_note(card),
+    )  # fmt: skip
+
+
+def _teacher(folder: Path, device: torch.device) -> Target:
+    model, card = load_teacher(folder, device)
+    about = {"arch": card.arch, "kwargs": card.kwargs, "weights_sha256": card.weights_sha256, "training": card.training}
+    eps = card.training.get("eps")
+    return Target(
+        name=folder.resolve().name, kind="teacher", model=model, num_classes=card.num_classes, about=about,
+        eps=None if eps is None else float(eps), data=card.data.get("source"),
+    )  # fmt: skip
+
+
+def _weights(path: Path, options: ModelOptions, classes: int) -> Target:
+    assert options.arch is not None
+    net = build(options.arch, classes, options.kwargs)
+    fit_state(net, read_state(path, net.state_dict()), str(path))
+    return _foreign(f"{path.stem} ({options.arch})", "weights", net, options.preprocessing, classes, arch=options.arch)
+
+
+def _foreign(
+    name: str, kind: Kind, net: nn.Module, preprocessing: Preprocessing | None, classes: int, *, arch: str = ""
+) -> Target:
+    chosen = preprocessing or Preprocessing()
+    about = {"arch": arch or name, "preprocessing": to_plain(chosen)}
+    return Target(name=name, kind=kind, model=Teacher(net, chosen), num_classes=classes, about=about)
+
+
+def check_classes(target: Target, model: nn.Module, x: torch.Tensor, names: tuple[str, ...]) -> None:
+    """Refuse a model whose answers do not belong to the classes of the data; `x` is one image in [0, 1].
+
+    Raises:
+        ConfigError: class names or counts differ.
+        ModelError: the model returns something else than logits.
+    """
+    if target.classes and target.classes != names:
+        raise ConfigError(f"the test split has classes {names[:3]}..., the student {target.classes[:3]}...")
+    with torch.no_grad():
+        logits = model(x)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        what = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"{target.name} must return logits [B, C]; it returned {what}")
+    if logits.shape[1] != len(names):
+        raise ConfigError(f"{target.name} has {logits.shape[1]} classes, the data has {len(names)}")
+
+
+def _note(card: StudentCard) -> str:
+    """How the student was trained, as far as it matters for reading its figures."""
+    inner, recipe = card.recipe["inner"], card.recipe["recipe"]
+    examples = RECIPES[recipe].examples
+    if examples == "never":
+        return f"recipe {recipe} trains on clean images only: robust accuracy is shown beside it"
+    if inner["kind"] == "cached":
+        return (
+            "inner: cached trains on other networks' examples only: what it buys is transfer robustness; "
+            "white-box accuracy is shown beside it"
+        )
+    steps = "one step on the student from its row's last perturbation"
+    if inner["kind"] == "pgd":
+        steps = f"{inner['steps']} steps on the student"
+    return f"inner: {inner['kind']}, {steps}, {_asked(card)}"
+
+
+def _asked(card: StudentCard) -> str:
+    """Whom the student's examples were put to."""
+    recipe = RECIPES[card.recipe["recipe"]]
+    if recipe.listens == "none":
+        return "no teachers"
+    if card.recipe.get("teachers") == "live":
+        return "live teachers"
+    targets = (card.recipe.get("targets") or "clean") if recipe.asks else "clean"
+    return {
+        "clean": "teachers quoted on the clean view",
+        "nearest": "teachers quoted on the nearest stored example",
+        "first-order": "teachers estimated by their Jacobians",
+    }[targets]

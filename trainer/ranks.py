@@ -1,0 +1,80 @@
+"""Several processes that train one student (`torchrun`): each takes its part of every global batch.
+
+Weights, gradients and the rows' memory are the same everywhere after each step or epoch. So a run does not depend on
+how many processes there are, but for the order of float additions and for what is taken over a batch: the statistics of
+batch norm and weights by the batch (`darht` with `weights: batch`, `mtard`) are those of a process's part.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from darht.trainer.warm import WarmMemory
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run.
+
+    Attributes:
+        rank: its number.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that scores and writes."""
+        return self.rank == 0
+
+    def part(self, at: Tensor) -> Tensor:
+        """This process's rows of a global batch."""
+        return at.tensor_split(self.world)[self.rank]
+
+    def add_gradients(self, model: nn.Module) -> None:
+        """Sum gradients over the processes."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        self.total(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def share(self, model: nn.Module, memory: WarmMemory | None) -> None:
+        """After an epoch: buffers (batch norm) of the first process, and every process's part of the memory."""
+        if self.world == 1:
+            return
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+        if memory is not None:
+            memory.join(self.total)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def agree(self, value: object) -> object:
+        """What the first process has."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join_ranks(device: torch.device) -> Ranks:
+    """The processes that `torchrun` started, or this one alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or "RANK" not in os.environ:
+        return Ranks()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), world)
