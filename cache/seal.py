@@ -1,5 +1,6 @@
 """Seal a cache: check every unit, then write the manifest whose root hash is the cache's identity."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from darht.core.places import Location, Place, place
 from darht.core.rng import RowRng
 
 MANIFEST = "manifest.json"
+_READERS = 4  # shards in memory at a time: one with Jacobians has some 30 MB
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def seal(location: Location) -> Manifest:
     arrays = layouts(spec)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
     former = former_of(folder)
-    states = [unit_state(folder, array, shard, check_bytes=True, former=former) for array, shard in units]
+    with ThreadPoolExecutor(_READERS) as pool:  # reading and hashing release the interpreter's lock
+        states = list(pool.map(lambda unit: unit_state(folder, *unit, check_bytes=True, former=former), units))
     for state, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
         reasons = [reason for found, reason in states if found is state]
         if reasons:

@@ -302,16 +302,7 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         for name, attack in attacks.items()
         if attack.views > views
     ]
-    problems += [
-        f"jacobians names teacher '{name}', which is not there; teachers are {', '.join(config.teachers)}"
-        for name in config.jacobians
-        if name not in config.teachers
-    ]
-    problems += [
-        f"jacobians of '{name}' asks for {jacobian.classes} classes, there are {C}"
-        for name, jacobian in config.jacobians.items()
-        if (jacobian.classes or 1) > C
-    ]
+    problems += _jacobian_problems(config, C)
     if problems:
         raise ConfigError("; ".join(problems))
     return CacheSpec(
@@ -327,6 +318,19 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         precision=config.precision,
         seed=config.seed,
     )
+
+
+def _jacobian_problems(config: CacheConfig, classes: int) -> list[str]:
+    names = ", ".join(config.teachers)
+    return [
+        f"jacobians names teacher '{name}', which is not there; teachers are {names}"
+        for name in config.jacobians
+        if name not in config.teachers
+    ] + [
+        f"jacobians of '{name}' asks for {wanted.classes} classes, there are {classes}"
+        for name, wanted in config.jacobians.items()
+        if (wanted.classes or 1) > classes
+    ]
 
 
 def _view_spec(config: ViewConfig, count: int) -> ViewSpec:

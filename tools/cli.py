@@ -245,15 +245,7 @@ def select(location: str, student: Path | None, teachers: tuple[str, ...], devic
 @_teachers_option
 @_device_option
 def rows(
-    location: str,
-    out: Path | None,
-    kinds: str,
-    margin: float,
-    root: Path | None,
-    most: int,
-    picture: Path | None,
-    teachers: tuple[str, ...],
-    device: str,
+    location: str, out: Path | None, picture: Path | None, root: Path | None, teachers: tuple[str, ...], **options: Any
 ) -> None:
     """Rows that fool all, that one teacher alone gets right, with wrong labels, or repeated in the test split."""
     from darht.cache.exported import open_shards
@@ -268,14 +260,16 @@ def rows(
     if test is None:
         click.echo(f"duplicates are not looked for: {why}; give --root DIR", err=True)
     else:
-        loaded = _loaded(cache, teachers, device)
+        loaded = _loaded(cache, teachers, options["device"])
         logits = {name: ask(model, test) for name, model in loaded.teachers.items()}
         pairs = tuple(find_duplicates(cache, test, logits))
-    found = find_rows(cache, margin=margin, duplicates=pairs)
+    found = find_rows(cache, margin=options["margin"], duplicates=pairs)
     path, sheet = _beside(location, "rows.json", out), _beside(location, "rows.png", picture)
-    chosen = write_rows(cache, found, path, tuple(kind.strip() for kind in kinds.split(",") if kind.strip()))
+    chosen = write_rows(cache, found, path, tuple(kind.strip() for kind in options["kinds"].split(",") if kind.strip()))
     draw(cache, found, sheet, test)
-    _print(*row_tables(cache, found, most), f"{len(chosen)} rows for --exclude in {path}", f"gallery {sheet}")
+    _print(
+        *row_tables(cache, found, options["most"]), f"{len(chosen)} rows for --exclude in {path}", f"gallery {sheet}"
+    )
 
 
 @inspect.command(cls=Command)

@@ -161,21 +161,17 @@ def rank_sets(
     need_attacks(cache)
     if by == "student" and not student:
         raise ConfigError("--by student needs the student: give --student RUN, and teachers that can be loaded")
-    answers = read_answers(cache)
-    candidates = candidates_of(cache, answers, student or {})
+    candidates = candidates_of(cache, answers := read_answers(cache), student or {})
     refused = {c.name: why for c in candidates if (why := _refusal(c, min_clean, min_robust))}
     allowed = np.array([t for t, c in enumerate(candidates) if c.name not in refused], dtype=np.int64)
-    if not 2 <= size <= len(allowed):
-        said = "; ".join(f"{name}: {why}" for name, why in refused.items()) or "none is refused"
-        raise ConfigError(f"--size must lie in 2..{len(allowed)}, the teachers that may be taken ({said}); got {size}")
+    _check_size(size, len(allowed), refused)
     counts, fooled = fooling(answers)
     rates = _rates(counts.sum(2), fooled.sum(2))
     value = np.array([{"student": c.student, "entropy": c.entropy, "transfer": 0.0}[by] for c in candidates])
     exact = len(allowed) <= EXACT_TEACHERS
     sets = _all_sets(allowed, size) if exact else _greedy_sets(allowed, size, rates, value, by)
     costs = _costs(sets, rates) if by == "transfer" else -value[sets].mean(1)
-    order = np.argsort(costs, kind="stable")[:most]
-    draws = _resampled(counts, fooled)
+    order, draws = np.argsort(costs, kind="stable")[:most], _resampled(counts, fooled)
     best = tuple(_described(tuple(sets[i].tolist()), candidates, rates, draws) for i in order)
     return Ranking(
         candidates=candidates,
@@ -186,6 +182,12 @@ def rank_sets(
         exact=exact,
         warnings=_warnings(best[0], candidates),
     )
+
+
+def _check_size(size: int, allowed: int, refused: dict[str, str]) -> None:
+    if not 2 <= size <= allowed:
+        said = "; ".join(f"{name}: {why}" for name, why in refused.items()) or "none is refused"
+        raise ConfigError(f"--size must lie in 2..{allowed}, the teachers that may be taken ({said}); got {size}")
 
 
 def _refusal(candidate: Candidate, min_clean: float, min_robust: float) -> str:

@@ -153,35 +153,49 @@ def subspaces(
     attacks, dim = tuple(cache.spec.attacks), int(np.prod(cache.spec.data.image_shape))
     rows = sample_rows(cache, max(_SAMPLE_BYTES // (4 * dim), 4 * k), seed)
     _check_sizes(cache, k, neighbours, len(rows), dim)
-    spaces, A, labels = cache_spaces(cache), len(attacks), cache.read("label")[rows]
-    C, total = len(cache.spec.data.classes), A + A * (A - 1) // 2
-    bases, halves, by_class, ranks = [], [], [], []
-    energy = np.zeros((A, A), dtype=np.float32)
-    for a, name in enumerate(attacks):
-        vectors = take(cache, spaces[f"delta/{name}"], rows)
-        bases.append(top_directions(vectors, k))
-        halves.append(principal_angles(top_directions(vectors[::2], k), top_directions(vectors[1::2], k)))
-        by_class.append([_class_basis(vectors[labels == c], k) for c in range(C)])
-        ranks.append(effective_rank(vectors[:: -(-len(vectors) // _RANK_ROWS)]))
-        on_step(f"subspace of {name}", a + 1, total)
-    for a, name in enumerate(attacks):
-        energy[a] = inside(take(cache, spaces[f"delta/{name}"], rows), bases)
+    A = len(attacks)
     pairs = [(a, b) for a in range(A) for b in range(a + 1, A)]
+    total, bodies = A + len(pairs), []
+    for a, name in enumerate(attacks):
+        bodies.append(_body(cache, name, rows, k))
+        on_step(f"subspace of {name}", a + 1, total)
     mixed = {}
     for number, (a, b) in enumerate(pairs, start=A + 1):
         mixed[a, b] = _mix(cache, indexes, (attacks[a], attacks[b]), k=neighbours, seed=seed)
         on_step(f"neighbours of {attacks[a]} and {attacks[b]}", number, total)
+    spaces, bases = cache_spaces(cache), [body.basis for body in bodies]
     return Geometry(
         attacks=attacks,
         sources=tuple(attack.teacher for attack in cache.spec.attacks.values()),
         k=k,
         dim=dim,
         rows=len(rows),
-        angles=_all_angles(bases, halves),
-        class_angles=_all_class_angles(by_class),
-        energy=energy,
-        effective_rank=np.array(ranks, dtype=np.float32),
+        angles=_all_angles(bodies),
+        class_angles=_all_class_angles([body.by_class for body in bodies]),
+        energy=np.stack([inside(take(cache, spaces[f"delta/{name}"], rows), bases) for name in attacks]),
+        effective_rank=np.array([body.rank for body in bodies], dtype=np.float32),
         mixing=mixed,
+    )
+
+
+@dataclass(frozen=True)
+class _Body:
+    """One attack's subspace, overall and by class, the angles between its halves, and its effective rank."""
+
+    basis: Floats
+    by_class: list[Floats | None]
+    halves: Floats
+    rank: float
+
+
+def _body(cache: Cache, attack: str, rows: Ints, k: int) -> _Body:
+    vectors = take(cache, cache_spaces(cache)[f"delta/{attack}"], rows)
+    labels = cache.read("label")[rows]
+    return _Body(
+        basis=top_directions(vectors, k),
+        by_class=[_class_basis(vectors[labels == c], k) for c in range(len(cache.spec.data.classes))],
+        halves=principal_angles(top_directions(vectors[::2], k), top_directions(vectors[1::2], k)),
+        rank=effective_rank(vectors[:: -(-len(vectors) // _RANK_ROWS)]),
     )
 
 
@@ -204,13 +218,13 @@ def _class_basis(vectors: Floats, k: int) -> Floats | None:
     return top_directions(vectors, k) if len(vectors) >= 2 * k else None
 
 
-def _all_angles(bases: list[Floats], halves: list[Floats]) -> Floats:
-    A, k = len(bases), bases[0].shape[1]
+def _all_angles(bodies: list[_Body]) -> Floats:
+    A, k = len(bodies), bodies[0].basis.shape[1]
     angles = np.empty((A, A, k), dtype=np.float32)
     for a in range(A):
-        angles[a, a] = halves[a]
+        angles[a, a] = bodies[a].halves
         for b in range(a):
-            angles[a, b] = angles[b, a] = principal_angles(bases[a], bases[b])
+            angles[a, b] = angles[b, a] = principal_angles(bodies[a].basis, bodies[b].basis)
     return angles
 
 
