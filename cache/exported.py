@@ -9,7 +9,6 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,9 @@ from darht.cache.export import INDEX, Index, TarRecord
 from darht.cache.reader import Cache, open_cache
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.places import Location, Place, open_file, place
+from darht.core.places import Location, Place, open_file, place, sizes
 
 Arrays = dict[str, np.ndarray]
-_LOOKUPS = 16  # questions to an object store at a time
 _BROKEN = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError)
 
 
@@ -236,9 +234,7 @@ def _open_export(folder: Place) -> ExportedCache:
     rows = cache.arrays["label"]
     if [tar.rows for tar in index.tars] != [(rows.rows(k).start, rows.rows(k).stop) for k in range(rows.shards)]:
         raise CorruptError(f"{name} does not list one tar for each shard of rows; export again")
-    with ThreadPoolExecutor(_LOOKUPS) as pool:
-        sizes = list(pool.map(folder.size, [tar.path for tar in index.tars]))
-    for tar, size in zip(index.tars, sizes, strict=True):
+    for tar, size in zip(index.tars, sizes(folder, [tar.path for tar in index.tars]), strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(tar.path)} is missing: export the cache again")
         if size != tar.size:

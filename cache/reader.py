@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from darht.cache.spec import CacheSpec
 from darht.cache.store import Store, shard_key
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.places import LocalPlace, Location, Place, open_file, place
-
-_LOOKUPS = 16  # questions to an object store at a time
+from darht.core.places import LocalPlace, Location, Place, open_file, place, sizes
 
 
 class Cache:
@@ -165,9 +162,8 @@ def open_cache(location: Location) -> Cache:
     folder = place(location)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
-    with ThreadPoolExecutor(_LOOKUPS) as pool:  # one question per shard: behind a URL their times would add up
-        sizes = list(pool.map(folder.size, [shard.path for shard in manifest.shards]))
-    for shard, size in zip(manifest.shards, sizes, strict=True):
+    found = sizes(folder, [shard.path for shard in manifest.shards])
+    for shard, size in zip(manifest.shards, found, strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
         if size != shard.size:

@@ -14,7 +14,7 @@ import torch
 
 from darht.cache.commit import Commit, read_commit
 from darht.cache.compare import ValueDiff, compare
-from darht.cache.layout import ArrayLayout
+from darht.cache.layout import ArrayLayout, is_jacobian
 from darht.cache.reader import Cache
 from darht.cache.source import Source, load_source
 from darht.cache.spec import teacher_spec
@@ -57,14 +57,14 @@ class Recomputed:
 
         Args:
             logits: the largest difference of a logit.
-            values: the largest share of a perturbation's values.
+            values: the largest share of a perturbation's or a Jacobian's values.
         """
         found = []
         for name, diff in self.arrays.items():
-            if name.startswith("logits/"):
+            if name.startswith("logits/") and not is_jacobian(name):
                 if diff.largest > logits:
                     found.append(f"{name}: logits differ by up to {diff.largest:g}, tolerance {logits:g}")
-            elif name.startswith("delta/"):
+            elif name.startswith("delta/") or is_jacobian(name):
                 if diff.values > values:
                     found.append(
                         f"{name}: {100 * diff.values:.3g} % of the values differ, tolerance {100 * values:g} %"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from darht.attacks.exact import check_stored
 from darht.cache.commit import State, read_commit, unit_state
 from darht.cache.export import INDEX
 from darht.cache.exported import open_shards
@@ -14,7 +15,7 @@ from darht.cache.seal import read_manifest, read_spec
 from darht.cache.spec import CacheSpec
 from darht.cache.store import Store, shard_key
 from darht.cache.views import apply_views, view_table
-from darht.core.errors import CacheError
+from darht.core.errors import CacheError, DataError
 from darht.core.files import sha256_bytes
 from darht.core.places import Location, Place, place
 
@@ -122,14 +123,11 @@ class _Verifier:
     def deltas(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""
         threat = self.spec.attacks[array.name.removeprefix("delta/")].attack().threat
-        delta = torch.from_numpy(values).float() * float(array.attributes["scale"])
-        flat = delta.flatten(2)
-        sizes = flat.abs().amax(2) if threat.norm == "linf" else torch.linalg.vector_norm(flat, dim=2)
-        if float(sizes.max()) > threat.eps * (1 + 1e-6):
-            yield f"perturbations of up to {float(sizes.max()):g} levels, epsilon is {threat.eps:g}"
+        codes, unit = torch.from_numpy(values), float(array.attributes["scale"])
         images = torch.from_numpy(self.store.read(self.arrays["image"], rows))
         offsets = torch.from_numpy(self.store.read(self.arrays["views/offset"], slice(0, values.shape[1])))
         for view, offset in enumerate(offsets):
-            pixels = apply_views(images, offset.expand(len(images), 3)).float() + delta[:, view]
-            if float(pixels.min()) < -1e-3 or float(pixels.max()) > 255 + 1e-3:
-                yield f"adversarial pixels in {float(pixels.min()):g}..{float(pixels.max()):g} in view {view}"
+            try:
+                check_stored(codes[:, view], apply_views(images, offset.expand(len(images), 3)), threat, unit)
+            except DataError as error:
+                yield f"in view {view} {error}"

@@ -1,11 +1,27 @@
 """What every command line shares: a user's mistake becomes one line and an exit code, never a traceback."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from darht.core.errors import DarhtError
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Bars on stderr, with a field `note` for each; a mistake wipes them away, so that its one line stands alone."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        try:
+            yield progress
+        except DarhtError:
+            progress.live.transient = True
+            raise
 
 
 class Command(click.Command):

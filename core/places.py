@@ -8,7 +8,8 @@ import functools
 import io
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from darht.core.files import is_free, write_atomic
 _PUT_IS_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory")
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # no such file
 _TRIES, _FIRST_WAIT = 5, 0.2  # 0.2 + 0.4 + 0.8 + 1.6 s: a busy object store has answered by then, or will not soon
+_LOOKUPS = 16  # questions to an object store at a time
 T = TypeVar("T")
 
 
@@ -236,6 +238,12 @@ def place(location: Location) -> Place:
     found = RemotePlace(text.rstrip("/"))
     _file_system(found.url)
     return found
+
+
+def sizes(folder: Place, keys: Sequence[str]) -> list[int | None]:
+    """`size` of many files, several at a time: behind a URL the times of so many small questions would add up."""
+    with ThreadPoolExecutor(_LOOKUPS) as pool:
+        return list(pool.map(folder.size, keys))
 
 
 @functools.lru_cache

@@ -1,37 +1,22 @@
 """The command lines that train: each command is one library call."""
 
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from darht.core.cli import DefaultGroup, Group
-from darht.core.errors import ConfigError, DarhtError
+from darht.core.cli import DefaultGroup, Group, progress_bar
+from darht.core.errors import ConfigError
 from darht.trainer.evaluation.cli import evaluate
 
 __all__ = ["evaluate", "teacher", "train"]
 
 _FOLDER = click.Path(path_type=Path)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A progress bar on stderr that a mistake wipes away, so that its one line stands alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        try:
-            yield progress
-        except DarhtError:
-            progress.live.transient = True
-            raise
 
 
 def _json_option(text: str, what: str) -> dict[str, Any]:
@@ -123,7 +108,7 @@ def teacher_train(
         split: load_source(data, root, split, limit=rows, image_size=image_size, download=download)
         for split, rows in (("train", limit), ("test", test_limit))
     }
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("train", total=None, note="")
 
         def on_step(step: int, total: int, images: int, loss: float) -> None:

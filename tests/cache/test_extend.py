@@ -49,6 +49,10 @@ def views(config: dict[str, Any]) -> None:
     config["views"]["count"] = 7
 
 
+def jacobians(config: dict[str, Any]) -> None:
+    config["jacobians"] = {"cnn": {}}
+
+
 def more_views_and_an_attack(config: dict[str, Any]) -> None:
     views(config)
     attack(config)
@@ -57,6 +61,7 @@ def more_views_and_an_attack(config: dict[str, Any]) -> None:
 def everything(config: dict[str, Any]) -> None:
     teacher(config)
     attack(config)
+    jacobians(config)
     views(config)
     del config["views"]["count"]  # all of them
     config["attacks"]["pgd-vit"] = {**config["attacks"]["pgd-cnn"], "teacher": "vit", "views": 5}
@@ -66,6 +71,7 @@ GROWTHS = {
     "teacher": teacher,
     "attack": attack,
     "views": views,
+    "jacobians": jacobians,
     "views and attack": more_views_and_an_attack,
     "everything": everything,
 }
@@ -123,7 +129,7 @@ def cache(small_cache: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_cache, tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(("growth", "computed"), [("teacher", 4), ("attack", 4), ("views", 3), ("everything", 19)])
+@pytest.mark.parametrize(("growth", "computed"), [("teacher", 4), ("attack", 4), ("views", 3), ("everything", 25)])
 def test_an_extended_cache_is_the_one_built_at_once(growth, computed, cache, plan, at_once):
     larger = plan(GROWTHS[growth])
     grow(cache, larger.spec)
@@ -383,7 +389,7 @@ def test_the_command(cache, write, invoke, at_once, tmp_path):
     assert invoke("extend", cache, write(lambda c: c.update(seed=3))).exit_code == 2
     done = invoke("extend", cache, larger, "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert f"root hash {at_once('everything')}" in done.output and "19 units computed" in done.output
+    assert f"root hash {at_once('everything')}" in done.output and "25 units computed" in done.output
     assert "0 units computed" in invoke("extend", cache, larger, "--device", "cpu").output
     assert invoke("extend", tmp_path / "nothing", larger).exit_code == 2
     assert not (tmp_path / "nothing").exists()

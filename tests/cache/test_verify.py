@@ -10,20 +10,18 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from damage import DAMAGES, flip
+from reseal import reseal
 
 from darht.cache.build import build, plan_build
-from darht.cache.commit import State, read_commit, write_commit
+from darht.cache.commit import State
 from darht.cache.export import export_webdataset
 from darht.cache.exported import open_shards
-from darht.cache.layout import layouts
 from darht.cache.loader import TrainingSet, load_training_set
 from darht.cache.reader import open_cache
-from darht.cache.seal import read_spec, seal
+from darht.cache.seal import seal
 from darht.cache.status import read_status
-from darht.cache.store import Store
 from darht.cache.verify import verify
 from darht.core.errors import CacheError, CorruptError
-from darht.core.places import place
 from darht.trainer.cli import train
 
 CPU = torch.device("cpu")
@@ -131,18 +129,6 @@ def test_build_repairs_exactly_what_is_broken_and_the_root_hash_is_the_same(
         assert verify(copy) == []
 
 
-def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
-    """Change the numbers of the first unit of an array and make every hash fit them, as a broken writer would."""
-    array, store = layouts(read_spec(folder))[name], Store(folder)
-    values = store.read(array, array.rows(0)).copy()
-    change(values)
-    size, sha256 = store.write(array, 0, values)
-    commit = read_commit(place(folder), array, 0)
-    assert commit is not None
-    write_commit(place(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
-    seal(folder)
-
-
 def put(index: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], None]:
     def change(values: np.ndarray) -> None:
         values[index] = value
@@ -157,8 +143,12 @@ def put(index: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], No
         ("label", put(3, 10), "labels lie in 0..10, classes in 0..9"),
         ("views/offset", put((0, 1), 1), "view 0 is not the identity"),
         ("logits/vit/clean", put((2, 1, 0), np.nan), "logits that are not finite"),
-        ("delta/pgd-cnn", put((0, 0, 0, 0, 0), 33), "perturbations of up to 33 levels, epsilon is 32"),
-        ("delta/pgd-vit", put((0, 1, 0, 0, 0), -32), "adversarial pixels in -32"),
+        (
+            "delta/pgd-cnn",
+            put((0, 0, 0, 0, 0), 33),
+            "in view 0 1 rows leave the ball: up to 33.0000 levels",
+        ),
+        ("delta/pgd-vit", put((0, 1, 0, 0, 0), -32), "in view 1 1 rows leave the pixel range [0, 255]"),
     ],
 )
 def test_numbers_that_break_the_rules_are_found_although_every_hash_fits(

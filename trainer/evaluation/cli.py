@@ -1,46 +1,22 @@
 """The command line of evaluation: `darht-eval MODEL`, and `darht-eval compare RUN...`."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
-from darht.core.cli import Group
-from darht.core.errors import ConfigError, DarhtError
+from darht.core.cli import DefaultGroup, progress_bar
+from darht.core.errors import ConfigError
 
 _FOLDER = click.Path(path_type=Path)
 _SHOWN = 8  # bars on the screen; the full tier has dozens
 
 
-class _MeasureByDefault(Group):
-    """A group whose first word may be left out: `darht-eval RUN` is `darht-eval measure RUN`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command before anything that is not a command."""
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["measure", *args]
-        return super().parse_args(ctx, args)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar for each attack on stderr, with images alive and time left; a mistake wipes it away."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        try:
-            yield progress
-        except DarhtError:
-            progress.live.transient = True
-            raise
-
-
-@click.group(cls=_MeasureByDefault)
+@click.group(cls=DefaultGroup, default="measure")
 def evaluate() -> None:
     """Measure how robust a model is, in a way that a reviewer would accept.
 
@@ -117,7 +93,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
     where = pick_device(device)
     for one in ("student", "last") if which == "both" else (which,):
         config = _config(one, options)
-        with _progress() as progress:
+        with progress_bar() as progress:
             tasks: dict[str, Any] = {}
 
             def on_batch(

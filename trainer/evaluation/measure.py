@@ -156,12 +156,6 @@ class Measurement:
         withstood: np.ndarray = known[rows] == 1
         return withstood
 
-    def example_of(self, step: Step, rows: np.ndarray) -> Tensor:
-        """The step's adversarial pixels for a few images, computed now."""
-        x, y = self.tensors(rows)
-        with self.drawing(step.name, rows):
-            return step.craft(x, y, self.generator(step, rows))
-
     def generator(self, step: Step, rows: np.ndarray) -> RowRng:
         """The random numbers of these images under a step."""
         stream = RowRng.create(self.seed, "evaluate", rows=torch.from_numpy(rows).to(self.device))

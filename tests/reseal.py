@@ -1,0 +1,24 @@
+"""Caches whose numbers are wrong although every hash fits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from darht.cache.commit import read_commit, write_commit
+from darht.cache.layout import layouts
+from darht.cache.seal import read_spec, seal
+from darht.cache.store import Store
+from darht.core.places import place
+
+
+def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
+    """Change the numbers of the first unit of an array and make every hash fit them, as a broken writer would."""
+    array, store = layouts(read_spec(folder))[name], Store(folder)
+    values = store.read(array, array.rows(0)).copy()
+    change(values)
+    size, sha256 = store.write(array, 0, values)
+    commit = read_commit(place(folder), array, 0)
+    assert commit is not None
+    write_commit(place(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
+    seal(folder)
