@@ -1,11 +1,10 @@
 """What each way of training gives and costs: students of one size from the same images and teachers, several seeds.
 
-    python -m darht.tools.experiment recipes/cifar10-small.yaml --root DIR --out build/cifar10-small
-    python bench/quality.py --experiment build/cifar10-small --data DIR --out docs/benchmarks-quality.md
+    python bench/quality.py --data DIR --out docs/benchmarks-quality.md
 
-The first command makes three teachers of three families and a cache of their answers; the second adds two ResNets for a
-set of one family, and Jacobians to the cache; then it trains and judges every student. What is finished is not done
-again: a stopped run goes on, `--seeds 3` adds to what `--seeds 1` measured, and every student renews the page.
+Makes the three teachers of recipes/cifar10-small.yaml and two more ResNets for a set of one family, a cache for each
+set, and Jacobians; then it trains and judges every student. What is finished is not done again: a stopped run goes on,
+`--seeds 3` adds to what `--seeds 1` measured, and every student renews the page.
 """
 
 import argparse
@@ -95,54 +94,62 @@ def darht(command: str, *words: str) -> tuple[str, float]:
     return call(str(Path(sys.executable).parent / command), *words)
 
 
-def prepare(experiment: Path, data: Path, work: Path) -> dict[str, Any]:
-    """Two caches, `mixed` with Jacobians and `same`; what the Jacobians cost."""
-    known = work / "caches.json"
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """Two caches, `mixed` with Jacobians and `same`; what the Jacobians cost and how good the teachers are."""
+    known = options.work / "facts.json"
     if known.is_file():
         return json.loads(known.read_text())
-    spec = yaml.safe_load((experiment / "cache.yaml").read_text())
-    spec["teachers"] = {name: {"path": str(experiment.resolve() / "teachers" / name)} for name in spec["teachers"]}
-    plan = yaml.safe_load((HERE.parent / "recipes" / "cifar10-small.yaml").read_text())["teachers"]["resnet"]
-    facts = jacobians(experiment, spec, work)
-    same = {"resnet": spec["teachers"]["resnet"]}
+    plan = yaml.safe_load((HERE.parent / "recipes" / "cifar10-small.yaml").read_text())
+    teachers = plan["teachers"]
+    twin = teachers["resnet"]
     for seed in (1, 2):
-        folder = work / "teachers" / f"resnet-{seed}"
-        if not (folder / "card.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            settings = plan["set"] | {"optim.epochs": SAME, "seed": seed}
-            words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-            limits = ("--limit", str(spec["data"]["limit"]), "--test-limit", "1000")
-            own = ("--arch", plan["arch"], "--kwargs", json.dumps(plan["kwargs"]), "--algorithm", plan["algorithm"])
-            darht("darht-teacher", "train", "--data", "cifar10", "--root", str(data), *limits, *own, *words,
-                  "--out", str(folder))  # fmt: skip
-        same[folder.name] = {"path": str(folder.resolve())}
-    spec["teachers"] = same
-    del spec["attacks"]  # nothing of it is trained on
-    write(work / "same.yaml", spec)
-    darht("darht-cache", "build", str(work / "same.yaml"), "--out", str(work / "same"))
-    facts["teachers"] = {
-        name: next(iter(json.loads((Path(one["path"]) / "card.json").read_text())["accuracy"].values()))
-        for name, one in (mixed_teachers(experiment) | same).items()
-    }
+        settings = twin["set"] | {"optim.epochs": SAME, "seed": seed}
+        teachers[f"resnet-{seed}"] = twin | {"set": settings}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda name: teach(name, teachers[name], plan["data"], options), teachers))
+    data = {key: value for key, value in plan["data"].items() if key != "test_limit"}
+    spec = {"data": data | {"root": str(options.data.resolve())}, **plan["cache"]}
+    mixed = spec | {"teachers": {name: {"path": f"teachers/{name}"} for name in ("resnet", "vit", "bit")}}
+    same = spec | {"teachers": {name: {"path": f"teachers/{name}"} for name in ("resnet", "resnet-1", "resnet-2")}}
+    del same["attacks"]  # nothing of it is trained on
+    facts = jacobians(mixed, options.work)
+    build(same, options.work / "same")
+    cards = {name: json.loads((options.work / "teachers" / name / "teacher.json").read_text()) for name in teachers}
+    facts["teachers"] = {name: next(iter(card["accuracy"].values())) for name, card in cards.items()}
     write_atomic(known, json.dumps(facts).encode())
     return facts
 
 
-def mixed_teachers(experiment: Path) -> dict[str, dict[str, str]]:
-    names = yaml.safe_load((experiment / "cache.yaml").read_text())["teachers"]
-    return {name: {"path": str(experiment.resolve() / "teachers" / name)} for name in names}
-
-
-def jacobians(experiment: Path, spec: dict[str, Any], work: Path) -> dict[str, Any]:
-    """A copy of the experiment's cache, extended by Jacobians; bytes and CPU seconds."""
-    folder = work / "mixed"
+def teach(name: str, plan: dict[str, Any], data: dict[str, Any], options: argparse.Namespace) -> None:
+    """Train a teacher, unless that was done before."""
+    folder = options.work / "teachers" / name
+    if (folder / "teacher.json").is_file():
+        return
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(experiment / "cache", folder)
+    words = ["--data", "cifar10", "--root", str(options.data), "--limit", str(data["limit"]), "--test-limit", "1000"]
+    words += ["--arch", plan["arch"], "--kwargs", json.dumps(plan["kwargs"]), "--algorithm", plan["algorithm"]]
+    words += [word for key, value in plan["set"].items() for word in ("--set", f"{key}={value}")]
+    _, seconds = darht("darht-teacher", "train", *words, "--out", str(folder))
+    print(f"teacher {name}: {seconds:.0f} CPU s", flush=True)
+
+
+def build(spec: dict[str, Any], folder: Path) -> float:
+    """Build a cache beside its spec; CPU seconds."""
+    write(folder.with_suffix(".yaml"), spec)
+    return darht("darht-cache", "build", str(folder.with_suffix(".yaml")), "--out", str(folder))[1]
+
+
+def jacobians(spec: dict[str, Any], work: Path) -> dict[str, Any]:
+    """The cache of the mixed set, and what it costs to extend it by Jacobians."""
+    folder = work / "mixed"
+    built = build(spec, folder)
     before = size(folder)
     write(work / "mixed.yaml", spec | {"jacobians": {name: {} for name in spec["teachers"]}})
     _, seconds = darht("darht-cache", "extend", str(folder), str(work / "mixed.yaml"))
     rows = json.loads((folder / "manifest.json").read_text())["rows"]
-    return {"rows": rows, "bytes_before": before, "bytes": size(folder) - before, "seconds": seconds}
+    cost = {"bytes_before": before, "bytes": size(folder) - before, "build_seconds": built, "seconds": seconds}
+    print(f"cache: {built:.0f} CPU s, Jacobians: {seconds:.0f} CPU s", flush=True)
+    return {"rows": rows, **cost}
 
 
 def size(folder: Path) -> int:
@@ -192,7 +199,6 @@ def closeness(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", type=Path, default=Path("build/cifar10-small"))
     parser.add_argument("--data", type=Path, required=True, help="holds cifar-10-batches-py/")
     parser.add_argument("--work", type=Path, default=Path("build/bench/quality"))
     parser.add_argument("--out", type=Path)
@@ -202,10 +208,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="students trained at once, one thread each")
     parser.add_argument("--only", action="append", choices=list(VARIANTS))
     options = parser.parse_args()
-    if not (options.experiment / "cache" / "manifest.json").is_file():
-        raise SystemExit(f"{options.experiment} has no finished experiment: run the first command of --help")
     options.work.mkdir(parents=True, exist_ok=True)
-    facts, results = prepare(options.experiment, options.data, options.work), []
+    facts, results = prepare(options), []
     names = options.only or list(VARIANTS)
     jobs = [(name, seed) for seed in range(options.seeds) for name in names if seed < VARIANTS[name].seeds]
 
