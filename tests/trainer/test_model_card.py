@@ -26,6 +26,8 @@ TEACHERS = {
             "accuracy": {"cifar10 test": {"clean": 84.9, "pgd-20": 55.1, "eps": 8.0}}},
     "vit": {"role": "vanilla", "arch": "timm:vit"},
 }  # fmt: skip
+
+
 def measured(name, accuracy, count, attack=None, family="", on="all images", words=""):
     return {"name": name, "accuracy": accuracy, "interval95": [accuracy - 1, accuracy + 1], "count": count,
             "correct": round(accuracy * count / 100), "attack": attack or {}, "family": family, "on": on,

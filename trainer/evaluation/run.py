@@ -26,7 +26,7 @@ from darht.trainer.evaluation.measure import Measurement, OnBatch
 from darht.trainer.evaluation.overlap import trained_on
 from darht.trainer.evaluation.report import Report, write_report
 from darht.trainer.evaluation.subject import load_subject, load_surrogates, load_teachers, load_training_split
-from darht.trainer.evaluation.suite import run_autoattack, run_quick, run_reference
+from darht.trainer.evaluation.suite import check_reference, run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.target import Target
 from darht.trainer.model_card import write_model_card
 from darht.trainer.student import Student
@@ -57,6 +57,8 @@ def evaluate(
         CacheError, ModelError, DataError, ConfigError: something is not where it should be, or does not fit.
     """  # fmt: skip
     target, source = load_subject(text, config, device)
+    if config.reference:
+        check_reference(len(source.classes))
     ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
     teachers = load_teachers(target, config, device)
     surrogates = load_surrogates(config, len(source.classes), device)
