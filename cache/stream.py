@@ -111,18 +111,8 @@ def plan_feed(
             f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory"
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
-    return FeedPlan(
-        "streamed",
-        device,
-        adversarial,
-        jacobians,
-        batch,
-        needed,
-        budget,
-        per_window,
-        min(per_window * size, cache.rows),
-        threads,
-    )
+    rows = min(per_window * size, cache.rows)
+    return FeedPlan("streamed", device, adversarial, jacobians, batch, needed, budget, per_window, rows, threads)
 
 
 def _fits(device: torch.device, needed: int) -> bool:
