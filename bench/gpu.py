@@ -6,7 +6,7 @@
     python bench/gpu.py --smoke                                           every step in miniature on a CPU
 
 `recipes/cifar10-gpu.yaml` says what is trained; the steps are the commands that a person would type. What a step has
-finished stays: epochs of a student, units of the cache, attacked batches of an evaluation; a teacher that is stopped
+finished stays: steps of a student, units of the cache, attacked batches of an evaluation; a teacher that is stopped
 begins anew. Nothing of this has been run on a GPU yet.
 """
 
@@ -62,10 +62,6 @@ EPS = 64  # of the miniature: nothing survives to take Square's 5,000 queries
 STOPPED = 130  # as a command exits that Ctrl-C has stopped
 
 
-class OutOfTime(KeyboardInterrupt):
-    """The step's minutes are over; the tools take it for Ctrl-C."""
-
-
 def miniature(config: ExperimentConfig) -> ExperimentConfig:
     """The same steps on a handful of digits with tiny networks, float32, without compiling."""
     shorter = {
@@ -113,18 +109,19 @@ def steps_of(config: ExperimentConfig, out: Path, root: Path | None) -> dict[str
 
 @contextmanager
 def at_most(minutes: float) -> Iterator[None]:
-    """Raise OutOfTime in the block when the minutes are over; 0 for no limit."""
-
-    def ring(*_: object) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
+    """Press Ctrl-C in the block when the minutes are over, which the tools take at a safe point; 0 for no limit."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,  # also where a shell has started this in the background
+        signal.SIGALRM: lambda number, frame: signal.raise_signal(signal.SIGINT),
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_step(stage: Stage, minutes: float) -> bool:
@@ -136,7 +133,7 @@ def run_step(stage: Stage, minutes: float) -> bool:
     try:
         with at_most(minutes):
             PROGRAMS[stage.words[0]].main(list(stage.words[1:]), prog_name=stage.words[0], standalone_mode=False)
-    except (OutOfTime, KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):
         return False
     except SystemExit as end:
         if end.code == STOPPED:
