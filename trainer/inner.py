@@ -83,14 +83,15 @@ class _Draw:
 
     def clean(self, at: Tensor) -> Step:
         """A view of each row, and what every teacher said about exactly that view."""
-        return self._clean(at)[0]
+        return self._clean(at, ask=True)[0]
 
-    def _clean(self, at: Tensor) -> tuple[Step, Tensor]:
+    def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
+        """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
         data = self.data
         views = draw_choices(data.rows[at], len(data.offsets), self.config.seed, self.epoch, "view")
         x = apply_views(data.images[at], data.offsets[views]).float() / LEVELS
         targets = data.clean[at, views].float()
-        if self.examples.teachers:
+        if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
         supervises = data.robust.new_ones(len(at), len(data.robust))
@@ -99,11 +100,16 @@ class _Draw:
         return step, data.offsets[views]
 
     def adversarial(self, student: nn.Module, at: Tensor) -> Step:
-        """Stored adversarial images, or the student's own with what stands for the teachers' answers to them."""
+        """Stored adversarial images, or the student's own with what stands for the teachers' answers to them.
+
+        Live teachers are asked once, as in released code: about the examples, or about clean images by the recipes that
+        quote them on these.
+        """
         if self.config.inner.kind == "cached":
             return self._cached(at)
         data, rows = self.data, self.data.rows[at]
-        step, offsets = self._clean(at)
+        asks = self.examples.recipe.asks
+        step, offsets = self._clean(at, ask=not asks)
         step = step._replace(
             supervises=data.robust.expand(len(at), -1),
             answer=self._answer(at, offsets, step.clean, step.clean_targets),
@@ -116,6 +122,8 @@ class _Draw:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(CAREFUL_STEPS) if memory is not None else inner.pgd()
             step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
+        if not asks:
+            return step
         with torch.no_grad():
             return step._replace(targets=step.answer(step.x))
 
