@@ -19,7 +19,7 @@ SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(run_module, "_MASKING_IMAGES", dict.fromkeys(("quick", "standard", "full"), 5))
-    monkeypatch.setattr(run_module, "check_masking", lambda m, rows, queries: check_masking(m, rows, queries=20))
+    monkeypatch.setattr(run_module, "check_masking", lambda m, rows, **options: check_masking(m, rows, queries=20))
 
 
 def call(*arguments):
