@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from darht.cache.reader import Cache
 from darht.cache.source import Source
 from darht.cache.stream import Feed
+from darht.core.device import keep_memory
 from darht.core.errors import DarhtError
 from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
@@ -151,6 +152,7 @@ def train(
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     ranks, identity = join_ranks(device), run_identity(config, cache, plan)
+    keep_memory()
     if ranks.first:
         claim_run(out, identity, resume=resume)
     with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
