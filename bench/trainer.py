@@ -363,8 +363,9 @@ ResNet-18 as released. Live: whole steps of {arguments.batch} images, half of th
 the others, and every teacher asked once about each image; the teachers have random weights, the ViTs see images scaled
 to 224 pixels. A whole epoch is out of reach here: what is compared is the mean time per training image, which is what
 an epoch costs but for its number of images. From the cache: the loop's own steps above. Its cache was built with four
-tiny teachers: what training reads of a cache depends on their number alone. RSLAD attacks every batch and asks one teacher
-about the clean images; its `pgd:10` is the live step without the teacher, its `warm` has one step on the student.
+tiny teachers: what training reads of a cache depends on their number alone. RSLAD attacks every batch and asks one
+teacher about the clean images; its `pgd:10` is the live step without the teacher, its `warm` has one step on the
+student.
 
 {second}
 """
