@@ -167,8 +167,11 @@ def _load_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of an unusual pickle protocol: the file then loads or fails
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise ModelError(f"{path} does not load as plain weights (weights_only=True): {reason}") from error
+        # The first sentence: torch's others advise to load the file in a way that runs what is in it.
+        reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
+        raise ModelError(
+            f"{path} does not load as plain weights (weights_only=True): {reason}; save model.state_dict() alone"
+        ) from error
 
 
 def _open_containers(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from darht.core.stats import wilson
 
 OnBatch = Callable[[str, int], None]
 SCHEMA_VERSION = 2  # of `eval.json`
+NORMS = {"linf": "L-inf", "l2": "L2"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from darht.cache.teachers import read_card
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import write_atomic
 from darht.trainer.checkpoint import BEST, RUN, WEIGHTS, StudentCard, read_student_card
-from darht.trainer.evaluate import SCHEMA_VERSION
+from darht.trainer.evaluate import NORMS, SCHEMA_VERSION
 
 README = "README.md"
 TRANSFER_ONLY = (
@@ -174,7 +174,7 @@ def _evaluated(report: dict[str, Any]) -> str:
         f"Measured by darht-eval, tier `{report['tier']}`, on {data['rows']:,} images of the {data['split']} split of "
         f"{data['source']}. The epoch was chosen on rows of the cache, not on these images.",
         "",
-        f"Robust accuracy **{worst['accuracy']:.1f} %** [{low:.1f}, {high:.1f}] at {attack['norm']} "
+        f"Robust accuracy **{worst['accuracy']:.1f} %** [{low:.1f}, {high:.1f}] at {NORMS[attack['norm']]} "
         f"{attack['eps']:g}/255: the worst case per image over all {len(attack['over']) - 1} attacks. "
         f"Gradient masking: {masking}.",
         "",

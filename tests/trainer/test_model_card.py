@@ -109,7 +109,7 @@ def test_held_out_accuracies_are_called_what_they_are():
 def test_an_evaluation_takes_their_place():
     said = text(report=REPORT)
     assert "tier `full`, on 10,000 images of the test split of cifar10" in said
-    assert "**48.0 %** [47.0, 49.0] at linf 8/255: the worst case per image over all 3 attacks." in said
+    assert "**48.0 %** [47.0, 49.0] at L-inf 8/255: the worst case per image over all 3 attacks." in said
     assert "| clean | 81.3 | 80.3 - 82.3 | 8126 of 10000 | all images |  |" in said
     assert "| 5200 of 10000 | all images | L-inf 8/255, 20 steps, on the evaluated model |" in said
     assert "| square | 90.0 | 89.0 - 91.0 | 450 of 500 | those that withstood pgd-20 |" in said

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from darht.trainer.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from darht.trainer.evaluation.corruptions import CORRUPTIONS, FORM, SEVERITIES, corrupt
 from darht.trainer.evaluation.ledger import Arrays
 from darht.trainer.evaluation.measure import Measurement
 
@@ -70,9 +70,10 @@ def _right(m: Measurement, name: str, severity: int) -> np.ndarray:
         def ask(rows: np.ndarray = rows) -> Arrays:
             images = corrupt(m.source.images[rows], name, severity, rows=rows.tolist(), seed=m.seed)
             x = torch.from_numpy(np.ascontiguousarray(images)).to(m.device).float() / 255
-            return {"right": m.answers(x).argmax(1).cpu().numpy() == m.source.labels[rows]}
+            with m.drawing(f"corruption {name} {severity}", rows):
+                return {"right": m.answers(x).argmax(1).cpu().numpy() == m.source.labels[rows]}
 
-        facts = {"rows": rows.tolist(), "seed": m.seed, "severity": severity}
+        facts = {"rows": rows.tolist(), "seed": m.seed, "severity": severity, "form": FORM}
         parts.append(m.ledger.get(f"corruption {name} {severity}", facts, ask)["right"])
         m.on_batch(f"corruption: {name}", (severity - 1) * m.count + int(rows[-1]) + 1, 5 * m.count, int(m.alive.sum()))
     return np.concatenate(parts)

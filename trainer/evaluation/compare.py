@@ -17,8 +17,8 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError
 from darht.core.files import write_atomic
 from darht.core.rng import derive_seed
+from darht.trainer.evaluate import NORMS
 from darht.trainer.evaluation.page import render
-from darht.trainer.evaluation.report import NORMS
 
 RESAMPLES = 10_000
 WORST = "worst case"

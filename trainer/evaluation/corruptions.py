@@ -1,9 +1,9 @@
 """The 15 common corruptions at 5 severities (Hendrycks & Dietterich 2019, arXiv 1903.12261), made on the fly.
 
 The constants are those of CIFAR-10-C, for images of 32 pixels; lengths in pixels grow with the side elsewhere. Every
-image draws from its own generator, so that nothing depends on batches. Three things differ from the published files:
-motion blur is a Gaussian streak in bilinear steps (ImageMagick there), frost is drawn (photographs there), and elastic
-transform interpolates once (twice there).
+image draws from its own generator, so that nothing depends on batches. What differs from the published files: the
+random numbers, frost, which is drawn (pieces of photographs there), and rounding (fixed-point interpolation and 8-bit
+images between steps there).
 """
 
 import io
@@ -19,6 +19,7 @@ from darht.trainer.evaluation import weather
 from darht.trainer.evaluation.weather import Draw, Pixels, clipped_zoom, streak
 
 SEVERITIES = (1, 2, 3, 4, 5)
+FORM = 2  # of the corruptions; a change that moves pixels raises it, so that no older result is taken for a new one
 
 
 def corrupt(images: np.ndarray, name: str, severity: int, *, rows: Sequence[int], seed: int) -> np.ndarray:
@@ -119,7 +120,7 @@ def _contrast(x: Pixels, level: int, draw: Draw) -> Pixels:
 
 
 def _elastic(x: Pixels, level: int, draw: Draw) -> Pixels:
-    """A random affine map of three points, and a smooth random displacement."""
+    """A random affine map of three points, and then a smooth random displacement of what it gave."""
     strengths = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
     alpha, sigma, shake = (x.shape[1] * value for value in strengths[level])
     side, grid = x.shape[1:3], np.stack(np.meshgrid(*map(np.arange, x.shape[1:3]), indexing="ij"))
@@ -129,14 +130,19 @@ def _elastic(x: Pixels, level: int, draw: Draw) -> Pixels:
     for k, r in enumerate(draw.generators):
         moved = points + r.uniform(-shake, shake, size=points.shape)
         back = np.linalg.solve(np.c_[moved, np.ones(3)], points)  # [3, 2]: from the result's places to the image's
-        where = grid.astype(np.float64)
+        places = np.tensordot(back[:2].T, grid, 1) + back[2][:, None, None]
+        out[k] = _looked_up(x[k], places, "mirror")
         if alpha:
             noise = r.uniform(-1, 1, size=(2, *side))
-            where = where + alpha * ndimage.gaussian_filter(noise, (0, sigma, sigma), mode="reflect", truncate=3)
-        places = np.tensordot(back[:2].T, where, 1) + back[2][:, None, None]
-        for channel in range(3):
-            out[k, ..., channel] = ndimage.map_coordinates(x[k, ..., channel], places, order=1, mode="mirror")
+            push = alpha * ndimage.gaussian_filter(noise, (0, sigma, sigma), mode="reflect", truncate=3)
+            out[k] = _looked_up(out[k], grid + push, "reflect")
     return out
+
+
+def _looked_up(image: Pixels, places: Pixels, mode: str) -> Pixels:
+    """An image `[H, W, 3]` at fractional places `[2, H, W]`, bilinear."""
+    channels = [ndimage.map_coordinates(image[..., c], places, order=1, mode=mode) for c in range(image.shape[2])]
+    return np.stack(channels, axis=-1)
 
 
 def _by_pillow(x: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:

@@ -67,7 +67,8 @@ def evaluate(
 
     run_quick(m, teachers)
     queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
-    masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries)
+    dropout = target.card is not None and target.card.mc_dropout > 0
+    masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries, known_draws=dropout)
     if config.tier != "quick":
         suite = _sized(config.autoattack, ball, m.engine)
         (run_reference if config.reference else run_autoattack)(m, suite)
@@ -81,7 +82,7 @@ def evaluate(
     facts = {
         "tier": config.tier,
         "note": _note(target, config, teachers),
-        "warnings": _warnings(m, target),
+        "warnings": _warnings(m, target, config),
         "folded": _folded(m, target),
         "corruptions": corruptions,
     }
@@ -203,12 +204,12 @@ def _folded(m: Measurement, target: Target) -> dict[str, Any] | None:
     return {"passed": passed, "images": found.images, "differing": found.differing, "largest": found.largest}
 
 
-def _warnings(m: Measurement, target: Target) -> list[str]:
+def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
     found = []
     if is_probability(torch.from_numpy(m.logits)):
         found.append("the model returns probabilities: attacks need logits, remove the softmax")
     if m.random:
-        found.append("the model's output is random: attacked and judged as the mean of several draws")
+        found.append(f"the model's output is random: attacked and judged as the mean of {config.samples} draws")
     seen = 0 if target.cache is None else trained_on(target.cache, m.source)
     if seen > 0.01 * m.count:
         found.append(

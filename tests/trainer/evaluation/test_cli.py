@@ -19,7 +19,7 @@ SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(run_module, "_MASKING_IMAGES", dict.fromkeys(("quick", "standard", "full"), 5))
-    monkeypatch.setattr(run_module, "check_masking", lambda m, rows, queries: check_masking(m, rows, queries=20))
+    monkeypatch.setattr(run_module, "check_masking", lambda m, rows, **options: check_masking(m, rows, queries=20))
 
 
 def call(*arguments):
@@ -95,6 +95,7 @@ def test_two_runs_are_compared(runs, tmp_path):
         (("{weights}", "--arch", "resnet18"), "give --data NAME"),
         (("{weights}", "--arch", "resnet19", "--data", "digits"), "did you mean 'resnet18'?"),
         (("{weights}", "--arch", "resnet18", "--data", "digits"), "does not fit the architecture"),
+        (("{run}/run.json", "--arch", "resnet18", "--data", "digits"), "save model.state_dict() alone"),
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--kwargs", "{{"), "--kwargs must be JSON"),
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--kwargs", "[1]"), "--kwargs must be a JSON mapping"),
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--mean", "1,2"), "three numbers each"),
@@ -111,13 +112,17 @@ def test_two_runs_are_compared(runs, tmp_path):
         (("{run}", "--data", "cifra10"), "source must be one of"),
         (("{run}", "--surrogate", "nowhere", "--limit", "40"), "there is no 'nowhere'"),
         (("python:frauds:missing", "--data", "digits"), "has no callable 'missing'"),
+        (("python:frauds:greys", "--data", "digits"), "python:frauds:greys cannot be built"),
+        (("python:frauds:no_network", "--data", "digits"), "must return a torch.nn.Module; it returned Source"),
+        (("python:frauds:answers_in_words", "--data", "digits"), "must return logits [B, C]; it returned dict"),
+        (("{run}", "--eps", "0"), "epsilon must be a whole number of pixel levels"),
         (("python:frauds", "--data", "digits"), "python:package.module:callable"),
         (("timm:no_such_net", "--data", "digits"), "cannot be had with its published weights"),
         (("compare", "{run}"), "at least two evaluations"),
         (("compare", "nowhere", "{run}"), "is not an evaluation of this version"),
     ],
 )
-def test_a_mistake(words, part, runs, weights):
+def test_a_mistake(words, part, runs, weights, sound):
     places = {"weights": weights, "run": runs / "pgd"}
     said = [word.format(**places) for word in words]
     assert part in fail(*said, *(() if words[0] == "compare" else ("--device", "cpu")))

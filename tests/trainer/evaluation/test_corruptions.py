@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from darht.core.errors import ConfigError
+from darht.trainer.evaluation import corruptions
 from darht.trainer.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from darht.trainer.evaluation.weather import Draw, clipped_zoom, clouds, streak
 
@@ -59,6 +60,36 @@ def test_zoom_and_streak_keep_a_plain_image():
     assert clipped_zoom(plain, 1.13).shape == plain.shape
     assert clipped_zoom(plain, 1.13) == pytest.approx(plain)
     assert streak(plain, np.array([10.0, -60.0]), radius=4, sigma=2) == pytest.approx(plain)
+
+
+def test_a_streak_is_half_a_gaussian_at_whole_pixels():
+    point = np.zeros((3, 9, 9, 1))
+    point[:, 4, 4] = 1.0
+    made = streak(point, np.array([0.0, 90.0, 45.0]), radius=1, sigma=1.0)[..., 0]
+    weights = np.exp(-(np.arange(3) ** 2) / 2)
+    weights /= weights.sum()
+    np.testing.assert_allclose(made[0, 4, [4, 3, 2]], weights)
+    np.testing.assert_allclose(made[1, [4, 3, 2], 4], weights)
+    np.testing.assert_allclose([made[2, 4, 4], made[2, 3, 3]], [weights[0], weights[1:].sum() - made[2, 2, 2]])
+    assert made.reshape(3, -1).sum(1) == pytest.approx(1.0)
+
+
+def test_elastic_moves_an_image_and_then_what_came_of_it(monkeypatch):
+    """Severity 1 is the affine map alone; the others displace its result, so flat regions stay flat in both."""
+    plain = np.full((1, 3, 16, 16), 90, dtype=np.uint8)
+    assert all((corrupt(plain, "elastic", severity, rows=[0], seed=0) == 90).all() for severity in SEVERITIES)
+    asked = []
+
+    def looked_up(image, places, mode):
+        asked.append((image.copy(), mode))
+        return image / 2
+
+    monkeypatch.setattr(corruptions, "_looked_up", looked_up)
+    for severity, modes in ((1, ["mirror"]), (2, ["mirror", "reflect"])):
+        asked.clear()
+        corrupt(pictures(1), "elastic", severity, rows=[0], seed=0)
+        assert [mode for _, mode in asked] == modes
+        assert severity == 1 or (asked[1][0] == asked[0][0] / 2).all()
 
 
 def test_clouds_fill_the_range():

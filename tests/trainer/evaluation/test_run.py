@@ -13,11 +13,13 @@ from darht.cache.source import load_source
 from darht.cache.teachers import Card, Preprocessing, save_teacher
 from darht.core.errors import CacheError, ConfigError
 from darht.core.nets import build
+from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.evaluation import adaptive, calibration, subject
 from darht.trainer.evaluation import run as run_module
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.run import evaluate
 from darht.trainer.evaluation.substitute import Substitution
+from darht.trainer.train import train
 
 CPU = torch.device("cpu")
 TINY = AutoAttack(steps=3, queries=20)
@@ -214,6 +216,34 @@ def test_l2_is_measured_and_says_what_it_cannot_do(runs, tmp_path):
     report, _ = ask(runs / "pgd", norm="l2", eps=128.0, teachers=None, out=tmp_path)
     assert report.record["threat"] == {"norm": "l2", "eps": 128.0}
     assert report.scores[-1].attack["norm"] == "l2"
+
+
+def test_a_student_with_monte_carlo_dropout_is_attacked_in_expectation(tiny_cache, tmp_path):
+    """Trained and evaluated as a user would, with everything that the full tier has."""
+    config = TrainConfig(
+        student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}, mc_dropout=0.3,
+                              mc_samples=2),
+        recipe="at",
+        inner=InnerConfig(kind="pgd", eps=32, step=8, steps=1),
+        optim=OptimConfig(epochs=3, batch_size=32, lr=0.1),
+    )  # fmt: skip
+    train(config, open_cache(tiny_cache), tmp_path / "run", device=CPU)
+    shares = Substitution(shares=(0.02,), rounds=1, epochs=1, width=4)
+    options = {"tier": "full", "samples": 2, "substitution": shares, "limit": 24, "queries": (10, 20)}
+    report, _ = ask(tmp_path / "run", **options)
+    scores = {score.name: score for score in report.scores}
+    assert list(scores["autoattack"].attack["after"]) == ["apgd-ce", "apgd-dlr"]  # version rand
+    assert report.record["warnings"] == ["the model's output is random: attacked and judged as the mean of 2 draws"]
+    check = next(one for one in report.masking.checks if one.name == "the answer is not random")
+    assert check.passed and check.figures == {"random": 1.0}
+    assert report.record["folded"]["passed"]  # for the same draws
+    assert {"adaptive:z, ce", "adaptive:saga", "square", "rays"} <= set(scores) | set(report.record["left_out"])
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "**Warning:** the model's output is random" in card and "dropout of 0.3" in card
+    shutil.rmtree(tmp_path / "run" / "eval-parts")
+    again, _ = ask(tmp_path / "run", **options | {"tier": "standard", "corruptions": True})
+    assert again.record["corruptions"] == report.record["corruptions"]  # every draw is seeded
+    assert {score.name: score for score in again.scores}["autoattack"].correct == scores["autoattack"].correct
 
 
 def test_a_model_that_is_never_right_gets_a_report_too(sound, tmp_path):
