@@ -163,9 +163,14 @@ def write(path: Path, value: dict[str, Any]) -> None:
     write_atomic(path, yaml.safe_dump(value, sort_keys=False).encode())
 
 
+def run_folder(name: str, seed: int, options: argparse.Namespace) -> Path:
+    words = name.replace(",", "").replace(":", "").replace(" +", "").split()
+    return options.work / "runs" / "-".join([*words, str(seed)])
+
+
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one student and judge it, unless that was done before."""
-    folder = options.work / "runs" / f"{name.replace(', ', '_').replace(': ', '-').replace(' ', '-')}-{seed}"
+    folder = run_folder(name, seed, options)
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text())
@@ -192,7 +197,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
 
 def closeness(options: argparse.Namespace) -> dict[str, Any]:
     """Stand-ins for the teachers' answers against the teachers, on the examples of the student of `darht, pgd:10`."""
-    path, run = options.work / "targets.json", options.work / "runs" / "darht_pgd-10-0" / "run"
+    path, run = options.work / "targets.json", run_folder("darht, pgd:10", 0, options) / "run"
     if not path.is_file() and run.is_dir():
         words = ("targets", str(run), "--cache", str(options.work / "mixed"))
         write_atomic(path, call(sys.executable, str(HERE / "quality_judge.py"), *words)[0].encode())
