@@ -10,7 +10,7 @@ from torch import nn
 from darht.attacks import APGD, APGDT, CW, FABT, FGSM, MIM, PGD, CWLinf, Engine, Square
 from darht.attacks.checks import check_inputs
 from darht.attacks.prepare import folded, private_copy, takes_channels_last
-from darht.attacks.slots import padded
+from darht.attacks.sizes import padded
 from darht.core.errors import ConfigError, ModelError
 from darht.core.rng import RowRng
 
