@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darht.attacks.checks import check_inputs, check_labels, check_targets
 from darht.attacks.exact import store
+from darht.attacks.first_layer import speed_up_first_layer
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
 from darht.attacks.prepare import folded, kernels, private_copy, replicas, takes_channels_last
@@ -200,6 +201,8 @@ class Engine:
         if fused is None and not self.compile and not self.channels_last:
             return Prepared(exact=exact, fast=exact)
         quick = copy.deepcopy(copied) if fused is None else fused
+        if x.device.type == "cpu" and not self.compile:
+            quick = speed_up_first_layer(quick)
         last = self.channels_last and takes_channels_last(quick, probe)
         fast = replicas(quick, lanes)
         if self.compile:

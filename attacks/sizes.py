@@ -10,6 +10,7 @@ from darht.attacks.objectives import Model, cross_entropy
 from darht.attacks.oracle import NoGradientError, Oracle, Precision
 
 SMALLEST = 16
+_PATIENCE = 8  # passes with room to spare before a size is tried, which costs about three
 _TRIED = (4, 8, 12)  # below 4 rows convolutions and matrix products have other kernels
 
 
@@ -22,7 +23,8 @@ class Sizes:
     """The batch sizes of one model: multiples of 16, and 4, 8 and 12 where those give the same bits.
 
     Which kernels run, and so in which order they add, depends on the shape of a batch and not on what is in it. So
-    whether a small batch is as good as one of 16 is asked once, when few rows are left, of some rows of the run.
+    whether a small batch is as good as one of 16 is asked once, when few rows are left for some time, of some rows of
+    the run.
     """
 
     def __init__(self, x: Tensor, y: Tensor, slots: int, precision: Precision, *, constant: bool) -> None:
@@ -30,22 +32,28 @@ class Sizes:
         index = torch.arange(SMALLEST, device=x.device) % max(len(x), 1)
         self._rows, self.slots, self.precision, self.constant = (x, y, index), slots, precision, constant
         self._lock = threading.Lock()
+        self._waits = _PATIENCE
         self._same: dict[int, bool] = {}
+        self._wanted: list[Tensor] = []
 
     def padded(self, count: int, model: Model) -> int:
-        """The smallest size for `count` rows."""
-        if not self.constant:
-            for size in _TRIED:
-                if count <= size and self._is_same(size, model):
-                    return size
+        """The smallest size for `count` rows; asked before every pass that could be smaller."""
+        with self._lock:
+            if not self.constant and count <= max(_TRIED):
+                self._waits -= 1
+                if self._waits < 0:
+                    return self._smallest(count, model)
         return padded(count, self.slots, constant=self.constant)
 
+    def _smallest(self, count: int, model: Model) -> int:
+        return next((size for size in _TRIED if count <= size and self._is_same(size, model)), SMALLEST)
+
     def _is_same(self, size: int, model: Model) -> bool:
-        with self._lock:
-            if size not in self._same:
-                few, many = self._answers(size, model), self._answers(SMALLEST, model)
-                self._same[size] = all(torch.equal(a, b[:size]) for a, b in zip(few, many, strict=True))
-            return self._same[size]
+        if size not in self._same:
+            self._wanted = self._wanted or self._answers(SMALLEST, model)
+            found = zip(self._answers(size, model), self._wanted, strict=True)
+            self._same[size] = all(torch.equal(few, many[:size]) for few, many in found)
+        return self._same[size]
 
     def _answers(self, size: int, model: Model) -> list[Tensor]:
         x, y, index = self._rows

@@ -2,8 +2,8 @@
 
 A batch on the CPU is a multiple of 16 rows, filled up with copies: convolutions and matrix products then give a row the
 same bits wherever it stands and whatever stands beside it. A fooled row leaves (where the rule is `first_hit`) and the
-next one takes its slot; when the queue is empty the batch shrinks, at last to 12, 8 or 4 rows where `sizes.py` finds that
-the bits stay the same. On a GPU, and compiled, it does not shrink.
+next one takes its slot; when the queue is empty the batch shrinks, at last to 12, 8 or 4 rows where `sizes.py` finds
+that the bits stay the same. On a GPU, and compiled, it does not shrink.
 """
 
 import threading
@@ -108,9 +108,13 @@ class Queue:
     def give(self, state: State, rows: Tensor, run: Tensor, seen: dict[str, Tensor]) -> None:
         """Keep a result if it beats what the row has: under `first_hit` the earliest run that hits, else the score."""
         with self.lock:
-            for number in run.unique().tolist():  # two runs of a row may end together
+            numbers = run.unique().tolist()
+            if len(numbers) == 1:
+                return self._keep(state, rows, numbers[0], seen)
+            for number in numbers:  # two runs of a row may end together
                 of = (run == number).nonzero().squeeze(1)
                 self._keep(state.take(of), rows[of], number, {name: value[of] for name, value in seen.items()})
+        return None
 
     def _keep(self, state: State, rows: Tensor, run: int, seen: dict[str, Tensor]) -> None:
         best, hit = self.results, state.hit

@@ -89,10 +89,16 @@ def sizes_of(slots: int = 64, *, constant: bool = False) -> Sizes:
     return Sizes(X[:16], Y[:16], slots, "float32", constant=constant)
 
 
+def settled(count: int, model) -> int:
+    """The size once few rows have been left for long."""
+    sizes = sizes_of()
+    return [sizes.padded(count, model) for _ in range(20)][-1]
+
+
 def test_small_batches_are_those_that_keep_the_bits():
     model = Tiny()
     for count in range(1, 17):
-        size = sizes_of().padded(count, model)
+        size = settled(count, model)
         assert count <= size <= 16
         with torch.no_grad():
             assert torch.equal(model(X[:size]), model(X[:16])[:size])
@@ -106,7 +112,7 @@ def test_models_that_answer_small_batches_otherwise_get_sixteen_rows(answer):
         noise = torch.rand(len(x), 5) if answer == "random" else float(len(x) < 16)
         return net(x) + 1e-4 * noise
 
-    assert [sizes_of().padded(count, model) for count in (1, 4, 8, 12)] == [16] * 4
+    assert [settled(count, model) for count in (1, 4, 8, 12)] == [16] * 4
 
 
 def test_gradients_alone_can_make_small_batches_unfit():
@@ -119,20 +125,23 @@ def test_gradients_alone_can_make_small_batches_unfit():
         def backward(ctx, gradient):
             return gradient * (1.0 + 1e-5 * (len(gradient) < 8))
 
-    assert sizes_of().padded(1, lambda x: Tiny()(Scaled.apply(x))) == 8
+    net = Tiny()
+    assert settled(1, lambda x: net(Scaled.apply(x))) == 8
 
 
 def test_constant_shapes_are_not_tried():
     model = Calls()
     assert sizes_of(constant=True).padded(1, model) == 64
-    assert sizes_of().padded(17, model) == 32 and model.sizes == []
-    assert sizes_of().padded(3, lambda x: model(x.detach())) in (4, 8, 12, 16)  # no gradient: the logits decide
+    sizes = sizes_of()
+    assert sizes.padded(17, model) == 32
+    assert [sizes.padded(3, model) for _ in range(5)] == [16] * 5  # a few short passes are not worth a try
+    assert model.sizes == []
+    assert settled(3, lambda x: model(x.detach())) in (4, 8, 12, 16)  # no gradient: the logits decide
 
 
 def test_the_last_rows_of_a_run_are_in_a_small_batch():
     model = Calls()
-    found = Engine(slots=16).run(PGD(eps=2, step=1, steps=12), model, X[:16], Y[:16], generator=rng(16))
-    few = int((found.backwards == 12).sum())
+    found = Engine(slots=16).run(PGD(eps=2, step=1, steps=40), model, X[:16], Y[:16], generator=rng(16))
+    few = int((found.backwards == 40).sum())
     assert 0 < few <= 12, "choose another epsilon: nobody is left, or nearly everybody"
-    size = sizes_of().padded(few, Tiny())
-    assert size in model.sizes
+    assert model.sizes.count(settled(few, Tiny())) > 10
