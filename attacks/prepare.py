@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from darht.attacks.objectives import Model
+from darht.core.device import keep_memory
 
 _TOLERANCE = 1e-3  # of the largest logit: float32 folding stays below 1e-5, a trace that froze a branch is far above
 
@@ -91,21 +92,12 @@ def replicas(model: nn.Module, count: int) -> list[Model]:
     return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
 
 
-def _keep_memory() -> None:
-    """Free one block of 31 MiB that is never written to.
-
-    glibc gives freed memory back to the system from twice the size of the largest block (up to 32 MiB) that it has
-    seen freed. By default temporaries of an attack lie above that: page faults took a third of FAB's time.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 @contextmanager
 def kernels(device: torch.device) -> Iterator[None]:
     """Deterministic kernels on a GPU; one torch thread for each lane on a CPU; restored at the end.
 
     One lane has one thread as well: with more, matrix products of few rows are cut along the sum, which changes bits.
-    On a CPU the C library is also brought to keep what is freed: see `_keep_memory`.
+    On a CPU the C library is also brought to keep what is freed: see `core.device.keep_memory`.
     """
     threads = torch.get_num_threads()
     cudnn = torch.backends.cudnn
@@ -114,7 +106,7 @@ def kernels(device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             cudnn.deterministic, cudnn.benchmark = True, False
         else:
-            _keep_memory()
+            keep_memory()
             torch.set_num_threads(1)
         yield
     finally:

@@ -6,10 +6,10 @@ before are used, so two windows are in memory, and nothing else that grows with 
 depends on its size and so on the budget, and on nothing else of the machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
 _COPIES = 3  # of a block, at worst: as in the file, out of its tar, decoded
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,8 @@ def plan_feed(
             f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory"
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
-    return FeedPlan(
-        "streamed",
-        device,
-        adversarial,
-        jacobians,
-        batch,
-        needed,
-        budget,
-        per_window,
-        min(per_window * size, cache.rows),
-        threads,
-    )
+    rows = min(per_window * size, cache.rows)
+    return FeedPlan("streamed", device, adversarial, jacobians, batch, needed, budget, per_window, rows, threads)
 
 
 def _fits(device: torch.device, needed: int) -> bool:
@@ -200,7 +191,7 @@ class Feed:
                 images[at] = torch.from_numpy(self.cache.read("image", block)[inside])
                 labels[at] = torch.from_numpy(self.cache.read("label", block)[inside]).long()
 
-        list(self._readers.map(take, self._slices()))
+        self._by_blocks(take)
         return images, labels
 
     def pixel_counts(self) -> Tensor:
@@ -216,10 +207,17 @@ class Feed:
                 images = self._windows[0].images[block][kept]
             return level_counts(images)
 
-        return torch.stack(list(self._readers.map(count, self._slices()))).sum(0)
+        return torch.stack(self._by_blocks(count)).sum(0)
 
-    def _slices(self) -> list[slice]:
-        return [slice(first, last) for first, last in self._blocks.tolist()]
+    def _by_blocks(self, action: Callable[[slice], T]) -> list[T]:
+        """An action on the rows of every block, by threads that end with it.
+
+        A thread that has computed with torch keeps OpenMP threads of its own. While there are more of these than
+        cores, OpenMP no longer spins between two operations, and small ones on the training thread take three times as
+        long: so no thread computes that stays.
+        """
+        with ThreadPoolExecutor(self.plan.threads) as pool:
+            return list(pool.map(action, (slice(first, last) for first, last in self._blocks.tolist())))
 
     def _order(self, epoch: int) -> dict[str, int]:
         plan = self.plan
@@ -248,11 +246,11 @@ class Feed:
     def _fill_later(self, window: Window, before: TrainingSet | None) -> "Future[TrainingSet]":
         """Fill the set that is not `before`."""
         into = self._windows[1] if before is self._windows[0] else self._windows[0]
-        return self._ahead.submit(self._fill, window, into, before)
-
-    def _fill(self, window: Window, into: TrainingSet, before: TrainingSet | None) -> TrainingSet:
         if before is not None:
             into.copy_from(before, torch.from_numpy(window.carried))
+        return self._ahead.submit(self._fill, window, into)
+
+    def _fill(self, window: Window, into: TrainingSet) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards = np.unique(blocks[:, 0] // per_shard).tolist()
         units = [(name, shard) for name in array_names(into) for shard in shards]

@@ -6,7 +6,7 @@ import json
 import torch
 
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST
-from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, StudentConfig, TrainConfig, WarmConfig
 
 CPU = torch.device("cpu")
 TIMINGS = ("seconds", "images_per_second")
@@ -28,6 +28,15 @@ def changed(config=CONFIG, **changes):
         for key, value in changes.items()
     }
     return dataclasses.replace(config, **nested)
+
+
+# As much state as a run can have: memory with momentum, an average of the weights, dropout that draws.
+STATEFUL = changed(
+    student=dataclasses.replace(CONFIG.student, mc_dropout=0.2, mc_samples=2),
+    inner={"kind": "warm", "eps": 32.0, "step": 8.0, "warm": WarmConfig(momentum=0.5, check_rows=16)},
+    average=AverageConfig(kind="ema", decay=0.9),
+    optim={"epochs": 4, "batch_size": 16},
+)
 
 
 def log(out):

@@ -18,6 +18,7 @@ from darht.core.rng import borrowed_generator
 from darht.trainer.student import Dropout, Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
+PAUSED = "paused.pt"  # a checkpoint in the middle of an epoch; gone when that epoch is finished
 BEST, LAST = "student", "last"
 
 
@@ -144,18 +145,17 @@ def read_run(out: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    out: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
+    path: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
 ) -> None:
-    """Everything that the next epoch depends on, in one atomic file; `more` holds tensors and plain values."""
+    """Everything that the next step depends on, in one atomic file; `more` holds tensors and plain values."""
     buffer = io.BytesIO()
     state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress), **more}
     torch.save(state, buffer)
-    write_atomic(out / CHECKPOINT, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
-def load_checkpoint(out: Path, student: Student, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
-    """Go on where the checkpoint stands, and give what else it holds; nothing when the first epoch never ended."""
-    path = out / CHECKPOINT
+def load_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+    """Go on where the checkpoint stands, and give what else it holds; nothing when there is none."""
     if not path.is_file():
         return Progress(), {}
     state = torch.load(path, map_location="cpu", weights_only=True)

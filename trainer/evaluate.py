@@ -20,6 +20,7 @@ from darht.core.rng import RowRng
 from darht.core.stats import wilson
 
 OnBatch = Callable[[str, int], None]
+SCHEMA_VERSION = 2  # of `eval.json`
 
 
 @dataclass(frozen=True)

@@ -155,15 +155,19 @@ class Mtard:
     """MTARD (Zhao et al. 2022): vanilla teachers on clean images, robust ones on adversarial images, learned weights.
 
     The weights follow the two losses relative to their first values (equations 7-9), so that the student learns from
-    both at the same pace.
+    both at the same pace. The released code also divides both distances by C and steps on the student at 2/255 from a
+    tiny Gaussian; here distances are those of the paper, and `inner` says where examples start.
 
     Attributes:
         rate: of the weights; 0.025 in the paper.
         beta: how hard the slower one is preferred; 1 in the paper.
+        milestones: shares of the run at which the rate falls to a tenth: where its released code drops the learning
+            rate, epochs 215, 260 and 285 of 300.
     """
 
     rate: float = 0.025
     beta: float = 1.0
+    milestones: tuple[float, ...] = (215 / 300, 260 / 300, 285 / 300)
     examples: ClassVar[When] = "always"
     listens: ClassVar[Listens] = "both"
     asks: ClassVar[bool] = True
@@ -178,16 +182,17 @@ class Mtard:
         robust = mean_log_probabilities(step.targets[:, step.robust])
         clean = kl_rows(vanilla, student(step.clean).logits).mean()
         adversarial = kl_rows(robust, out.logits).mean()
-        weight = self._learn(learned, clean.detach(), adversarial.detach())
+        rate = self.rate * 0.1 ** sum(step.done >= milestone for milestone in self.milestones)
+        weight = self._learn(learned, clean.detach(), adversarial.detach(), rate)
         return (1 - weight) * clean + weight * adversarial
 
-    def _learn(self, learned: Learned, clean: Tensor, adversarial: Tensor) -> Tensor:
+    def _learn(self, learned: Learned, clean: Tensor, adversarial: Tensor, rate: float) -> Tensor:
         if not learned:
             learned |= {"clean": clean, "adversarial": adversarial, "weight": torch.full_like(clean, 0.5)}
         slow = (adversarial / learned["adversarial"].clamp(min=1e-12)) ** self.beta
         fast = (clean / learned["clean"].clamp(min=1e-12)) ** self.beta
         share = slow / (slow + fast).clamp(min=1e-12)
-        learned["weight"] = self.rate * share + (1 - self.rate) * learned["weight"]
+        learned["weight"] = rate * share + (1 - rate) * learned["weight"]
         return learned["weight"]
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
@@ -203,8 +208,9 @@ class AdaAd:
 
     Attributes:
         alpha: share of the adversarial distance, the rest is on clean images; 1 in the paper's CIFAR-10 runs.
-        igdm: weight of `KL(softmax(T(x+d) - T(x-d)) || softmax(S(x+d) - S(x-d)))` (Lee et al. 2025, arXiv 2312.03286);
-            20 in its released code, 0 for none.
+        igdm: weight at the end of the run of `KL(softmax(T(x+d) - T(x-d)) || softmax(S(x+d) - S(x-d)))` (Lee et al.
+            2025, arXiv 2312.03286); 20 in its released code, 0 for none. It grows in proportion to the share of the run
+            that is done, as there with the epoch.
     """
 
     alpha: float = 1.0
@@ -218,7 +224,7 @@ class AdaAd:
         _check("igdm", self.igdm, 0.0, float("inf"))
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
-        """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + igdm * ...`."""
+        """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ...`."""
         loss = self.alpha * kl_rows(mean_log_probabilities(step.targets[:, step.robust]), out.logits).mean()
         if self.alpha < 1:
             target = mean_log_probabilities(step.clean_targets[:, step.robust])
@@ -226,7 +232,7 @@ class AdaAd:
         if self.igdm:
             mirrored = 2 * step.clean - step.x
             theirs = (step.targets - step.answer(mirrored))[:, step.robust].mean(1)
-            loss = loss + self.igdm * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
+            loss = loss + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
         return loss
 
     def inner(self, student: nn.Module, step: Step) -> Objective:

@@ -11,6 +11,7 @@ from darht.cache.teachers import read_card
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import write_atomic
 from darht.trainer.checkpoint import BEST, RUN, WEIGHTS, StudentCard, read_student_card
+from darht.trainer.evaluate import SCHEMA_VERSION
 
 README = "README.md"
 TRANSFER_ONLY = (
@@ -71,14 +72,12 @@ def write_model_card(run: Path, which: str, folder: Path | None = None, form: st
     """
     card = read_student_card(run / which)
     notes = _json(run / RUN) or {}
-    report = _json(run / ("eval.json" if which == BEST else f"eval-{which}.json"))
-    if report is not None and (report.get("epoch"), report.get("cache_root_hash")) != (
-        card.epoch,
-        card.cache_root_hash,
-    ):
-        report = None
+    report = _json(run / ("eval.json" if which == BEST else f"eval-{which}.json")) or {}
+    of = tuple(report.get(key) for key in ("schema_version", "epoch", "cache_root_hash"))
+    if of != (SCHEMA_VERSION, card.epoch, card.cache_root_hash):
+        report = {}
     parameters = count_parameters(run / which / WEIGHTS)
-    text = model_card(card, notes.get("teachers", {}), report, parameters=parameters, form=form)
+    text = model_card(card, notes.get("teachers", {}), report or None, parameters=parameters, form=form)
     write_atomic((folder or run / which) / README, text.encode())
 
 
@@ -166,26 +165,31 @@ def _what(card: StudentCard, parameters: int, form: str) -> str:
 
 
 def _evaluated(report: dict[str, Any]) -> str:
-    data = report["data"]
-    head = (
-        f"Measured by darht-eval on {data['rows']:,} images of the {data['split']} split of {data['source']}. "
-        "No test image was used to choose this student.\n\n"
-        "| measured | accuracy % | 95 % interval | images | attack |\n|---|---|---|---|---|"
-    )
-    rows = [_score_row(score) for score in report["scores"]]
-    return "\n".join([head, *rows])
+    """The worst case first, then what it is made of; the checks' own attacks are left to `eval.md`."""
+    data, worst = report["data"], report["robust_accuracy"]
+    low, high = worst["interval95"]
+    attack = worst["attack"]
+    masking = "all checks passed" if report["masking"]["passed"] else "**checks failed: do not believe these numbers**"
+    lines = [
+        f"Measured by darht-eval, tier `{report['tier']}`, on {data['rows']:,} images of the {data['split']} split of "
+        f"{data['source']}. The epoch was chosen on rows of the cache, not on these images.",
+        "",
+        f"Robust accuracy **{worst['accuracy']:.1f} %** [{low:.1f}, {high:.1f}] at {attack['norm']} "
+        f"{attack['eps']:g}/255: the worst case per image over all {len(attack['over']) - 1} attacks. "
+        f"Gradient masking: {masking}.",
+        "",
+        *(f"**Warning:** {text}\n" for text in report["warnings"]),
+        "| measured | accuracy % | 95 % interval | right of | on | attack |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(_score_row(score) for score in report["scores"] if score["family"] != "check")])
 
 
 def _score_row(score: dict[str, Any]) -> str:
     low, high = score["interval95"]
-    attack = score.get("attack", {})
-    words = ""
-    if "over" in attack:
-        words = "per image, over all rows above"
-    elif attack:
-        steps = f", {attack['steps']} steps" if "steps" in attack else ""
-        words = f"{attack.get('norm', 'linf')} {attack.get('eps', 0):g}/255{steps}, on {attack['against']}"
-    return f"| {score['name']} | {score['accuracy']:.1f} | {low:.1f} - {high:.1f} | {score['count']} | {words} |"
+    cells = [score["name"], f"{score['accuracy']:.1f}", f"{low:.1f} - {high:.1f}"]
+    cells += [f"{score['correct']} of {score['count']}", score["on"], score["in_words"]]
+    return f"| {' | '.join(cells)} |"
 
 
 def _held_out(card: StudentCard) -> str:

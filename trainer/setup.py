@@ -203,6 +203,8 @@ def live_teachers(
                 f"{folders[name]} holds weights {card.weights_sha256[:12]}, teacher '{name}' of the cache has "
                 f"{spec.weights_sha256[:12]}; give --teacher {name}=FOLDER"
             )
+        if config.compute.channels_last:
+            teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         teachers.append(teacher)
     return tuple(teachers)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from darht.attacks.objectives import cross_entropy, input_gradient
 from darht.attacks.pgd import ascend
+from darht.attacks.prepare import takes_channels_last
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.sampler import draw_choices, epoch_order
 from darht.cache.source import Source
@@ -18,6 +19,7 @@ from darht.cache.stream import level_counts
 from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import to_plain
+from darht.core.device import keep_memory
 from darht.core.errors import CacheError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
@@ -65,6 +67,8 @@ def teach(
     with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
         check_pixels(teacher, images, arch)
+        takes_channels_last(teacher.eval(), images[:2].float() / LEVELS)
+        keep_memory()
         _fit(teacher, images, labels, config, on_step)
     card = Card(
         arch=arch,
@@ -75,6 +79,7 @@ def teach(
         data={"source": source.name, "split": source.split, "rows": len(images), "sha256": source.sha256},
         weights_sha256="",
     )
+    teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return teacher.eval().requires_grad_(False), card
 
 

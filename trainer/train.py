@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,14 @@ from torch.optim.swa_utils import AveragedModel
 from darht.cache.reader import Cache
 from darht.cache.source import Source
 from darht.cache.stream import Feed
+from darht.core.device import keep_memory
 from darht.core.errors import DarhtError
 from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import (
     BEST,
+    CHECKPOINT,
     LAST,
+    PAUSED,
     Progress,
     StudentCard,
     claim_run,
@@ -32,6 +36,7 @@ from darht.trainer.checkpoint import (
 from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.inner import Examples
 from darht.trainer.model_card import teacher_notes, write_model_card
+from darht.trainer.pause import Pause
 from darht.trainer.ranks import Ranks, join_ranks
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.setup import (
@@ -69,6 +74,7 @@ class Run:
         average: of the student's weights, when they are averaged.
         learned: what the recipe carries from step to step.
         progress: finished epochs and their log.
+        pause: how far the epoch after them is; None at its beginning.
     """
 
     student: Student
@@ -78,6 +84,7 @@ class Run:
     average: AveragedModel | None = None
     learned: Learned = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    pause: Pause | None = None
 
     @property
     def result(self) -> Student:
@@ -86,21 +93,23 @@ class Run:
             return self.student
         return cast(Student, self.average.module)
 
-    def save(self, out: Path) -> None:
+    def save(self, path: Path) -> None:
         """Write the checkpoint."""
         more = {
             "memory": None if self.memory is None else self.memory.state(),
             "average": None if self.average is None else self.average.state_dict(),
             "learned": self.learned,
+            "pause": None if self.pause is None else vars(self.pause),
         }
-        save_checkpoint(out, self.student, self.optimizer, self.progress, more)
+        save_checkpoint(path, self.student, self.optimizer, self.progress, more)
 
-    def load(self, out: Path) -> None:
+    def load(self, path: Path) -> None:
         """Go on where the checkpoint stands, if there is one."""
-        self.progress, more = load_checkpoint(out, self.student, self.optimizer)
+        self.progress, more = load_checkpoint(path, self.student, self.optimizer)
         device = next(self.student.parameters()).device
         self.learned.clear()
         self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}
+        self.pause = Pause.read(more["pause"]) if more.get("pause") else None
         if self.memory is not None and more:
             self.memory.load(more["memory"])
         if self.average is not None and more:
@@ -129,6 +138,8 @@ def train(
         device: where to train.
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
+            A KeyboardInterrupt that `on_step` raises leaves `paused.pt`, from which the next step goes on; one from
+            anywhere else, or a kill, costs the epoch.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
         on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
@@ -141,19 +152,26 @@ def train(
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     ranks, identity = join_ranks(device), run_identity(config, cache, plan)
+    keep_memory()
     if ranks.first:
         claim_run(out, identity, resume=resume)
     with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         run = _start(config, cache, feed)
         held, watched = holdout_source(feed), watched_source(feed, config)
         examples = Examples(config, config.objective(), run.memory, live)
-        run.load(out)
+        run.load(out / (PAUSED if (out / PAUSED).is_file() else CHECKPOINT))
         if ranks.first:
             notes = {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
             write_run(out, identity, notes)
         on_note(str(plan))
         while run.progress.epoch < config.optim.epochs:
-            row = _epoch(run, examples, feed, ranks, on_step=on_step)
+            try:
+                row = _epoch(run, examples, feed, ranks, on_step=on_step)
+            except KeyboardInterrupt:
+                if run.pause is not None and ranks.world == 1:  # processes that train together hold parts of it
+                    run.save(out / PAUSED)
+                    on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {run.pause.steps} of {feed.steps}")
+                raise
             scores = _scores(run.result, held, watched, config, device) if ranks.first else {}
             row |= cast(dict[str, float], ranks.agree(scores))
             if _collapsed(row, run.progress, len(cache.spec.data.classes)):
@@ -197,10 +215,12 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
     compute, total = config.compute, feed.steps * config.optim.epochs
     student = run.forward
     careful = min(1.0, run.progress.collapses / 2)
-    start, tally, images = time.perf_counter(), Tally(feed.plan.device), 0
+    pause, run.pause, first = run.pause or Pause(), None, epoch * feed.steps
+    start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
     run.student.train()
     with borrowed_generator(config.seed, "dropout", epoch):
-        for number, (data, batch) in enumerate(feed.batches(epoch), start=epoch * feed.steps):
+        pause.set_generators()
+        for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
             run.optimizer.zero_grad(set_to_none=True)
             for at in filter(len, ranks.part(batch).tensor_split(compute.accumulate)):
@@ -220,8 +240,12 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
             take_step(run.student, run.optimizer, config.optim, done)
             _average(run, config, step=True, done=done)
             images += len(batch)
-            on_step(number + 1, total, len(batch), tally)
-    _average(run, config, step=False, done=(number + 1) / total)
+            try:
+                on_step(number + 1, total, len(batch), tally)
+            except KeyboardInterrupt:  # between two steps: nothing is half done
+                run.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, tally)
+                raise
+    _average(run, config, step=False, done=(first + feed.steps) / total)
     ranks.share(run.student, run.memory)
     ranks.total(tally.counts)
     check_finite(tally.reading().loss, epoch + 1)
@@ -229,7 +253,7 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
     return {
         "epoch": epoch + 1,
         **tally.row(),
-        "lr": round(learning_rate(config.optim, done), 8),
+        "lr": round(learning_rate(config.optim, (first + feed.steps - 1) / total), 8),
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
     }
@@ -279,7 +303,8 @@ def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
 def _go_back(run: Run, out: Path, row: dict[str, Any]) -> str:
     """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
     collapses = run.progress.collapses + 1
-    run.load(out)
+    (out / PAUSED).unlink(missing_ok=True)
+    run.load(out / CHECKPOINT)
     run.progress.collapses = collapses
     share = "half of" if collapses == 1 else "all"
     return (
@@ -290,6 +315,7 @@ def _go_back(run: Run, out: Path, row: dict[str, Any]) -> str:
 
 def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -> None:
     """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
+    (out / PAUSED).unlink(missing_ok=True)  # first: where it lies, it is further than the checkpoint
     progress = Progress(**vars(run.progress) | {"history": list(run.progress.history)})
     best = _advance(progress, row)
     save_student(out / LAST, run.result, card)
@@ -298,7 +324,7 @@ def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -
         write_model_card(out, BEST)
     write_model_card(out, LAST)
     write_log(out, progress.history)
-    replace(run, progress=progress).save(out)
+    replace(run, progress=progress).save(out / CHECKPOINT)
 
 
 def _advance(progress: Progress, row: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,16 @@ def test_damage_that_comes_after_the_hash_was_compared_is_an_error(fine_cache, c
                 path.write_bytes(data[:100] + bytes(byte ^ 1 for byte in data[100:]))
         with pytest.raises(CorruptError, match=r"do(es)? not decode|crc"):
             list(feed.batches(1))
+
+
+def test_no_thread_stays_that_has_computed(cache):
+    """A thread that has run torch keeps OpenMP threads, beside which small operations take three times as long."""
+    before = set(threading.enumerate())
+    for share in (1.0, 0.7):
+        with Feed(cache, plan(cache, share), seed=5, epochs=EPOCHS) as feed:
+            feed.pixel_counts()
+            feed.fetch(feed.holdout)
+            assert set(threading.enumerate()) == before
 
 
 def test_a_feed_that_is_left_early_ends(cache):

@@ -144,11 +144,11 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
         epoch=2, history=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], best=40.0, collapses=1
     )
     more = {"memory": {"seen": torch.tensor([True, False])}, "learned": {}}
-    save_checkpoint(tmp_path, student, optimizer, progress, more)
+    save_checkpoint(tmp_path / CHECKPOINT, student, optimizer, progress, more)
 
     other = make_student(seed=1)
     fresh = make_optimizer(other, config)
-    found, rest = load_checkpoint(tmp_path, other, fresh)
+    found, rest = load_checkpoint(tmp_path / CHECKPOINT, other, fresh)
     assert found == progress
     assert rest.keys() == more.keys() and rest["learned"] == {}
     assert rest["memory"]["seen"].tolist() == [True, False]
@@ -159,7 +159,7 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
 
 def test_no_checkpoint_means_the_first_epoch(tmp_path):
     student = make_student()
-    assert load_checkpoint(tmp_path, student, make_optimizer(student, OptimConfig())) == (Progress(), {})
+    assert load_checkpoint(tmp_path / CHECKPOINT, student, make_optimizer(student, OptimConfig())) == (Progress(), {})
     assert not (tmp_path / CHECKPOINT).exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from runs import assert_same_bits
 
 from darht.core.errors import DarhtError
 from darht.trainer import train as trainer
@@ -88,6 +89,31 @@ def test_control_c_says_how_to_go_on(tiny_cache, tmp_path, monkeypatch):
     result = call(*again[1:])
     assert result.exit_code == 0, result.output
     assert "3 epochs" in result.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_real_interrupt_waits_for_the_step_and_loses_nothing(tiny_cache, tmp_path, monkeypatch):
+    """SIGINT within a step of the second epoch: the step is finished, and the bits are the same in the end."""
+    assert call(*words(tiny_cache, tmp_path / "whole", "optim.epochs=3")).exit_code == 0
+    take_step, steps = trainer.take_step, []
+
+    def interrupted(*arguments):
+        steps.append(0)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        take_step(*arguments)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
+    stopped = call(*words(tiny_cache, tmp_path / "cut", "optim.epochs=3"))
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) == before
+    assert stopped.exit_code == 130
+    assert "stopping at the end of this step" in stopped.stderr
+    assert "kept: epoch 2 up to its step 1 of 2" in stopped.stderr
+    again = shlex.split(stopped.stderr.strip().splitlines()[-1].removeprefix("go on with: "))
+    assert call(*again[1:]).exit_code == 0
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

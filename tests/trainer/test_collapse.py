@@ -5,7 +5,7 @@ import torch
 from runs import CPU, Stopped, assert_same_bits, changed, log, stop_after
 
 import darht.trainer.train as trainer
-from darht.trainer.checkpoint import CHECKPOINT
+from darht.trainer.checkpoint import CHECKPOINT, PAUSED
 from darht.trainer.config import WarmConfig
 from darht.trainer.inner import Examples
 from darht.trainer.train import train
@@ -92,6 +92,25 @@ def test_a_run_stopped_around_a_collapse_goes_on_to_the_same_bits(mixed_cache, t
     with pytest.raises(Stopped):
         run(mixed_cache, tmp_path / "cut", on_step=stop_after(step))
     assert steps[-1] == where
+    run(mixed_cache, tmp_path / "cut", resume=True)
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("step", "where"), [(5, (2, 0.0)), (7, (2, 0.5))])
+def test_a_run_paused_around_a_collapse_goes_on_to_the_same_bits(mixed_cache, tmp_path, plant, step, where):
+    """The good epoch that a collapse goes back to is the checkpoint's, never the pause's."""
+    steps = plant(in_the_third_epoch(0.5))
+    run(mixed_cache, tmp_path / "whole")
+    seen = []
+
+    def pause(*_):
+        seen.append(0)
+        if len(seen) == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(mixed_cache, tmp_path / "cut", on_step=pause)
+    assert steps[-1] == where and (tmp_path / "cut" / PAUSED).is_file()
     run(mixed_cache, tmp_path / "cut", resume=True)
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")
 

@@ -248,11 +248,24 @@ def test_mtard_goes_on_with_what_it_had_learned(student):
     assert (learned["clean"].item(), learned["adversarial"].item()) == (0.5, 2.0)
 
 
+@pytest.mark.parametrize(("done", "falls"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.9, 2)])
+def test_mtard_s_rate_falls_with_the_learning_rate(student, done, falls):
+    recipe, step = RECIPES["mtard"](rate=0.4, milestones=(0.5, 0.8)), make_step(robust=(True, False, True), done=done)
+    learned = {name: torch.tensor(value, dtype=torch.float64) for name, value in
+               (("clean", 1.0), ("adversarial", 1.0), ("weight", 1.0))}  # fmt: skip
+    quickest = dict(learned)
+    loss_of(recipe, student, step, learned)
+    loss_of(RECIPES["mtard"](rate=0.4, milestones=()), student, step, quickest)
+    moved, most = (1 - found["weight"].item() for found in (learned, quickest))
+    assert moved == pytest.approx(most / 10**falls) and most > 0.01
+
+
 @pytest.mark.parametrize("robust", ROLES)
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
-@pytest.mark.parametrize("igdm", [0.0, 20.0])
-def test_adaad_and_its_indirect_gradient_matching(student, robust, alpha, igdm):
-    recipe, step = RECIPES["adaad"](alpha=alpha, igdm=igdm), make_step(robust=robust)
+@pytest.mark.parametrize(("igdm", "done"), [(0.0, 0.5), (20.0, 0.0), (20.0, 0.75)])
+def test_adaad_and_its_indirect_gradient_matching(student, robust, alpha, igdm, done):
+    """The matching term grows in proportion to what is done of the run."""
+    recipe, step = RECIPES["adaad"](alpha=alpha, igdm=igdm), make_step(robust=robust, done=done)
     mirrored = step.clean - (step.x - step.clean)
     heard, opposite = [t for t in range(T) if robust[t]], step.answer(mirrored)
     adversarial, clean, other = (outputs(student, x)[0] for x in (step.x, step.clean, mirrored))
@@ -261,7 +274,7 @@ def test_adaad_and_its_indirect_gradient_matching(student, robust, alpha, igdm):
         loss = alpha * kl_to(probabilities(step.targets[b], heard), adversarial[b])
         loss += (1 - alpha) * kl_to(probabilities(step.clean_targets[b], heard), clean[b])
         theirs = np.mean([(step.targets[b, t] - opposite[b, t]).numpy() for t in heard], axis=0)
-        return loss + igdm * kl(theirs, adversarial[b] - other[b])
+        return loss + done * igdm * kl(theirs, adversarial[b] - other[b])
 
     assert loss_of(recipe, student, step).item() == pytest.approx(mean_over_rows(row), rel=1e-10)
 

@@ -26,18 +26,32 @@ TEACHERS = {
             "accuracy": {"cifar10 test": {"clean": 84.9, "pgd-20": 55.1, "eps": 8.0}}},
     "vit": {"role": "vanilla", "arch": "timm:vit"},
 }  # fmt: skip
+
+
+def measured(name, accuracy, count, attack=None, family="", on="all images", words=""):
+    return {"name": name, "accuracy": accuracy, "interval95": [accuracy - 1, accuracy + 1], "count": count,
+            "correct": round(accuracy * count / 100), "attack": attack or {}, "family": family, "on": on,
+            "in_words": words}  # fmt: skip
+
+
+OVER = {"over": ["clean", "pgd-20", "check:noise", "square"], "eps": 8.0, "norm": "linf", "seed": 0}
 REPORT = {
+    "schema_version": 2,
     "epoch": 3,
     "cache_root_hash": "aa" * 32,
+    "tier": "full",
     "data": {"source": "cifar10", "split": "test", "rows": 10_000},
+    "warnings": [],
+    "masking": {"passed": True},
+    "robust_accuracy": measured("worst case", 48.0, 10_000, OVER),
     "scores": [
-        {"name": "clean", "accuracy": 81.26, "interval95": [80.5, 82.0], "count": 10_000, "attack": {}},
-        {"name": "pgd-20", "accuracy": 52.0, "interval95": [51.0, 53.0], "count": 10_000,
-         "attack": {"norm": "linf", "eps": 8.0, "steps": 20, "against": "the evaluated model"}},
-        {"name": "worst case", "accuracy": 48.0, "interval95": [47.0, 49.0], "count": 10_000,
-         "attack": {"over": ["clean", "pgd-20"], "eps": 8.0}},
+        measured("clean", 81.26, 10_000),
+        measured("pgd-20", 52.0, 10_000, family="white-box", words="L-inf 8/255, 20 steps, on the evaluated model"),
+        measured("check:noise", 99.0, 100, family="check", on="the sample of 100 images"),
+        measured("square", 90.0, 500, family="black-box", on="those that withstood pgd-20"),
+        measured("worst case", 48.0, 10_000, OVER, words="per image, over all 3 attacks and clean"),
     ],
-}  # fmt: skip
+}
 
 
 def make_card(inner=INNER, **changes):
@@ -94,11 +108,20 @@ def test_held_out_accuracies_are_called_what_they_are():
 
 def test_an_evaluation_takes_their_place():
     said = text(report=REPORT)
-    assert "10,000 images of the test split of cifar10" in said
-    assert "| clean | 81.3 | 80.5 - 82.0 | 10000 |  |" in said
-    assert "| pgd-20 | 52.0 | 51.0 - 53.0 | 10000 | linf 8/255, 20 steps, on the evaluated model |" in said
-    assert "| worst case | 48.0 | 47.0 - 49.0 | 10000 | per image, over all rows above |" in said
+    assert "tier `full`, on 10,000 images of the test split of cifar10" in said
+    assert "**48.0 %** [47.0, 49.0] at linf 8/255: the worst case per image over all 3 attacks." in said
+    assert "| clean | 81.3 | 80.3 - 82.3 | 8126 of 10000 | all images |  |" in said
+    assert "| 5200 of 10000 | all images | L-inf 8/255, 20 steps, on the evaluated model |" in said
+    assert "| square | 90.0 | 89.0 - 91.0 | 450 of 500 | those that withstood pgd-20 |" in said
+    assert "per image, over all 3 attacks and clean |" in said
+    assert "check:" not in said and "all checks passed" in said and "Warning" not in said
     assert "held out" not in said and "has not been evaluated" not in said
+
+
+def test_what_is_not_to_be_believed_says_so():
+    said = text(report={**REPORT, "masking": {"passed": False}, "warnings": ["60 of 60 test images lie in the cache"]})
+    assert "do not believe these numbers" in said and "all checks passed" not in said
+    assert "**Warning:** 60 of 60 test images lie in the cache" in said
 
 
 def test_cached_is_labelled_transfer_robustness():
@@ -137,7 +160,7 @@ def test_parameters_are_counted_without_statistics(tmp_path):
     assert count_parameters(tmp_path / BEST / "model.safetensors") == sum(p.numel() for p in student.parameters())
 
 
-@pytest.mark.parametrize("changes", [{}, {"epoch": 2}, {"cache_root_hash": "bb"}])
+@pytest.mark.parametrize("changes", [{}, {"epoch": 2}, {"cache_root_hash": "bb"}, {"schema_version": 1}])
 def test_an_evaluation_of_another_student_does_not_count(changes, tmp_path):
     saved(tmp_path)
     (tmp_path / "eval.json").write_text(json.dumps({**REPORT, **changes}))

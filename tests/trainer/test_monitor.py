@@ -3,6 +3,8 @@
 import builtins
 import itertools
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -134,3 +136,24 @@ def test_without_tensorboard_nothing_is_missed(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     assert monitor.event_writer(tmp_path / EVENTS, 1) is None
     assert not (tmp_path / EVENTS).exists()
+
+
+def test_the_first_interrupt_waits_and_the_second_does_not(tmp_path, clock, drawings):
+    before = signal.getsignal(signal.SIGINT)
+    with Monitor(tmp_path, 4) as shown:
+        assert signal.getsignal(signal.SIGINT) == before  # until something can be kept
+        shown.on_step(1, 12, 32, tally())
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == before
+        with pytest.raises(KeyboardInterrupt):
+            shown.on_step(2, 12, 32, tally())
+    with Monitor(tmp_path, 4) as shown:
+        shown.on_step(1, 12, 32, tally())
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            shown.on_epoch(ROW)
+        assert shown.finished == 1
+    assert signal.getsignal(signal.SIGINT) == before
+    with Monitor(tmp_path, 4) as shown:
+        shown.on_step(1, 12, 32, tally())
+    assert signal.getsignal(signal.SIGINT) == before

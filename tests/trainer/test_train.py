@@ -226,7 +226,7 @@ def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
         with torch.no_grad():
             student.head.bias.fill_(epoch)
         save_epoch(tmp_path, run, row=row, card=card)
-        run.load(tmp_path)
+        run.load(tmp_path / CHECKPOINT)
     for folder, epoch in ((BEST, best), (LAST, 3)):
         kept, card = load_student(tmp_path / folder, CPU)
         assert card.epoch == epoch

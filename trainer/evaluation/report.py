@@ -10,14 +10,13 @@ import numpy as np
 
 from darht import __version__
 from darht.core.files import write_atomic
-from darht.trainer.evaluate import Score
+from darht.trainer.evaluate import SCHEMA_VERSION, Score
 from darht.trainer.evaluation.calibration import Calibration, calibration
 from darht.trainer.evaluation.masking import Masking
 from darht.trainer.evaluation.measure import Measurement
 from darht.trainer.evaluation.page import write_page
 from darht.trainer.evaluation.target import Target
 
-SCHEMA_VERSION = 2
 NORMS = {"linf": "L-inf", "l2": "L2"}
 FEW_CLASSES = 20  # up to so many the confusion matrix is written out
 

@@ -26,8 +26,9 @@ from darht.trainer.evaluation.measure import Measurement, OnBatch
 from darht.trainer.evaluation.overlap import trained_on
 from darht.trainer.evaluation.report import Report, write_report
 from darht.trainer.evaluation.subject import load_subject, load_surrogates, load_teachers, load_training_split
-from darht.trainer.evaluation.suite import run_autoattack, run_quick, run_reference
+from darht.trainer.evaluation.suite import check_reference, run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.target import Target
+from darht.trainer.model_card import write_model_card
 from darht.trainer.student import Student
 
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
@@ -43,7 +44,7 @@ def evaluate(
     device: torch.device,
     on_batch: OnBatch = lambda name, done, total, alive: None,
 ) -> Report:
-    """Measure a model on a test split and write its report.
+    """Measure a model on a test split and write its report; a run's own model card is written anew with it.
 
     Args:
         text: what is evaluated; see `target.find`.
@@ -56,6 +57,8 @@ def evaluate(
         CacheError, ModelError, DataError, ConfigError: something is not where it should be, or does not fit.
     """  # fmt: skip
     target, source = load_subject(text, config, device)
+    if config.reference:
+        check_reference(len(source.classes))
     ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
     teachers = load_teachers(target, config, device)
     surrogates = load_surrogates(config, len(source.classes), device)
@@ -83,7 +86,10 @@ def evaluate(
         "corruptions": corruptions,
     }
     stem = "eval" if config.which == BEST else f"eval-{config.which}"
-    return write_report(folder, stem, target, m, masking=masking, facts=facts)
+    report = write_report(folder, stem, target, m, masking=masking, facts=facts)
+    if target.kind == "run" and folder.resolve() == Path(text).resolve():
+        write_model_card(folder, config.which)
+    return report
 
 
 def _measurement(

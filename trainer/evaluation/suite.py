@@ -1,6 +1,7 @@
 """White-box attacks and transfer: what every evaluation begins with, and AutoAttack."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,14 @@ from darht.attacks.engine import FULL, Engine
 from darht.attacks.objectives import Model, ObjectiveName
 from darht.attacks.threat import Threat
 from darht.core.config import to_plain
+from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 from darht.trainer.evaluate import Score
 from darht.trainer.evaluation.measure import Family, Measurement, Step
 
 SELF = "the evaluated model"
 AUTOATTACK = "autoattack"
+_REFERENCE_TARGETS = 9  # of pyautoattack's targeted attacks, which fail where there are fewer
 
 
 def logit_ratio(m: Measurement) -> ObjectiveName:
@@ -86,12 +89,31 @@ def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
     _suite_score(m, left, {"kind": AUTOATTACK, **about, "by": "darht", "after": after})
 
 
+def check_reference(classes: int) -> None:
+    """Say that the reference cannot run before anything has been measured.
+
+    Raises:
+        ConfigError: the package is not installed, or the data has fewer classes than its attacks aim at.
+    """
+    if importlib.util.find_spec("pyautoattack") is None:
+        raise ConfigError("--reference needs the package pyautoattack: pip install 'darht[eval]'")
+    if classes <= _REFERENCE_TARGETS:
+        raise ConfigError(
+            f"--reference aims at {_REFERENCE_TARGETS} wrong classes of each image and so needs at least "
+            f"{_REFERENCE_TARGETS + 1}; the data has {classes}: leave it out, darht's own AutoAttack takes any number"
+        )
+
+
 def run_reference(m: Measurement, suite: AutoAttack) -> None:
     """The authors' own AutoAttack (package `pyautoattack`) on every image that is right when clean.
+
+    A model that draws random numbers gets its version `rand`, which averages gradients over more draws of its own.
 
     Raises:
         ConfigError: the package is not installed.
     """
+    if m.random:
+        suite = dataclasses.replace(suite, version="rand")
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         with torch.enable_grad():

@@ -99,6 +99,19 @@ def test_a_killed_evaluation_goes_on(runs, tmp_path):
     assert got.path.with_suffix(".npz").read_bytes() == want.path.with_suffix(".npz").read_bytes()
 
 
+def test_the_model_card_of_a_run_carries_what_was_measured(runs, tmp_path):
+    for which in ("student", "last"):
+        card = runs / "pgd" / which / "README.md"
+        report = ask(runs / "pgd", which=which, teachers=None)[0]
+        worst, said = report.scores[-1], card.read_text()
+        assert f"Robust accuracy **{worst.accuracy:.1f} %**" in said and "has not been evaluated" not in said
+        for score in report.scores:
+            row = f"| {score.name} | {score.accuracy:.1f} |"
+            assert (row in said) == (score.family != "check")
+    ask(runs / "pgd", teachers=None, eps=1.0, out=tmp_path)
+    assert "1/255: the worst case" not in card.read_text()  # a report elsewhere is not the run's
+
+
 def test_the_standard_tier_adds_autoattack_and_takes_all_images(runs):
     report, _ = ask(runs / "pgd", tier="standard", teachers=None)
     assert names(report) == ["clean", "fgsm", "pgd-20", "autoattack", "worst case"]

@@ -1,16 +1,24 @@
 """The white-box set: the names it has always had, and AutoAttack equal to AutoAttack's own loop."""
 
 import dataclasses
+import importlib.util
+import sys
+import types
+import warnings
 
 import pytest
 import torch
 from frauds import Around, noisy, quantised
 
 from darht.attacks import AutoAttack, Threat
+from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
+from darht.trainer.evaluation import suite
+from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.eot import Expectation, draws_random_numbers
 from darht.trainer.evaluation.measure import Measurement
-from darht.trainer.evaluation.suite import run_autoattack, run_quick, step_of
+from darht.trainer.evaluation.run import evaluate
+from darht.trainer.evaluation.suite import check_reference, run_autoattack, run_quick, run_reference, step_of
 
 CPU = torch.device("cpu")
 SMALL = AutoAttack(eps=16, steps=5, queries=40)
@@ -47,6 +55,61 @@ def test_a_random_model_gets_the_random_version_in_expectation(sound, digits):
     m = measurement(source, Expectation(noisy().eval(), 4), random=True)
     run_autoattack(m, SMALL)
     assert list(m.scores[-1].attack["after"]) == ["apgd-ce", "apgd-dlr"]
+
+
+def test_the_reference_agrees_with_ours(sound, digits):
+    pytest.importorskip("pyautoattack", reason="the authors' AutoAttack is an extra: pip install 'darht[eval]'")
+    source = dataclasses.replace(digits, images=digits.images[:40], labels=digits.labels[:40])
+    found = {}
+    for run in (run_autoattack, run_reference):
+        m = measurement(source, Around())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package's own, about torch
+            run(m, AutoAttack(eps=16))
+        found[run] = m
+    ours, theirs = (found[run].right["autoattack"] == 1 for run in (run_autoattack, run_reference))
+    assert 0 < theirs.sum() < 40 and (ours != theirs).sum() <= 1
+    m = found[run_reference]
+    score = m.scores[-1]
+    assert (score.name, score.correct, score.count) == ("autoattack", theirs.sum(), 40)
+    assert (score.attack["by"], score.attack["version"], score.attack["eps"]) == ("pyautoattack", "standard", 16)
+    assert m.alive.tolist() == theirs.tolist() and m.ran == ["autoattack:reference"]
+
+
+def test_the_reference_s_examples_are_judged_by_us(sound, digits, monkeypatch):
+    """What a package says about itself is not believed: only pixels count, and only inside the ball."""
+    asked = []
+
+    def fake(model, x, y, **options):
+        asked.append({**options, "rows": len(x)})
+        return x.clone()
+
+    monkeypatch.setattr(suite, "reference", fake)
+    m = measurement(digits, Around(), seed=3)
+    run_reference(m, AutoAttack(eps=16))
+    assert asked == [{"eps": 16, "norm": "linf", "version": "standard", "seed": 3, "rows": m.scores[0].correct}]
+    assert m.scores[-1].correct == m.scores[0].correct  # nothing was changed, so nothing fell
+    random = measurement(digits, Around(), random=True)
+    run_reference(random, AutoAttack(eps=16))
+    assert asked[-1]["version"] == random.scores[-1].attack["version"] == "rand"
+    monkeypatch.setattr(suite, "reference", lambda model, x, y, **options: x + 0.1)
+    with pytest.raises(AssertionError):
+        run_reference(measurement(digits, Around()), AutoAttack(eps=16))
+
+
+def test_a_reference_that_cannot_run_is_refused_before_anything_is_measured(sound, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", types.SimpleNamespace(__spec__=object()))
+    check_reference(10)
+    with pytest.raises(ConfigError, match="at least 10; the data has 4"):
+        check_reference(4)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package pyautoattack: pip install 'darht\[eval\]'"):
+        check_reference(10)
+    told = []
+    config = EvalConfig(tier="standard", reference=True, data="digits", limit=40)
+    with pytest.raises(ConfigError, match="pyautoattack"):
+        evaluate("python:frauds:honest", config, device=CPU, on_batch=lambda *batch: told.append(batch))
+    assert told == []
 
 
 def test_expectation_is_the_mean_of_draws(sound, digits):
