@@ -118,7 +118,7 @@ seconds are those of the whole `darht-train`, with start and scoring, on one thr
 
 {said}
 
-The teachers. The set of one family is resnet, resnet-1, resnet-2 (the latter trained 4 epochs instead of 6).
+The teachers. The set of one family is resnet, resnet-1, resnet-2 (the latter trained 2 epochs instead of 6).
 
 {teachers_table(facts["teachers"])}
 
