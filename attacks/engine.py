@@ -63,7 +63,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A model made ready: `exact` answers as the caller's does, `fast` may be folded, compiled or have another first layer."""
+    """A model made ready.
+
+    `exact` answers as the caller's does; `fast` may be folded or compiled, or have another first layer.
+    """
 
     exact: list[Model]
     fast: list[Model]
