@@ -11,10 +11,12 @@ from torch import Tensor
 
 from darht.attacks.checks import check_inputs, check_labels, check_targets
 from darht.attacks.exact import store
+from darht.attacks.first_layer import speed_up_first_layer
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
 from darht.attacks.prepare import folded, kernels, private_copy, replicas, takes_channels_last
-from darht.attacks.slots import SMALLEST, Queue, Results, forward_all, padded, run_lanes
+from darht.attacks.sizes import SMALLEST, padded
+from darht.attacks.slots import Queue, Results, forward_all, run_lanes
 from darht.attacks.state import Attack, Rows, Rule
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
@@ -32,7 +34,8 @@ class Outcome:
         first_hit: int64 `[N]`, gradient steps (queries for Square) taken when the row was first seen fooled; -1 never.
         loss: cross-entropy at `x_adv`, `[N]` nats.
         margin: largest wrong logit less the right one at `x_adv`, `[N]`.
-        forwards: int64 `[N]`, forward passes that the row took part in.
+        forwards: int64 `[N]`, forward passes whose answer counted for the row: neither copies that fill a batch up, nor
+            proposals of Square that an accepted one before them made void.
         backwards: int64 `[N]`, backward passes.
         record: how it was made: attack, engine, device, versions, and what was noticed.
     """
@@ -60,7 +63,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A model made ready: `exact` answers as the caller's does, `fast` may be folded or compiled."""
+    """A model made ready.
+
+    `exact` answers as the caller's does; `fast` may be folded or compiled, or have another first layer.
+    """
 
     exact: list[Model]
     fast: list[Model]
@@ -198,6 +204,8 @@ class Engine:
         if fused is None and not self.compile and not self.channels_last:
             return Prepared(exact=exact, fast=exact)
         quick = copy.deepcopy(copied) if fused is None else fused
+        if x.device.type == "cpu" and not self.compile:
+            quick = speed_up_first_layer(quick)
         last = self.channels_last and takes_channels_last(quick, probe)
         fast = replicas(quick, lanes)
         if self.compile:
@@ -207,8 +215,11 @@ class Engine:
     def _craft(self, attack: Attack, ready: Prepared, rows: Rows, todo: Tensor) -> Results:
         share = max(1, -(-len(todo) // len(ready.fast)))  # few rows are spread over the lanes
         slots = padded(share, self.slots, constant=self.compile or rows.x.is_cuda)
-        queue = Queue(attack, rows, todo, rule=self.rule, slots=slots, restarts=self.restarts, constant=self.compile)
-        return run_lanes(queue, ready.fast, self.precision)
+        queue = Queue(
+            attack, rows, todo, rule=self.rule, slots=slots, restarts=self.restarts, constant=self.compile,
+            precision=self.precision,
+        )  # fmt: skip
+        return run_lanes(queue, ready.fast)
 
     def _outcome(
         self, attack: Attack, rows: Rows, results: Results, logits: Tensor, noticed: dict[str, int]

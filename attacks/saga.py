@@ -17,7 +17,8 @@ from darht.attacks.oracle import Oracle
 from darht.attacks.pgd import check_sign_attack, climb
 from darht.attacks.prepare import kernels, private_copy, replicas
 from darht.attacks.rollout import Watched, is_transformer
-from darht.attacks.slots import forward_all, padded
+from darht.attacks.sizes import padded
+from darht.attacks.slots import forward_all
 from darht.attacks.threat import LEVELS, Norm, Threat, to_levels
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng

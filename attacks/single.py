@@ -4,7 +4,7 @@ from torch import Tensor
 
 from darht.attacks.engine import FULL
 from darht.attacks.objectives import Model
-from darht.attacks.state import Attack
+from darht.attacks.state import Attack, State
 from darht.attacks.threat import Norm, Threat
 from darht.core.rng import RowRng
 
@@ -51,3 +51,11 @@ class SingleModel:
     def runs(self, classes: int) -> int:
         """One."""
         return 1
+
+    @property
+    def helped(self) -> bool:
+        """No: each look needs the one before it."""
+        return False
+
+    def lend(self, state: State, living: Tensor) -> None:
+        """Empty slots are of no use."""

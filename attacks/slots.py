@@ -1,8 +1,9 @@
 """The loop that every attack runs in: rows wait in a queue, live in slots of constant shape, and leave.
 
-A batch on the CPU is always a multiple of 16 rows, filled up with copies: convolutions and matrix products then give a
-row the same bits wherever it stands and whatever stands beside it. A fooled row leaves (where the rule is `first_hit`)
-and the next one takes its slot; when the queue is empty the batch shrinks. On a GPU, and compiled, it does not.
+A batch on the CPU is a multiple of 16 rows, filled up with copies: convolutions and matrix products then give a row the
+same bits wherever it stands and whatever stands beside it. A fooled row leaves (where the rule is `first_hit`) and the
+next one takes its slot; when the queue is empty the batch shrinks, at last to 12, 8 or 4 rows where `sizes.py` finds
+that the bits stay the same. On a GPU, and compiled, it does not shrink.
 """
 
 import threading
@@ -15,15 +16,10 @@ from torch import Tensor
 
 from darht.attacks.objectives import Model
 from darht.attacks.oracle import Oracle, Precision
+from darht.attacks.sizes import SMALLEST, Sizes, padded
 from darht.attacks.state import Attack, Rows, Rule, State
 
-SMALLEST = 16
 _NOBODY = -1
-
-
-def padded(count: int, slots: int, *, constant: bool = False) -> int:
-    """The batch size for `count` rows: the next multiple of 16, or always `slots` where shapes must not change."""
-    return slots if constant else min(slots, -(-count // SMALLEST) * SMALLEST)
 
 
 @dataclass
@@ -71,15 +67,19 @@ class Queue:
         slots: int,
         restarts: int = 1,
         constant: bool = False,
+        precision: Precision = "float32",
     ) -> None:
-        self.attack, self.rule, self.slots = attack, rule, slots
+        self.attack, self.rule, self.slots, self.precision = attack, rule, slots, precision
         self.constant = constant or rows.x.is_cuda
+        few = todo[:SMALLEST]
+        self.sizes = Sizes(rows.x[few], rows.y[few], slots, precision, constant=self.constant)
         classes = rows.clean.shape[1]
         runs = (attack.runs(classes) if rows.targets is None else 1) * restarts
         self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
         self.results = Results.empty(rows.x, classes, runs)
         self.lock = threading.Lock()
         self.failed = False  # a lane has raised: the others stop at their next look
+        self.most = min(slots, len(todo) * runs)  # slots that can be filled: runs of a row may live beside one another
         self._chunks = self._prepare(rows, todo, runs)
         self._state: State | None = None
         self._rows, self._run, self._next = todo[:0], 0, 0
@@ -108,9 +108,13 @@ class Queue:
     def give(self, state: State, rows: Tensor, run: Tensor, seen: dict[str, Tensor]) -> None:
         """Keep a result if it beats what the row has: under `first_hit` the earliest run that hits, else the score."""
         with self.lock:
-            for number in run.unique().tolist():  # two runs of a row may end together
+            numbers = run.unique().tolist()
+            if len(numbers) == 1:
+                return self._keep(state, rows, numbers[0], seen)
+            for number in numbers:  # two runs of a row may end together
                 of = (run == number).nonzero().squeeze(1)
                 self._keep(state.take(of), rows[of], number, {name: value[of] for name, value in seen.items()})
+        return None
 
     def _keep(self, state: State, rows: Tensor, run: int, seen: dict[str, Tensor]) -> None:
         best, hit = self.results, state.hit
@@ -132,12 +136,14 @@ class Lane:
 
     def __init__(self, queue: Queue, oracle: Oracle) -> None:
         self.queue, self.oracle, self.attack = queue, oracle, queue.attack
+        self.changed = True  # who is in the slots, since the empty ones were lent
         self.unseen: list[tuple[State, Tensor, Tensor, dict[str, Tensor]]] = []
 
     def work(self) -> None:
         """Look, let rows leave, move, let rows leave, fill the slots; until nobody is left."""
         try:
             if self._begin():
+                self._fill()
                 self._work()
         except BaseException:
             self.queue.failed = True
@@ -145,7 +151,7 @@ class Lane:
 
     def _work(self) -> None:
         while bool((self.rows != _NOBODY).any()) and not self.queue.failed:
-            self.attack.look(self.oracle, self.state)
+            self._look()
             self._note()
             self._leave_after_look()
             self.attack.move(self.oracle, self.state)
@@ -158,7 +164,7 @@ class Lane:
         if taken is None:
             return False
         fresh, rows, run = taken
-        size = padded(len(rows), self.queue.slots, constant=self.queue.constant)
+        size = self._size(self.queue.most)
         self.state = fresh.take(torch.arange(size, device=rows.device) % len(rows))
         self.rows = torch.full((size,), _NOBODY, device=rows.device)
         self.rows[: len(rows)] = rows
@@ -167,6 +173,21 @@ class Lane:
         no = torch.zeros(size, dtype=torch.bool, device=rows.device)
         self.seen = {"first_hit": zeros - 1, "zero_gradient": no, "forwards": zeros.clone(), "backwards": zeros.clone()}
         return True
+
+    def _size(self, count: int) -> int:
+        """The batch size for so many rows; with helpers, who cost next to nothing up to there, 16 at least."""
+        if self.attack.helped:
+            return padded(count, self.queue.slots, constant=self.queue.constant)
+        return self.queue.sizes.padded(count, self.oracle.model)
+
+    def _look(self) -> None:
+        """One look of every row, or several where empty slots help; a row's forward passes are its looks."""
+        if self.attack.helped and self.changed:
+            self.attack.lend(self.state, self.rows != _NOBODY)
+        self.changed = False
+        before = self.state.looks.clone()
+        self.attack.look(self.oracle, self.state)
+        self.seen["forwards"] -= self.state.looks - before - 1
 
     def _note(self) -> None:
         seen, state = self.seen, self.state
@@ -202,6 +223,7 @@ class Lane:
         seen["backwards"] = self.oracle.backwards - seen["backwards"]
         left = self.state.take(slots), self.rows[slots], self.run[slots], seen
         self.rows[slots] = _NOBODY
+        self.changed = True
         if not unseen:
             return self.queue.give(*left)
         self.unseen.append(left)
@@ -237,6 +259,7 @@ class Lane:
             fresh, rows, run = taken
             slots, free = free[: len(rows)], free[len(rows) :]
             self.state.put(slots, fresh)
+            self.changed = True
             self.rows[slots], self.run[slots] = rows, run
             self.seen["first_hit"][slots] = -1
             self.seen["forwards"][slots], self.seen["backwards"][slots] = self.oracle.forwards, self.oracle.backwards
@@ -244,18 +267,19 @@ class Lane:
 
     def _shrink(self) -> None:
         living = (self.rows != _NOBODY).nonzero().squeeze(1)
-        size = padded(len(living), len(self.rows), constant=self.queue.constant)
-        if len(living) == 0 or size == len(self.rows):
+        size = self._size(len(living)) if len(living) else len(self.rows)
+        if size >= len(self.rows):
             return
+        self.changed = True
         empty = (self.rows == _NOBODY).nonzero().squeeze(1)
         keep = torch.cat([living, empty])[:size]
         self.state, self.rows, self.run = self.state.take(keep), self.rows[keep], self.run[keep]
         self.seen = {name: value[keep] for name, value in self.seen.items()}
 
 
-def run_lanes(queue: Queue, models: Sequence[Model], precision: Precision) -> Results:
+def run_lanes(queue: Queue, models: Sequence[Model]) -> Results:
     """Work the queue off, one thread for each model; an exception in one lane ends them all and is raised."""
-    lanes = [Lane(queue, Oracle(model, precision)) for model in models]
+    lanes = [Lane(queue, Oracle(model, queue.precision)) for model in models]
     if len(lanes) == 1:
         lanes[0].work()
     else:

@@ -164,6 +164,16 @@ class Attack(Protocol):
     def start(self, rows: Rows, run: int) -> State:
         """The state of new rows in run number `run`; restarts count on beyond `runs`."""
 
+    @property
+    def helped(self) -> bool:
+        """Whether empty slots can shorten the searches of other rows."""
+
+    def lend(self, state: State, living: Tensor) -> None:
+        """Give the slots that hold no row (bool `[S]`: those that do) something to try; before a look, where helped.
+
+        It must not change what comes out for a row, `looks` included: that counts questions whose answer was used.
+        """
+
     def look(self, oracle: Oracle, state: State) -> None:
         """Ask the model at `state.query`; update `logits`, `gradient`, `hit`, `looks`, and `best` and `score`."""
 

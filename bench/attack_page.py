@@ -10,7 +10,8 @@ import torch
 from attack_models import MODELS
 
 Table = dict[tuple[str, str], list[dict[str, Any]]]
-BEGIN, END = "<!-- written by bench/attacks.py -->", "<!-- end of bench/attacks.py -->"
+PAGE = "<!-- written by bench/attacks.py -->", "<!-- end of bench/attacks.py -->"
+PARITY = "<!-- written by bench/attacks.py --parity -->", "<!-- end of bench/attacks.py --parity -->"
 TARGETS = (
     ("PGD-20 on the robust ResNet", "resnet4b_adv", "pgd-20", 1.6),
     ("PGD-20 on the undefended ResNet", "resnet20", "pgd-20", 3.0),
@@ -102,10 +103,10 @@ batch {settings["batch"]}, PGD's step epsilon / 4. {models}.
 
 Every library runs in a process of its own; rounds are interleaved. Seconds are medians over the rounds, for 1,000
 images. "faster by" is the quotient of CPU seconds over the fastest other library, the median of the quotients within a
-round. Forward and backward are passes per image. Robust accuracy is recomputed by one function: right when clean and
-right on the returned pixels, which must lie in the ball. MiB is the growth of the process's peak memory. `darht bf16`
-crafts in bfloat16 and confirms each hit in float32. torchattacks' AutoAttack runs 10 steps; here its parts are given
-the paper's numbers.
+round. Forward and backward are passes per image; of our Square, questions whose answer counted. Robust accuracy is
+recomputed by one function: right when clean and right on the returned pixels, which must lie in the ball. MiB is the
+growth of the process's peak memory. `darht bf16` crafts in bfloat16 and confirms each hit in float32. torchattacks'
+AutoAttack runs 10 steps; here its parts are given the paper's numbers.
 
 {measurements(table)}
 
@@ -115,18 +116,30 @@ the paper's numbers.
 
 ### AutoAttack against pyautoattack
 
-The rows of AutoAttack above, image by image. `python bench/attacks.py --parity --images 256` measures this alone.
+The rows of AutoAttack above, image by image. `python bench/attacks.py --parity --images 1000` measures this alone.
 
 {parity_table(table)}
 """
 
 
-def write_section(path: Path, text: str) -> None:
+def parity_page(table: Table, settings: dict[str, int]) -> str:
+    """A section of its own for AutoAttack on many images."""
+    return f"""## AutoAttack against pyautoattack on many images
+
+`python bench/attacks.py --parity`, {datetime.date.today().isoformat()}, L-inf {settings["eps"]}/255, batch
+{settings["batch"]}, {settings["threads"]} thread(s), torch {torch.__version__.split("+")[0]}.
+
+{parity_table(table)}
+"""
+
+
+def write_section(path: Path, text: str, marks: tuple[str, str] = PAGE) -> None:
     """Put the text between its marks, and leave the rest of the page alone."""
+    begin, end = marks
     old = path.read_text() if path.is_file() else "# Benchmarks\n"
-    section = f"{BEGIN}\n{text.strip()}\n{END}\n"
-    if BEGIN in old and END in old:
-        head, rest = old.split(BEGIN, 1)
-        path.write_text(head + section + rest.split(END, 1)[1].removeprefix("\n"))
+    section = f"{begin}\n{text.strip()}\n{end}\n"
+    if begin in old and end in old:
+        head, rest = old.split(begin, 1)
+        path.write_text(head + section + rest.split(end, 1)[1].removeprefix("\n"))
     else:
         path.write_text(f"{old.rstrip()}\n\n{section}")

@@ -10,7 +10,7 @@ from torch import nn
 from darht.attacks import APGD, APGDT, CW, FABT, FGSM, MIM, PGD, CWLinf, Engine, Square
 from darht.attacks.checks import check_inputs
 from darht.attacks.prepare import folded, private_copy, takes_channels_last
-from darht.attacks.slots import padded
+from darht.attacks.sizes import padded
 from darht.core.errors import ConfigError, ModelError
 from darht.core.rng import RowRng
 
@@ -273,7 +273,8 @@ def test_compiled_copies_see_one_shape_alone(attack, scene, monkeypatch):
     found = Engine(compile=True, slots=32, restarts=2).run(attack, model, x, y, generator=rng(70))
     assert shapes == {(32, 3, 8, 8)} and asked and all(how == {"dynamic": False} for how in asked)
     plain = Engine(slots=32, restarts=2).run(attack, model, x, y, generator=rng(70))
-    assert torch.equal(found.success, plain.success) and torch.equal(found.x_adv, plain.x_adv)
+    assert torch.equal(found.success, plain.success)
+    assert float((found.x_adv - plain.x_adv).abs().max()) < 1e-4  # what is not compiled has a first layer of its own
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling for a CPU takes too long")
