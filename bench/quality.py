@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--images", type=int, default=300, help="test images for AutoAttack")
+    parser.add_argument("--images", type=int, default=200, help="test images for AutoAttack")
     parser.add_argument("--jobs", type=int, default=2, help="students trained at once, one thread each")
     parser.add_argument("--only", action="append", choices=list(VARIANTS))
     options = parser.parse_args()

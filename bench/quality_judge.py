@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--images", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "attack":
