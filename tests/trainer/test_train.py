@@ -10,7 +10,6 @@ import torch
 import yaml
 from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_after
 
-from darht.attacks import PGD
 from darht.cache.build import build, plan_build
 from darht.cache.export import export_webdataset
 from darht.cache.exported import open_shards
@@ -20,6 +19,7 @@ from darht.cache.seal import seal
 from darht.cache.stream import Feed, level_counts
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
+from darht.core.rng import RowRng
 from darht.trainer import setup
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
 from darht.trainer.config import StudentConfig, WarmConfig
@@ -279,12 +279,21 @@ def test_scores_leave_the_student_in_its_mode(cache, open_feed):
     assert 0 <= robust <= clean <= 100
 
 
-def test_a_row_is_robust_only_when_it_is_right_clean_too(cache, monkeypatch, open_feed):
-    feed = open_feed(cache)
-    answers = iter([np.array([True, True, False, False]), np.array([True, False, True, False])])
-    monkeypatch.setattr(setup, "correct_rows", lambda *_, **__: next(answers))
-    student = make_student(CONFIG, feed, cache.spec.data.classes)
-    assert score(student, holdout_source(feed), PGD(), CPU, 0) == (50.0, 25.0)
+def test_scores_are_those_of_the_student_by_hand_and_of_any_number_of_rows_at_once(cache, monkeypatch, open_feed):
+    feed, attack = open_feed(cache), CONFIG.inner.pgd()
+    held = holdout_source(feed)
+    student = make_student(CONFIG, feed, cache.spec.data.classes).eval()
+    x, y = torch.from_numpy(held.images).float() / 255, torch.from_numpy(held.labels)
+    generator = RowRng.create(CONFIG.seed, "evaluate", rows=torch.arange(len(y)))
+    x_adv = attack(lambda x: student(x).logits, x, y, generator=generator)
+    right = [(student(pixels).logits.argmax(1) == y).numpy() for pixels in (x, x_adv)]
+    clean, robust = score(student, held, attack, CPU, CONFIG.seed)
+    assert clean == pytest.approx(100 * right[0].mean(), abs=1e-3)
+    assert (
+        robust <= 100 * (right[0] & right[1]).mean() + 1e-3
+    )  # a step on the way may fool where the last fails
+    monkeypatch.setattr(setup, "_SCORED", 5)
+    assert score(student, held, attack, CPU, CONFIG.seed) == (clean, robust)
 
 
 @pytest.mark.parametrize("resume", [True, False])
