@@ -165,13 +165,7 @@ def train(
             write_run(out, identity, notes)
         on_note(str(plan))
         while run.progress.epoch < config.optim.epochs:
-            try:
-                row = _epoch(run, examples, feed, ranks, on_step=on_step)
-            except KeyboardInterrupt:
-                if run.pause is not None and ranks.world == 1:  # processes that train together hold parts of it
-                    run.save(out / PAUSED)
-                    on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {run.pause.steps} of {feed.steps}")
-                raise
+            row = _epoch_or_pause(run, examples, feed, ranks, out, on_step=on_step, on_note=on_note)
             scores = _scores(run.result, held, watched, config, device) if ranks.first else {}
             row |= cast(dict[str, float], ranks.agree(scores))
             if _collapsed(row, run.progress, len(cache.spec.data.classes)):
@@ -207,6 +201,19 @@ def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int]
         return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
 
     return average
+
+
+def _epoch_or_pause(
+    run: Run, examples: Examples, feed: Feed, ranks: Ranks, out: Path, *, on_step: OnStep, on_note: OnNote
+) -> dict[str, Any]:
+    """`_epoch`; when it is stopped between two steps, that moment is kept."""
+    try:
+        return _epoch(run, examples, feed, ranks, on_step=on_step)
+    except KeyboardInterrupt:
+        if run.pause is not None and ranks.world == 1:  # processes that train together hold parts of it
+            run.save(out / PAUSED)
+            on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {run.pause.steps} of {feed.steps}")
+        raise
 
 
 def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: OnStep) -> dict[str, Any]:
