@@ -9,24 +9,22 @@ weights, which cost what trained ones do. `--smoke` does the same with tiny netw
 
 import argparse
 import contextlib
-import datetime
-import functools
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from timers import Timers
 from torch import Tensor, nn
+from trainer_page import page
 
 from darht.cache.build import build, plan_build
 from darht.cache.loader import TrainingSet, load_training_set
@@ -128,35 +126,6 @@ def bare_step(config: TrainConfig, batch: int) -> Callable[[], float]:
 
     once()
     return once
-
-
-class Timers:
-    """Seconds inside some functions, outermost only, while `counting`."""
-
-    def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
-        self.counting, self.inside = True, False
-
-    @contextlib.contextmanager
-    def on(self, owner: Any, name: str, label: str) -> Iterator[None]:
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def timed(*words: Any, **options: Any) -> Any:
-            if self.inside or not self.counting:
-                return original(*words, **options)
-            start, self.inside = time.perf_counter(), True
-            try:
-                return original(*words, **options)
-            finally:
-                self.inside = False
-                self.spent[label] += time.perf_counter() - start
-
-        setattr(owner, name, timed)
-        try:
-            yield
-        finally:
-            setattr(owner, name, original)
 
 
 WATCHED = (
@@ -335,44 +304,6 @@ def beside_live(work: Path, images: dict[str, float], arguments: argparse.Namesp
     lines.append(f"| `pgd:10` from the cache | {1000 * rest:.1f} | {live['whole step'] / rest:.1f} |")
     lines.append(f"| `warm` from the cache | {1000 * warm:.1f} | {live['whole step'] / warm:.1f} |")
     return lines
-
-
-# The page ----------------------------------------------------------------------------------------------------------
-
-
-def page(beside: list[str], live: list[str], arguments: argparse.Namespace, seconds: float) -> str:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())  # fmt: skip
-    first, second = "\n".join(beside), "\n".join(live)
-    smoke = " --smoke, whose tiny networks say nothing" if arguments.smoke else ""
-    return f"""# Benchmarks of the trainer
-
-`python bench/trainer.py`{smoke}, {datetime.date.today().isoformat()}, {os.cpu_count()} cores of {model}, \
-{torch.get_num_threads()} threads, torch {torch.__version__.split("+")[0]}, {seconds:.0f} s.
-
-## Beside the bare step
-
-Recipe `darht` with four teachers in the cache, CE and the weighted distances all the time, half of the batches clean as
-released; 32x32 pixels. A bare step is forward, loss, backward and optimizer of an identical student on tensors that lie
-ready; one is made after every step of the loop, and "loop / bare" is the median of the quotients, "on adversarial" that
-of the adversarial steps. To reach: 1.05 for `cached`. The columns behind say where a step of the loop spends its
-milliseconds; `draw` fetches images and logits, and holds the student's own steps for `warm` and `pgd:10`. What ends an
-epoch (scoring held-out rows, checkpoints) is no part of a step.
-
-{first}
-
-## Beside live teachers
-
-ResNet-18 as released. Live: whole steps of {arguments.batch} images, half of the steps clean, PGD-10 on the student in
-the others, and every teacher asked once about each image; the teachers have random weights, the ViTs see images scaled
-to 224 pixels. A whole epoch is out of reach here: what is compared is the mean time per training image, which is what
-an epoch costs but for its number of images. From the cache: the loop's own steps above. Its cache was built with four
-tiny teachers: what training reads of a cache depends on their number alone. RSLAD attacks every batch and asks one
-teacher about the clean images; its `pgd:10` is the live step without the teacher, its `warm` has one step on the
-student.
-
-{second}
-"""
 
 
 def main() -> None:
