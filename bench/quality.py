@@ -38,7 +38,7 @@ class Variant(NamedTuple):
         recipe: its file.
         cache: which teachers it has.
         seeds: at most; what costs ten times as much is run once.
-        core: whether its other seeds come before those of the rest.
+        core: whether all its seeds come before the rest.
     """
 
     recipe: dict[str, Any]
@@ -219,7 +219,7 @@ def main() -> None:
     facts, results = prepare(options), []
     names = options.only or list(VARIANTS)
     jobs = [(name, seed) for seed in range(options.seeds) for name in names if seed < VARIANTS[name].seeds]
-    jobs.sort(key=lambda job: (VARIANTS[job[0]].seeds == 1, job[1] > 0 and not VARIANTS[job[0]].core))
+    jobs.sort(key=lambda job: (VARIANTS[job[0]].seeds == 1, not VARIANTS[job[0]].core))
 
     def work(job: tuple[str, int]) -> None:
         results.append(measure(*job, options))
