@@ -289,9 +289,7 @@ def test_scores_are_those_of_the_student_by_hand_and_of_any_number_of_rows_at_on
     right = [(student(pixels).logits.argmax(1) == y).numpy() for pixels in (x, x_adv)]
     clean, robust = score(student, held, attack, CPU, CONFIG.seed)
     assert clean == pytest.approx(100 * right[0].mean(), abs=1e-3)
-    assert (
-        robust <= 100 * (right[0] & right[1]).mean() + 1e-3
-    )  # a step on the way may fool where the last fails
+    assert robust <= 100 * (right[0] & right[1]).mean() + 1e-3  # a step on the way may fool where the last fails
     monkeypatch.setattr(setup, "_SCORED", 5)
     assert score(student, held, attack, CPU, CONFIG.seed) == (clean, robust)
 
