@@ -21,13 +21,13 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """Mean and standard deviation over seeds."""
     middle = mean(values)
     if len(values) == 1:
-        return f"{middle:.1f}"
+        return f"{middle:.{digits}f}"
     deviation = math.sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1))
-    return f"{middle:.1f} ± {deviation:.1f}"
+    return f"{middle:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) -> tuple[float, float]:
@@ -55,7 +55,8 @@ def main_table(results: Results) -> str:
             pair = [[row for row in which if row["seed"] in both] for which in (rows, live)]
             gap = "{:+.1f} ± {:.1f}".format(*difference(*pair, "autoattack")) if both else ""
             times = f"{seconds / mean([row['seconds'] for row in live]):.2f}"
-        lines.append(f"| {name} | {' | '.join(cells)} | {gap} | {seconds:.0f} | {times} | {len(rows)} |")
+        spent = spread([row["seconds"] for row in rows], digits=0)
+        lines.append(f"| {name} | {' | '.join(cells)} | {gap} | {spent} | {times} | {len(rows)} |")
     return "\n".join(lines)
 
 
@@ -110,7 +111,8 @@ CIFAR-10, the first {n:,} training images (5 % held out for selection), {epochs}
 schedule; the student is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255; `pgd:10` has step 2. Clean and
 PGD-20 are on the first 1,000 test images, AutoAttack `standard` on the first {images}. "±" after a mean is the standard
 deviation over seeds; after a difference it is half of the 95 % interval over test images, which all ways share. CPU
-seconds are those of the whole `darht-train`, with start and scoring, on one thread, {options["jobs"]} students at once.
+seconds are those of the whole `darht-train`, with start and scoring, on one thread, {options["jobs"]} students at once;
+where they differ much between seeds, other work ran beside.
 
 {main_table(by_name)}
 
@@ -118,7 +120,7 @@ seconds are those of the whole `darht-train`, with start and scoring, on one thr
 
 {said}
 
-The teachers. The set of one family is resnet, resnet-1, resnet-2 (the latter trained 2 epochs instead of 6).
+The teachers. The set of one family is resnet, resnet-1, resnet-2 (the latter two trained {options["same"]} epochs).
 
 {teachers_table(facts["teachers"])}
 

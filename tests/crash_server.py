@@ -13,12 +13,13 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from forking import ForkServer
 
 FILES = ("spec", "metadata", "origin", "shard", "commit", "manifest")
 MOMENTS = ("half", "before rename", "after rename")
@@ -52,26 +53,11 @@ class Ended:
     seconds: float = 0.0
 
 
-class CrashServer:
-    """The client's side. One thread each: nothing waits for another process's threads on a machine with few cores."""
+class CrashServer(ForkServer):
+    """The client's side."""
 
     def __init__(self, config: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(config)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def __enter__(self) -> "CrashServer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+        super().__init__(__file__, str(config))
 
     def build(self, out: Path, **options: Any) -> Ended:
         """Build and seal in a child.
@@ -86,14 +72,9 @@ class CrashServer:
 
     def together(self, outs: list[Path], **options: Any) -> list[Ended]:
         """Builds that run at the same time, each in a child of its own."""
-        assert self.process.stdin and self.process.stdout
         if "fault" in options:
             options["fault"] = dataclasses.astuple(options["fault"])
-        self.process.stdin.write(json.dumps({"outs": [str(out) for out in outs], **options}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, "the server ended; its stderr says why"
-        return [Ended(**ended) for ended in json.loads(answer)]
+        return [Ended(**ended) for ended in self.ask({"outs": [str(out) for out in outs], **options})]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ The server is single-threaded, so that forking it is safe; the kills are in the 
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from forking import ForkServer
 
 from darht.core.config import to_plain
 from darht.trainer.config import TrainConfig
@@ -29,34 +30,15 @@ class Ended(NamedTuple):
     error: str
 
 
-class TrainServer:
+class TrainServer(ForkServer):
     """The client's side."""
 
     def __init__(self, cache: Path, config: TrainConfig) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(cache), json.dumps(to_plain(config))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def __enter__(self) -> "TrainServer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+        super().__init__(__file__, str(cache), json.dumps(to_plain(config)))
 
     def train(self, out: Path, *, kill_after: float | None = None, kill_at_rename: int | None = None) -> Ended:
         """Begin or go on with the run in `out`, in a child."""
-        assert self.process.stdin and self.process.stdout
-        order = {"out": str(out), "kill_after": kill_after, "kill_at_rename": kill_at_rename}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return Ended(*json.loads(self.process.stdout.readline()))
+        return Ended(*self.ask({"out": str(out), "kill_after": kill_after, "kill_at_rename": kill_at_rename}))
 
 
 def serve(cache: Path, config: TrainConfig) -> None:

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import darht
 from darht.attacks import PGD, Engine
+from darht.attacks.prepare import takes_channels_last
 from darht.cache.reader import Cache
 from darht.cache.source import Source
 from darht.cache.stream import Feed, FeedPlan, plan_feed
@@ -211,7 +213,8 @@ def live_teachers(
                 f"{spec.weights_sha256[:12]}; give --teacher {name}=FOLDER"
             )
         if config.compute.channels_last:
-            teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
+            takes_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
         teachers.append(teacher)
     return tuple(teachers)
 
