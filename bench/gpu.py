@@ -6,8 +6,8 @@
     python bench/gpu.py --smoke                                           every step in miniature on a CPU
 
 `recipes/cifar10-gpu.yaml` says what is trained; the steps are the commands that a person would type. What a step has
-finished stays: steps of a student, units of the cache, attacked batches of an evaluation; a teacher that is stopped
-begins anew. Nothing of this has been run on a GPU yet.
+finished stays: steps of a teacher or student, units of the cache, attacked batches of an evaluation. Nothing of this
+has been run on a GPU yet.
 """
 
 import argparse

@@ -27,8 +27,11 @@ from darht.trainer.setup import feed_plan, live_teachers
 PGD_IMAGES = 1000
 
 
-def attacked(run: Path, data: Path, images: int) -> dict[str, object]:
-    """Which test images the selected student gets right: clean, under PGD-20, under AutoAttack on the first ones."""
+def attacked(run: Path, data: Path, first: int, images: int) -> dict[str, object]:
+    """Which test images the selected student gets right: clean, under PGD-20, under AutoAttack on `first` to `images`.
+
+    What becomes of an image does not depend on those beside it, so parts can be put together.
+    """
     student, _ = load_student(run / "student", torch.device("cpu"))
     net = student.fold().eval()
     x, y = load_images(data, "test_batch", max(PGD_IMAGES, images))
@@ -36,9 +39,9 @@ def attacked(run: Path, data: Path, images: int) -> dict[str, object]:
     pgd = engine.run(
         PGD(eps=8, step=2, steps=20), net, x, y, generator=RowRng.create(0, "pgd", rows=torch.arange(len(y)))
     )
-    few = slice(images)
+    few = slice(first, images)
     start = time.process_time()
-    generator = RowRng.create(0, "autoattack", rows=torch.arange(images))
+    generator = RowRng.create(0, "autoattack", rows=torch.arange(first, images))
     worst = AutoAttack(eps=8, engine=engine).run(net, x[few], y[few], generator=generator)
     return {
         "clean": _bits(pgd.clean_correct),
@@ -87,11 +90,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--images", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "attack":
-        print(json.dumps(attacked(options.run, options.data, options.images)))
+        print(json.dumps(attacked(options.run, options.data, options.first, options.images)))
     else:
         print(json.dumps(closeness(options.run, options.cache)))
 

@@ -31,10 +31,11 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 
 def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """Points between two ways, and the half width of its 95 % interval over the test images, which both share."""
+    """Points between two ways, and the half width of its 95 % interval over the test images that both have."""
+    shared = min(len(one[key]) for one in (*ours, *theirs))
     images = [
         100 * (mean([int(one[key][i]) for one in ours]) - mean([int(one[key][i]) for one in theirs]))
-        for i in range(len(ours[0][key]))
+        for i in range(shared)
     ]
     middle = mean(images)
     variance = sum((value - middle) ** 2 for value in images) / (len(images) - 1)
@@ -43,8 +44,8 @@ def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: st
 
 def main_table(results: Results) -> str:
     lines = [
-        "| way | clean | PGD-20 | AutoAttack | AutoAttack less that of live | CPU s | times live | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| way | clean | PGD-20 | AutoAttack | on images | AutoAttack less that of live | CPU s | times live | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     live = results.get(LIVE)
     for name, rows in results.items():
@@ -56,6 +57,7 @@ def main_table(results: Results) -> str:
             gap = "{:+.1f} ± {:.1f}".format(*difference(*pair, "autoattack")) if both else ""
             times = f"{seconds / mean([row['seconds'] for row in live]):.2f}"
         spent = spread([row["seconds"] for row in rows], digits=0)
+        cells.append(str(min(len(row["autoattack"]) for row in rows)))
         lines.append(f"| {name} | {' | '.join(cells)} | {gap} | {spent} | {times} | {len(rows)} |")
     return "\n".join(lines)
 
@@ -99,20 +101,21 @@ def page(
     warnings = sorted({f"{row['name']}: {text}" for row in results for text in row["warnings"]})
     said = "\n".join(f"- {text}" for text in warnings) or "AutoAttack gave no warnings."
     rows = next(iter(targets.values()))["rows"] if targets else 0
-    seeds, epochs, images = options["seeds"], options["epochs"], options["images"]
+    seeds, epochs = options["seeds"], options["epochs"]
+    images = f"--images {options['images']} --core-images {options['core_images']}"
     machine = f"{os.cpu_count()}-core {platform.machine()} CPU, torch {torch.__version__.split('+')[0]}, no GPU"
     more, before = facts["bytes"] / n, facts["bytes_before"] / n
     return f"""# Quality against cost
 
-`python bench/quality.py --data DIR --seeds {seeds} --epochs {epochs} --images {images} --out PAGE`,
+`python bench/quality.py --data DIR --seeds {seeds} --epochs {epochs} {images} --out PAGE`,
 {datetime.date.today().isoformat()}, {machine}.
 
 CIFAR-10, the first {n:,} training images (5 % held out for selection), {epochs} epochs in batches of 128, cosine
 schedule; the student is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255; `pgd:10` has step 2. Clean and
-PGD-20 are on the first 1,000 test images, AutoAttack `standard` on the first {images}. "±" after a mean is the standard
-deviation over seeds; after a difference it is half of the 95 % interval over test images, which all ways share. CPU
-seconds are those of the whole `darht-train`, with start and scoring, on one thread, {options["jobs"]} students at once;
-where they differ much between seeds, other work ran beside.
+PGD-20 are on the first 1,000 test images, AutoAttack `standard` on as many of the first as the table says. "±" after a
+mean is the standard deviation over seeds; after a difference it is half of the 95 % interval over the test images that
+both ways have, for the seeds that both have. CPU seconds are those of the whole `darht-train`, with start and scoring,
+on one thread, {options["jobs"]} at once; where they differ much between seeds, other work ran beside.
 
 {main_table(by_name)}
 

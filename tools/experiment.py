@@ -105,7 +105,7 @@ def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, da
     words += ["--algorithm", plan.algorithm]
     for key, value in plan.set.items():
         words += ["--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}"]
-    return Stage(f"teacher {name}", (*words, "--out", str(out / "teachers" / name)))
+    return Stage(f"teacher {name}", (*words, "--out", str(out / "teachers" / name), "--resume"))
 
 
 def _options(data: dict[str, Any], *names: str) -> list[str]:

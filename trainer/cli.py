@@ -79,7 +79,10 @@ def teacher() -> None:
 @click.option("--algorithm", default="pgd-at", show_default=True, help="standard, pgd-at, trades or fat.")
 @click.option("--set", "assignments", multiple=True, help="A training option, e.g. optim.epochs=30, eps=8, tau=2.")
 @click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
+@click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
+@click.pass_context
 def teacher_train(
+    ctx: click.Context,
     data: str,
     root: Path | None,
     image_size: int | None,
@@ -93,30 +96,44 @@ def teacher_train(
     algorithm: str,
     assignments: tuple[str, ...],
     out: Path,
+    resume: bool,
 ) -> None:
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
     from darht.cache.source import load_source
+    from darht.cache.teachers import save_teacher
     from darht.core.config import override, parse
     from darht.core.device import pick_device
     from darht.trainer import teach
+    from darht.trainer.brake import STOPPING, Brake
+    from darht.trainer.checkpoint import CHECKPOINT
     from darht.trainer.config import TeachConfig
 
     config = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training")
     options, where = _json_option(kwargs, "--kwargs"), pick_device(device)
-    teach.check_free(out)
+    teach.check_free(out, resume=resume)
     sources = {
         split: load_source(data, root, split, limit=rows, image_size=image_size, download=download)
         for split, rows in (("train", limit), ("test", test_limit))
     }
-    with progress_bar() as progress:
-        task = progress.add_task("train", total=None, note="")
+    network: dict[str, Any] = {"arch": arch, "kwargs": options, "resize": resize}
+    try:
+        with progress_bar() as progress, Brake(lambda: progress.console.print(STOPPING)) as brake:
+            task = progress.add_task("train", total=None, note="")
 
-        def on_step(step: int, total: int, images: int, loss: float) -> None:
-            progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
+            def on_step(step: int, total: int, images: int, loss: float) -> None:
+                brake.arm()
+                progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
+                brake.check()
 
-        model, card = teach.teach(config, sources["train"], arch, options, resize=resize, device=where, on_step=on_step)
-    card = teach.save(out, model, card)
+            model, card = teach.teach(
+                config, sources["train"], **network, device=where, checkpoint=out / CHECKPOINT, on_step=on_step
+            )
+    except KeyboardInterrupt:
+        click.echo(f"stopped; go on with: {_again(ctx, 'darht-teacher', 'train')}", err=True)
+        sys.exit(130)
+    save_teacher(out, model.net, card)
     _report_check(out, model, sources["test"], eps=config.eps, device=where)
+    (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
 
 
 @teacher.command("import")
@@ -288,22 +305,22 @@ def train_run(
         click.echo(
             f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written", err=True
         )
-        click.echo(f"go on with: {_again(ctx)}", err=True)
+        click.echo(f"go on with: {_again(ctx, 'darht-train')}", err=True)
         sys.exit(130)
     seconds = sum(row["seconds"] for row in state.history)
     best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
     click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
 
 
-def _again(ctx: click.Context) -> str:
-    """The command that goes on with this run: the same options, and --resume."""
-    words = ["darht-train"]
+def _again(ctx: click.Context, *words: str) -> str:
+    """The command that goes on with this: the same options, and --resume."""
+    again = list(words)
     for parameter in ctx.command.params:
         name, value = parameter.name or "", ctx.params.get(parameter.name or "")
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
             values = value if isinstance(value, tuple) else (value,)
-            words += [word for item in values for word in (parameter.opts[0], str(item))]
-    return shlex.join([*words, "--resume"])
+            again += [word for item in values for word in (parameter.opts[0], *([] if item is True else [str(item)]))]
+    return shlex.join([*again, "--resume"])
 
 
 @train.command("export")

@@ -241,6 +241,8 @@ class TeachConfig:
         tau: `fat`: steps that an example may go on after it is misclassified first.
         padding: of the random crop; 0 for none.
         flip: whether images are mirrored at random; digits and text must not be.
+        precision: `bf16` for autocast; weights stay float32.
+        compile: through `torch.compile`.
         seed: of everything random.
     """
 
@@ -253,6 +255,8 @@ class TeachConfig:
     tau: int = 1
     padding: int = 4
     flip: bool = True
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

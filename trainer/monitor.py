@@ -1,16 +1,15 @@
 """What people see while a student trains: a progress bar, a line for each epoch, curves, and TensorBoard's events."""
 
-import signal
-import threading
 from pathlib import Path
 from time import monotonic
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from darht.core.errors import DarhtError
+from darht.trainer.brake import STOPPING, Brake
 from darht.trainer.curves import write_curves
 from darht.trainer.tally import Reading, Tally
 
@@ -42,7 +41,7 @@ class Monitor:
         self._looked, self._images, self._speed = monotonic(), 0, 0.0
         self._drawn, self._cost, self._fresh = monotonic(), 0.0, True
         self._events: Any = None
-        self._asked, self._handler = False, signal.getsignal(signal.SIGINT)
+        self._brake = Brake(lambda: self.on_note(STOPPING))
 
     def __enter__(self) -> "Monitor":
         self._bar.start()
@@ -51,7 +50,7 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_back()
+        self._brake.release()
         self._bar.live.transient = isinstance(error, DarhtError)  # so that a mistake's one line stands alone
         self._bar.stop()
         if self._events is not None:
@@ -63,8 +62,7 @@ class Monitor:
         """Move the bar; the figures beside it are looked up twice a second."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total, completed=step - 1, note="")
-            if threading.current_thread() is threading.main_thread():
-                self._handler = signal.signal(signal.SIGINT, self._ask)
+            self._brake.arm()
         self.finished = (step - 1) * self.epochs // total
         self._images += images
         now = monotonic()
@@ -77,7 +75,7 @@ class Monitor:
                 self._bar.update(self._task, note=describe(reading, self._speed))
         epoch = f"epoch {self.finished + 1}/{self.epochs}"
         self._bar.update(self._task, completed=step, description=epoch)
-        self._stop_if_asked()
+        self._brake.check()
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """Print the epoch's line, note its scalars, and draw the curves when that is worth its time."""
@@ -87,26 +85,11 @@ class Monitor:
         if monotonic() - self._drawn >= self._cost / _CURVES_SHARE:
             self._draw()
         self._looked, self._images = monotonic(), 0
-        self._stop_if_asked()
+        self._brake.check()
 
     def on_note(self, text: str) -> None:
         """Print what a person should know above the bar."""
         self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        self._give_back()
-        self.on_note("stopping at the end of this step; Ctrl-C again stops at once and loses the epoch")
-
-    def _give_back(self) -> None:
-        """Let Ctrl-C do what it did before."""
-        if signal.getsignal(signal.SIGINT) == self._ask and self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-
-    def _stop_if_asked(self) -> None:
-        if self._asked:
-            self._asked = False
-            raise KeyboardInterrupt
 
     def _draw(self) -> None:
         start = monotonic()

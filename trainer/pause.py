@@ -1,4 +1,4 @@
-"""A run stopped in the middle of an epoch: what the rest of that epoch depends on beside weights and progress."""
+"""A run stopped between two steps: what the next one depends on beside weights and progress."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,10 +28,11 @@ class Pause:
     generators: tuple[Tensor, ...] = ()
 
     @classmethod
-    def here(cls, steps: int, images: int, seconds: float, tally: Tally) -> Self:
+    def here(cls, steps: int, images: int = 0, seconds: float = 0.0, tally: Tally | None = None) -> Self:
         """The moment between two steps."""
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return cls(steps, images, seconds, tally.counts.clone(), (torch.get_rng_state(), *gpus))
+        counts = None if tally is None else tally.counts.clone()
+        return cls(steps, images, seconds, counts, (torch.get_rng_state(), *gpus))
 
     @classmethod
     def read(cls, state: dict[str, Any]) -> Self:

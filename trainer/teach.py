@@ -1,14 +1,18 @@
 """Train a teacher: `standard`, `pgd-at`, `trades` or `fat`."""
 
-from collections.abc import Callable
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import darht
 from darht.attacks.objectives import cross_entropy, input_gradient
 from darht.attacks.pgd import ascend
 from darht.attacks.prepare import takes_channels_last
@@ -16,21 +20,65 @@ from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.sampler import draw_choices, epoch_order
 from darht.cache.source import Source
 from darht.cache.stream import level_counts
-from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
+from darht.cache.teachers import Card, Preprocessing, Teacher
 from darht.cache.views import apply_views, crop_flip_offsets
-from darht.core.config import to_plain
+from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.device import keep_memory
-from darht.core.errors import CacheError
-from darht.core.files import is_free
+from darht.core.errors import CacheError, SpecMismatchError
+from darht.core.files import is_free, write_atomic
 from darht.core.nets import build, check_pixels
 from darht.core.rng import RowRng, borrowed_generator
+from darht.trainer.checkpoint import CHECKPOINT
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
+from darht.trainer.pause import Pause
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.setup import normalisation
 from darht.trainer.train import check_finite
 
 OnStep = Callable[[int, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps a training that is under way.
+
+    Attributes:
+        path: of the file; None to keep nothing.
+        identity: of the training, as plain data.
+    """
+
+    path: Path | None
+    identity: dict[str, Any]
+
+    def save(self, teacher: Teacher, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Keep what the step after these depends on, in one atomic file."""
+        if self.path is not None:
+            state = {"identity": self.identity, "teacher": teacher.state_dict(), "optimizer": optimizer.state_dict()}
+            buffer = io.BytesIO()
+            torch.save(state | {"pause": vars(Pause.here(steps))}, buffer)
+            write_atomic(self.path, buffer.getvalue())
+
+    def load(self, teacher: Teacher, optimizer: torch.optim.Optimizer) -> int:
+        """Go on where the file stands, if there is one; the steps that are done.
+
+        Raises:
+            SpecMismatchError: it keeps another training.
+        """
+        if self.path is None or not self.path.is_file():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        differences = spec_diff(state["identity"], self.identity)
+        if differences:
+            where = self.path.parent
+            raise SpecMismatchError(
+                f"{where} holds another training: {'; '.join(differences)}; choose another --out folder"
+            )
+        teacher.load_state_dict(state["teacher"])
+        optimizer.load_state_dict(state["optimizer"])
+        pause = Pause.read(state["pause"])
+        pause.set_generators()
+        return pause.steps
 
 
 def teach(
@@ -41,6 +89,7 @@ def teach(
     *,
     resize: int | None = None,
     device: torch.device,
+    checkpoint: Path | None = None,
     on_step: OnStep = lambda step, total, images, loss: None,
 ) -> tuple[Teacher, Card]:
     """Train a network on a source and describe it.
@@ -52,6 +101,8 @@ def teach(
         kwargs: of the architecture.
         resize: side in pixels that the network wants; None for the source's.
         device: where to train.
+        checkpoint: a file that is written after every epoch, and after the step at which `on_step` raises
+            KeyboardInterrupt; where it lies already training goes on from it, to the bits of one that never stopped.
         on_step: told step, steps in all, images and loss after each step.
 
     Returns:
@@ -59,17 +110,12 @@ def teach(
 
     Raises:
         ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
+        SpecMismatchError: `checkpoint` keeps another training.
     """
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
     norm = normalisation(level_counts(images))
     preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
-    with borrowed_generator(config.seed, "teacher"):
-        teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
-        check_pixels(teacher, images, arch)
-        takes_channels_last(teacher.eval(), images[:2].float() / LEVELS)
-        keep_memory()
-        _fit(teacher, images, labels, config, on_step)
     card = Card(
         arch=arch,
         kwargs=kwargs,
@@ -79,27 +125,52 @@ def teach(
         data={"source": source.name, "split": source.split, "rows": len(images), "sha256": source.sha256},
         weights_sha256="",
     )
+    identity = {**json.loads(canonical_json(card)), "darht": darht.__version__}
+    with borrowed_generator(config.seed, "teacher"):
+        teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
+        check_pixels(teacher, images, arch)
+        takes_channels_last(teacher.eval(), images[:2].float() / LEVELS)
+        keep_memory()
+        _fit(teacher, config, (images, labels), keeper=Keeper(checkpoint, identity), on_step=on_step)
     teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return teacher.eval().requires_grad_(False), card
 
 
-def _fit(teacher: Teacher, images: Tensor, labels: Tensor, config: TeachConfig, on_step: OnStep) -> None:
+def _fit(
+    teacher: Teacher, config: TeachConfig, data: tuple[Tensor, Tensor], *, keeper: Keeper, on_step: OnStep
+) -> None:
+    images, labels = data
     optimizer = make_optimizer(teacher, config.optim)
     offsets = torch.from_numpy(crop_flip_offsets(config.padding, flip=config.flip)).to(images.device)
+    forward = cast(nn.Module, torch.compile(teacher)) if config.compile else teacher
     steps = max(1, len(images) // config.optim.batch_size)
     total = steps * config.optim.epochs
-    everything = torch.arange(len(images)).numpy()
-    for epoch in range(config.optim.epochs):
-        order = torch.from_numpy(epoch_order(everything, config.seed, epoch)).to(images.device)
+    for step, epoch, rows in _batches(labels, config, steps, start=keeper.load(teacher, optimizer)):
+        views = draw_choices(rows, len(offsets), config.seed, epoch, "view")
+        x = apply_views(images[rows], offsets[views]).float() / LEVELS
+        generator = RowRng.create(config.seed, "inner", epoch, rows=rows)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = outer_loss(forward, x, labels[rows], config, generator)
+        descend(loss, teacher, optimizer, config.optim, step / total)
+        value = float(loss.detach())
+        check_finite(value, epoch + 1)
+        if (step + 1) % steps == 0:
+            keeper.save(teacher, optimizer, step + 1)
+        try:
+            on_step(step + 1, total, len(rows), value)
+        except KeyboardInterrupt:
+            keeper.save(teacher, optimizer, step + 1)
+            raise
+
+
+def _batches(labels: Tensor, config: TeachConfig, steps: int, *, start: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Step, epoch and rows of every batch from step `start` on."""
+    everything = torch.arange(len(labels)).numpy()
+    for epoch in range(start // steps, config.optim.epochs):
+        order = torch.from_numpy(epoch_order(everything, config.seed, epoch)).to(labels.device)
         for number, rows in enumerate(order.split(config.optim.batch_size)[:steps], start=epoch * steps):
-            views = draw_choices(rows, len(offsets), config.seed, epoch, "view")
-            x = apply_views(images[rows], offsets[views]).float() / LEVELS
-            generator = RowRng.create(config.seed, "inner", epoch, rows=rows)
-            loss = outer_loss(teacher, x, labels[rows], config, generator)
-            descend(loss, teacher, optimizer, config.optim, number / total)
-            value = float(loss.detach())
-            check_finite(value, epoch + 1)
-            on_step(number + 1, total, len(rows), value)
+            if number >= start:
+                yield number, epoch, rows
 
 
 def outer_loss(model: nn.Module, x: Tensor, y: Tensor, config: TeachConfig, generator: RowRng) -> Tensor:
@@ -167,17 +238,17 @@ def _answers(model: nn.Module, levels: Tensor) -> Tensor:
     return answers
 
 
-def save(folder: Path, teacher: Teacher, card: Card) -> Card:
-    """Write a freshly trained teacher's folder.
+def check_free(folder: Path, *, resume: bool = False) -> None:
+    """See that a teacher may be trained into `folder`, before hours go into it.
 
     Raises:
-        CacheError: the folder is not empty.
+        CacheError: it is not empty and holds no training that was stopped, or holds one and `resume` is False.
     """
-    check_free(folder)
-    return save_teacher(folder, teacher.net, card)
-
-
-def check_free(folder: Path) -> None:
-    """Raise CacheError when `folder` already holds something, before hours go into training what cannot be saved."""
-    if not is_free(folder):
+    if (folder / CHECKPOINT).is_file():
+        if not resume:
+            raise CacheError(
+                f"{folder} holds a training that was stopped: darht-teacher train --resume goes on with it; or choose "
+                "another --out folder"
+            )
+    elif not is_free(folder):
         raise CacheError(f"{folder} is not empty: choose a new or empty --out folder")

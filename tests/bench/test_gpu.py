@@ -79,6 +79,7 @@ def test_the_steps_use_all_views_and_the_whole_test_split(gpu, tmp_path):
     config = load_experiment(gpu.RECIPE)
     steps = gpu.steps_of(config, tmp_path, Path("somewhere"))
     assert list(steps)[:4] == ["teacher resnet", "teacher vit", "teacher bit", "cache"]
+    assert all(stage.words[-1] == "--resume" for name, stage in steps.items() if name.startswith(("teacher", "train")))
     for name in config.students:
         assert steps[f"eval {name}"].line.endswith("--tier standard") and "--limit" not in steps[f"eval {name}"].line
     assert "count" not in config.cache["views"] and "limit" not in config.data

@@ -1,7 +1,10 @@
 """The command lines on tiny data: what works, and what a mistake says in one line."""
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,9 +15,10 @@ from click.testing import CliRunner
 
 from darht.cache.export import export_webdataset
 from darht.cache.reader import open_cache
-from darht.cache.teachers import load_teacher, read_card
+from darht.cache.teachers import CARD, WEIGHTS, load_teacher, read_card
 from darht.core.nets import build
-from darht.trainer.cli import evaluate, teacher, train
+from darht.trainer import teach
+from darht.trainer.cli import _again, evaluate, teacher, train
 
 CPU = torch.device("cpu")
 SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
@@ -92,6 +96,51 @@ def test_train_a_teacher_and_check_it(tmp_path):
     assert "(50 train images)" in succeed(teacher, *check).stdout
     assert read_card(out).accuracy["digits train"]["eps"] == 4
     assert "is not empty" in fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_teacher_that_ctrl_c_stops_is_gone_on_with(tmp_path, monkeypatch):
+    """SIGINT within a step: the step is finished and kept, and the weights are the same in the end."""
+    options = (*TEACHER, "--kwargs", SMALL, "--limit", 256, "--test-limit", 40, *TEACHER_FAST, "--out")
+    succeed(teacher, "train", *options, tmp_path / "whole")
+    descend, steps = teach.descend, []
+
+    def interrupted(*arguments):
+        if len(steps) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        steps.append(0)
+        descend(*arguments)
+
+    monkeypatch.setattr(teach, "descend", interrupted)
+    stopped = call(teacher, "train", *options, tmp_path / "cut")
+    monkeypatch.undo()
+    assert stopped.exit_code == 130 and len(steps) == 2
+    assert "stopping at the end of this step" in stopped.stderr
+    assert "--resume goes on with it" in fail(teacher, "train", *options, tmp_path / "cut")
+    again = shlex.split(stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; go on with: darht-teacher "))
+    succeed(teacher, *again)
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [CARD, WEIGHTS]
+    assert read_card(tmp_path / "cut").weights_sha256 == read_card(tmp_path / "whole").weights_sha256
+
+
+def test_the_command_that_goes_on_has_flags_and_repeated_options():
+    words = [
+        "--data",
+        "cifar10",
+        "--download",
+        "--arch",
+        "resnet18",
+        "--set",
+        "eps=4",
+        "--set",
+        "steps=5",
+        "--out",
+        "a b",
+    ]
+    ctx = teacher.commands["train"].make_context("train", list(words))
+    again = shlex.split(_again(ctx, "darht-teacher", "train"))
+    assert again[:2] == ["darht-teacher", "train"] and again[-1] == "--resume"
+    assert sorted(again[2:-1]) == sorted(words)
 
 
 def test_import_foreign_weights(tmp_path):

@@ -9,12 +9,13 @@ from torch import nn
 
 from darht.attacks import PGD
 from darht.cache.source import load_source
-from darht.cache.teachers import CARD, WEIGHTS, load_teacher
+from darht.cache.teachers import CARD, WEIGHTS, load_teacher, save_teacher
 from darht.core.config import to_plain
-from darht.core.errors import CacheError, ModelError
+from darht.core.errors import CacheError, ModelError, SpecMismatchError
 from darht.core.rng import RowRng
+from darht.trainer.checkpoint import CHECKPOINT
 from darht.trainer.config import OptimConfig, TeachConfig
-from darht.trainer.teach import check_free, craft, outer_loss, save, teach
+from darht.trainer.teach import check_free, craft, outer_loss, teach
 
 CPU = torch.device("cpu")
 ARCH, KWARGS = "resnet18", {"width": 4, "blocks": [1, 1, 1, 1]}
@@ -225,21 +226,105 @@ def test_examples_are_crafted_in_eval_mode_and_the_loss_taken_in_train_mode(algo
 
 def test_a_saved_teacher_comes_back(digits, tmp_path):
     teacher, card = teach(settings("standard"), digits, ARCH, KWARGS, device=CPU)
-    saved = save(tmp_path / "new", teacher, card)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [CARD, WEIGHTS]
-    loaded, found = load_teacher(tmp_path / "new", CPU)
+    saved = save_teacher(tmp_path, teacher.net, card)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD, WEIGHTS]
+    loaded, found = load_teacher(tmp_path, CPU)
     assert found == saved
     assert len(saved.weights_sha256) == 64
     x = torch.from_numpy(digits.images[:8]).float() / 255
     assert torch.equal(loaded(x), teacher(x))
-    with pytest.raises(CacheError, match="is not empty: choose a new or empty --out folder"):
-        save(tmp_path / "new", teacher, card)
 
 
-def test_what_is_free_to_save_in(tmp_path):
+def test_what_is_free_to_train_into(tmp_path):
     check_free(tmp_path)
-    check_free(tmp_path / "new")
+    check_free(tmp_path / "new", resume=True)  # a script may ask for it from the start
     (tmp_path / "file").write_text("")
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(CacheError, match="is not empty"):
-            check_free(folder)
+            check_free(folder, resume=True)
+    (tmp_path / CHECKPOINT).write_bytes(b"")
+    check_free(tmp_path, resume=True)
+    with pytest.raises(CacheError, match="--resume goes on with it"):
+        check_free(tmp_path)
+
+
+DROPOUT = {"arch": "timm:vit_tiny_patch16_224", "kwargs": {**VIT, "proj_drop_rate": 0.3}}
+ADAMW = OptimConfig(epochs=3, batch_size=64, lr=0.01, optimizer="adamw", schedule="cosine", warmup=0.1)
+
+
+def stop_at(wanted, made):
+    def on_step(step, total, images, loss):
+        made.append(step)
+        if step == wanted:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+@pytest.mark.parametrize("network", [{"arch": ARCH, "kwargs": KWARGS}, DROPOUT], ids=["resnet18", "dropout"])
+def test_a_stopped_training_goes_on_to_the_same_bits(digits, tmp_path, network):
+    config, path, made = settings("fat", optim=ADAMW), tmp_path / CHECKPOINT, []
+    whole, card = teach(config, digits, **network, device=CPU)
+    for step in (2, 4, 9):  # within an epoch, at its end, after another one
+        with pytest.raises(KeyboardInterrupt):
+            teach(config, digits, **network, device=CPU, checkpoint=path, on_step=stop_at(step, made))
+    again, same = teach(config, digits, **network, device=CPU, checkpoint=path, on_step=stop_at(None, made))
+    assert made == list(range(1, 13))
+    expected = weights(whole)
+    assert all(torch.equal(expected[name], value) for name, value in weights(again).items())
+    assert same == card
+    done, _ = teach(config, digits, **network, device=CPU, checkpoint=path, on_step=stop_at(None, made))
+    assert len(made) == 12  # what was killed before it was saved costs no step
+    assert all(torch.equal(expected[name], value) for name, value in weights(done).items())
+
+
+def test_a_training_that_is_killed_costs_its_epoch(digits, tmp_path):
+    config, made = settings("standard"), []
+
+    def on_step(step, total, images, loss):
+        made.append(step)
+        if step == 7:
+            raise RuntimeError("as a kill")
+
+    with pytest.raises(RuntimeError, match="as a kill"):
+        teach(config, digits, ARCH, KWARGS, device=CPU, checkpoint=tmp_path / CHECKPOINT, on_step=on_step)
+    again, _ = teach(
+        config, digits, ARCH, KWARGS, device=CPU, checkpoint=tmp_path / CHECKPOINT, on_step=stop_at(None, made)
+    )
+    assert made == [*range(1, 8), *range(5, 17)]
+    whole, _ = teach(config, digits, ARCH, KWARGS, device=CPU)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+
+
+def test_another_training_is_refused_with_the_difference(digits, tmp_path):
+    path = tmp_path / CHECKPOINT
+    with pytest.raises(KeyboardInterrupt):
+        teach(settings("trades"), digits, ARCH, KWARGS, device=CPU, checkpoint=path, on_step=stop_at(1, []))
+    other = settings("trades", beta=2.0)
+    with pytest.raises(SpecMismatchError, match=r"training\.beta: 1\.0 -> 2\.0; choose another --out"):
+        teach(other, digits, ARCH, KWARGS, device=CPU, checkpoint=path)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_bf16_is_another_arithmetic_of_the_same_training(digits, algorithm):
+    told = {"float32": [], "bf16": []}
+    for precision, losses in told.items():
+        config = settings(algorithm, precision=precision, optim=OptimConfig(epochs=1, batch_size=64, lr=0.01))
+        teacher, _ = teach(
+            config, digits, ARCH, KWARGS, device=CPU, on_step=lambda *step, losses=losses: losses.append(step[3])
+        )
+        assert all(value.dtype == torch.float32 for value in weights(teacher).values() if value.is_floating_point())
+    np.testing.assert_allclose(told["bf16"], told["float32"], rtol=0.05)
+    assert told["bf16"] != told["float32"]
+
+
+def test_a_compiled_training_is_the_same_training(digits, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or torch.nn.Sequential(model))
+    told = []
+    optim = OptimConfig(epochs=1, batch_size=64, lr=0.01)
+    for on in (False, True):
+        teacher, _ = teach(settings("pgd-at", compile=on, optim=optim), digits, ARCH, KWARGS, device=CPU)
+        told.append(weights(teacher))
+    assert len(compiled) == 1
+    assert all(torch.equal(told[0][name], value) for name, value in told[1].items())
