@@ -17,7 +17,8 @@ import torch
 from darht.cache.commit import Commit, State, environment, unit_state, write_commit
 from darht.cache.history import growth_problems
 from darht.cache.layout import ArrayLayout, check_chunks, layouts
-from darht.cache.spec import CacheSpec, data_root, load_config, load_images, resolve
+from darht.cache.resolve import resolve
+from darht.cache.spec import CacheSpec, data_root, load_config, load_images
 from darht.cache.store import Store
 from darht.cache.teachers import Card, Teacher, is_teacher_folder, load_teacher
 from darht.cache.views import view_table

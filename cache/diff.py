@@ -11,8 +11,9 @@ from darht.cache.compare import ValueDiff, compare
 from darht.cache.exported import open_shards
 from darht.cache.layout import layouts
 from darht.cache.reader import Cache
+from darht.cache.resolve import resolve
 from darht.cache.seal import read_spec
-from darht.cache.spec import CacheSpec, load_config, load_images, resolve
+from darht.cache.spec import CacheSpec, load_config, load_images
 from darht.cache.teachers import read_card
 from darht.cache.views import view_table
 from darht.core.config import spec_diff, to_plain

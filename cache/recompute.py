@@ -16,8 +16,8 @@ from darht.cache.commit import Commit, read_commit
 from darht.cache.compare import ValueDiff, compare
 from darht.cache.layout import ArrayLayout, is_jacobian
 from darht.cache.reader import Cache
+from darht.cache.resolve import teacher_spec
 from darht.cache.source import Source, load_source
-from darht.cache.spec import teacher_spec
 from darht.cache.store import Store
 from darht.cache.teachers import Teacher, load_teacher
 from darht.cache.views import view_table

@@ -108,14 +108,12 @@ def teacher_train(
     from darht.trainer.checkpoint import CHECKPOINT
     from darht.trainer.config import TeachConfig
 
-    config = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training")
-    options, where = _json_option(kwargs, "--kwargs"), pick_device(device)
+    config, where = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training"), pick_device(device)
+    network: dict[str, Any] = {"arch": arch, "kwargs": _json_option(kwargs, "--kwargs"), "resize": resize}
     teach.check_free(out, resume=resume)
-    sources = {
-        split: load_source(data, root, split, limit=rows, image_size=image_size, download=download)
-        for split, rows in (("train", limit), ("test", test_limit))
-    }
-    network: dict[str, Any] = {"arch": arch, "kwargs": options, "resize": resize}
+    more: dict[str, Any] = {"image_size": image_size, "download": download}
+    training = load_source(data, root, "train", limit=limit, **more)
+    test = load_source(data, root, "test", limit=test_limit, **more)
     try:
         with progress_bar() as progress, Brake(lambda: progress.console.print(STOPPING)) as brake:
             task = progress.add_task("train", total=None, note="")
@@ -125,14 +123,13 @@ def teacher_train(
                 progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
                 brake.check()
 
-            model, card = teach.teach(
-                config, sources["train"], **network, device=where, checkpoint=out / CHECKPOINT, on_step=on_step
-            )
+            kept: dict[str, Any] = {"checkpoint": out / CHECKPOINT, "on_step": on_step}
+            model, card = teach.teach(config, training, **network, **kept, device=where)
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: {_again(ctx, 'darht-teacher', 'train')}", err=True)
         sys.exit(130)
     save_teacher(out, model.net, card)
-    _report_check(out, model, sources["test"], eps=config.eps, device=where)
+    _report_check(out, model, test, eps=config.eps, device=where)
     (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
 
 
@@ -289,12 +286,14 @@ def train_run(
     from darht.trainer.config import load_recipe
     from darht.trainer.exclude import exclude_rows
     from darht.trainer.monitor import Monitor
+    from darht.trainer.ranks import place
 
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
+    rank, world = place()
+    monitor = Monitor(out, config.optim.epochs, shown=rank == 0)
     if exclude is not None:
-        click.echo(f"{exclude_rows(cache, exclude)} rows are left out of training")
-    monitor = Monitor(out, config.optim.epochs)
+        monitor.on_note(f"{exclude_rows(cache, exclude)} rows are left out of training")
     hooks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
     try:
         with monitor:
@@ -302,11 +301,13 @@ def train_run(
                 config, cache, out, device=where, memory_gib=memory, resume=resume, teachers=folders, **hooks
             )
     except KeyboardInterrupt:
-        click.echo(
-            f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written", err=True
-        )
-        click.echo(f"go on with: {_again(ctx, 'darht-train')}", err=True)
+        if rank == 0:
+            kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
+            among = "" if world == 1 else f" {world} processes of"
+            click.echo(f"{kept}\ngo on with{among}: {_again(ctx, 'darht-train')}", err=True)
         sys.exit(130)
+    if rank > 0:
+        return
     seconds = sum(row["seconds"] for row in state.history)
     best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
     click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")

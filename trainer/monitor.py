@@ -27,16 +27,17 @@ class Monitor:
     Args:
         out: the run's folder; gets `curves.png` and, where TensorBoard is installed, `tensorboard/`.
         epochs: of the whole run.
+        shown: False for a process beside the one that speaks and draws.
 
     Attributes:
         finished: epochs that are done and kept.
     """
 
-    def __init__(self, out: Path, epochs: int) -> None:
-        self.out, self.epochs, self.finished = out, epochs, 0
+    def __init__(self, out: Path, epochs: int, *, shown: bool = True) -> None:
+        self.out, self.epochs, self.shown, self.finished = out, epochs, shown, 0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=Console(stderr=True), expand=True)
+        self._bar = Progress(*columns, *times, console=Console(stderr=True, quiet=not shown), expand=True)
         self._task: TaskID | None = None
         self._looked, self._images, self._speed = monotonic(), 0, 0.0
         self._drawn, self._cost, self._fresh = monotonic(), 0.0, True
@@ -55,7 +56,7 @@ class Monitor:
         self._bar.stop()
         if self._events is not None:
             self._events.close()
-        if not self._fresh:
+        if self.shown and not self._fresh:
             self._draw()
 
     def on_step(self, step: int, total: int, images: int, tally: Tally) -> None:
@@ -81,8 +82,9 @@ class Monitor:
         """Print the epoch's line, note its scalars, and draw the curves when that is worth its time."""
         self.finished, self._fresh = row["epoch"], False
         self._bar.console.print(epoch_line(row, self.epochs), highlight=False, soft_wrap=True)
-        self._note(row)
-        if monotonic() - self._drawn >= self._cost / _CURVES_SHARE:
+        if self.shown:
+            self._note(row)
+        if self.shown and monotonic() - self._drawn >= self._cost / _CURVES_SHARE:
             self._draw()
         self._looked, self._images = monotonic(), 0
         self._brake.check()

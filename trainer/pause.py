@@ -19,6 +19,7 @@ class Pause:
         seconds: that they took.
         counts: of the tally, float64 `[6]`; None at the beginning.
         generators: states of torch's global generators, the CPU's and then each GPU's; they draw dropout.
+        world: how many processes trained together; each has a pause of its own.
     """
 
     steps: int = 0
@@ -26,13 +27,16 @@ class Pause:
     seconds: float = 0.0
     counts: Tensor | None = None
     generators: tuple[Tensor, ...] = ()
+    world: int = 1
 
     @classmethod
-    def here(cls, steps: int, images: int = 0, seconds: float = 0.0, tally: Tally | None = None) -> Self:
+    def here(
+        cls, steps: int, images: int = 0, seconds: float = 0.0, tally: Tally | None = None, world: int = 1
+    ) -> Self:
         """The moment between two steps."""
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         counts = None if tally is None else tally.counts.clone()
-        return cls(steps, images, seconds, counts, (torch.get_rng_state(), *gpus))
+        return cls(steps, images, seconds, counts, (torch.get_rng_state(), *gpus), world)
 
     @classmethod
     def read(cls, state: dict[str, Any]) -> Self:

@@ -36,19 +36,38 @@ class Ranks:
         """This process's rows of a global batch."""
         return at.tensor_split(self.world)[self.rank]
 
-    def add_gradients(self, model: nn.Module) -> None:
-        """Sum gradients over the processes."""
+    def add_gradients(self, model: nn.Module, *, stop: bool) -> Tensor | None:
+        """Sum gradients over the processes; also how many of these want to `stop`, float `[]`, or None when alone."""
         if self.world == 1:
-            return
+            return None
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        wish = gradients[0].new_full((1,), float(stop))
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), wish])
         self.total(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+        return flat[-1]
+
+    def stop(self, wanted: bool, wishes: Tensor | None) -> bool:
+        """Whether to stop after this step: alone when it is `wanted`, together when somebody wanted it a step ago.
+
+        What others want is read a step late so that a GPU is not waited for, and by all in the same step.
+        """
+        return wanted if self.world == 1 else wishes is not None and bool(wishes)
+
+    def same(self, value: object) -> bool:
+        """Whether every process has this value."""
+        if self.world == 1:
+            return True
+        values: list[object] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return all(other == value for other in values)
 
     def share(self, model: nn.Module, memory: WarmMemory | None) -> None:
         """After an epoch: buffers (batch norm) of the first process, and every process's part of the memory."""
         if self.world == 1:
+            if memory is not None:
+                memory.fresh.zero_()  # nobody waits for them, and several processes may go on
             return
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -70,11 +89,16 @@ class Ranks:
         return box[0]
 
 
+def place() -> tuple[int, int]:
+    """This process's number and how many there are, as `torchrun` says; 0 and 1 without it."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_ranks(device: torch.device) -> Ranks:
     """The processes that `torchrun` started, or this one alone."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1 or "RANK" not in os.environ:
-        return Ranks()
-    if not dist.is_initialized():
+    rank, world = place()
+    if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(dist.get_rank(), world)
+    return Ranks(rank, world)

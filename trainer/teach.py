@@ -116,15 +116,7 @@ def teach(
     labels = torch.from_numpy(source.labels).to(device)
     norm = normalisation(level_counts(images))
     preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
-    card = Card(
-        arch=arch,
-        kwargs=kwargs,
-        num_classes=len(source.classes),
-        preprocessing=preprocessing,
-        training=to_plain(config),
-        data={"source": source.name, "split": source.split, "rows": len(images), "sha256": source.sha256},
-        weights_sha256="",
-    )
+    card = _card(config, source, arch, kwargs, preprocessing)
     identity = {**json.loads(canonical_json(card)), "darht": darht.__version__}
     with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
@@ -134,6 +126,19 @@ def teach(
         _fit(teacher, config, (images, labels), keeper=Keeper(checkpoint, identity), on_step=on_step)
     teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return teacher.eval().requires_grad_(False), card
+
+
+def _card(config: TeachConfig, source: Source, arch: str, kwargs: dict[str, Any], preprocessing: Preprocessing) -> Card:
+    """What is known before the training: all but weights hash and accuracies."""
+    return Card(
+        arch=arch,
+        kwargs=kwargs,
+        num_classes=len(source.classes),
+        preprocessing=preprocessing,
+        training=to_plain(config),
+        data={"source": source.name, "split": source.split, "rows": len(source.images), "sha256": source.sha256},
+        weights_sha256="",
+    )
 
 
 def _fit(

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,31 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from darht.cache.loader import TrainingSet
 from darht.cache.reader import Cache
 from darht.cache.source import Source
-from darht.cache.stream import Feed
+from darht.cache.stream import Feed, FeedPlan
 from darht.core.device import keep_memory
 from darht.core.errors import DarhtError
 from darht.core.rng import borrowed_generator
-from darht.trainer.checkpoint import (
-    BEST,
-    CHECKPOINT,
-    LAST,
-    PAUSED,
-    Progress,
-    StudentCard,
-    claim_run,
-    load_checkpoint,
-    save_checkpoint,
-    save_student,
-    write_log,
-    write_run,
-)
+from darht.trainer.checkpoint import CHECKPOINT, Progress, claim_run, write_run
 from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.inner import Examples
-from darht.trainer.model_card import teacher_notes, write_model_card
+from darht.trainer.model_card import teacher_notes
 from darht.trainer.pause import Pause
 from darht.trainer.ranks import Ranks, join_ranks
+from darht.trainer.run import Run, advance, load_furthest, pause_file, remove_pauses, save_epoch
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.setup import (
     CALMER,
@@ -52,7 +41,6 @@ from darht.trainer.setup import (
     student_card,
     watched_source,
 )
-from darht.trainer.step import Learned
 from darht.trainer.student import Student
 from darht.trainer.tally import Tally
 from darht.trainer.warm import WarmMemory
@@ -62,58 +50,36 @@ OnEpoch = Callable[[dict[str, Any]], None]
 OnNote = Callable[[str], None]
 
 
-@dataclass(eq=False)
-class Run:
-    """Everything that changes while a student is trained, and so everything that its checkpoint holds.
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """Who is told what; see `train`."""
+
+    on_step: OnStep
+    on_epoch: OnEpoch
+    on_note: OnNote
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """What stays as it is while a student is trained.
 
     Attributes:
-        student: trained.
-        forward: the same, compiled when the recipe says so.
-        optimizer: of its parameters.
-        memory: of `inner: warm`.
-        average: of the student's weights, when they are averaged.
-        learned: what the recipe carries from step to step.
-        progress: finished epochs and their log.
-        pause: how far the epoch after them is; None at its beginning.
+        config: the recipe.
+        cache: trained from.
+        feed: its batches.
+        examples: draws what is trained on.
+        ranks: the processes.
+        out: the run's folder.
+        hooks: who is told what.
     """
 
-    student: Student
-    forward: nn.Module
-    optimizer: torch.optim.Optimizer
-    memory: WarmMemory | None
-    average: AveragedModel | None = None
-    learned: Learned = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
-    pause: Pause | None = None
-
-    @property
-    def result(self) -> Student:
-        """The student to score and to keep."""
-        if self.average is None or not int(self.average.n_averaged):
-            return self.student
-        return cast(Student, self.average.module)
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint."""
-        more = {
-            "memory": None if self.memory is None else self.memory.state(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "learned": self.learned,
-            "pause": None if self.pause is None else vars(self.pause),
-        }
-        save_checkpoint(path, self.student, self.optimizer, self.progress, more)
-
-    def load(self, path: Path) -> None:
-        """Go on where the checkpoint stands, if there is one."""
-        self.progress, more = load_checkpoint(path, self.student, self.optimizer)
-        device = next(self.student.parameters()).device
-        self.learned.clear()
-        self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}
-        self.pause = Pause.read(more["pause"]) if more.get("pause") else None
-        if self.memory is not None and more:
-            self.memory.load(more["memory"])
-        if self.average is not None and more:
-            self.average.load_state_dict(more["average"])
+    config: TrainConfig
+    cache: Cache
+    feed: Feed
+    examples: Examples
+    ranks: Ranks
+    out: Path
+    hooks: Hooks
 
 
 def train(
@@ -138,8 +104,9 @@ def train(
         device: where to train.
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
-            A KeyboardInterrupt that `on_step` raises leaves `paused.pt`, from which the next step goes on; one from
-            anywhere else, or a kill, costs the epoch.
+            A KeyboardInterrupt from `on_step` leaves `paused.pt`, from which the next step goes on; one from elsewhere,
+            or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, and as many
+            must go on, or the epoch is begun again.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
         on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
@@ -155,28 +122,45 @@ def train(
     keep_memory()
     if ranks.first:
         claim_run(out, identity, resume=resume)
+    hooks = Hooks(on_step=on_step, on_epoch=on_epoch, on_note=on_note)
     with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         run = _start(config, cache, feed)
-        held, watched = holdout_source(feed), watched_source(feed, config)
         examples = Examples(config, config.objective(), run.memory, live)
-        run.load(out / (PAUSED if (out / PAUSED).is_file() else CHECKPOINT))
+        setting = Setting(config=config, cache=cache, feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
         if ranks.first:
-            notes = {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
-            write_run(out, identity, notes)
-        on_note(str(plan))
-        while run.progress.epoch < config.optim.epochs:
-            row = _epoch_or_pause(run, examples, feed, ranks, out, on_step=on_step, on_note=on_note)
-            scores = _scores(run.result, held, watched, config, device) if ranks.first else {}
-            row |= cast(dict[str, float], ranks.agree(scores))
-            if _collapsed(row, run.progress, len(cache.spec.data.classes)):
-                on_note(_go_back(run, out, row))
-                continue
-            if ranks.first:
-                save_epoch(out, run, row=row, card=student_card(config, cache, run.student, row))
-            ranks.agree(None)  # nobody goes on before the checkpoint is there
-            _advance(run.progress, row)
-            on_epoch(row)
+            write_run(out, identity, _notes(cache, out, plan))
+        for note in filter(None, (str(plan), load_furthest(run, ranks, out))):
+            on_note(note)
+        _train(run, setting)
     return run.progress
+
+
+def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
+    """What `run.json` says beside the identity: where things were."""
+    return {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+
+
+def _train(run: Run, setting: Setting) -> None:
+    """Every epoch that is left, and what is kept after each."""
+    config, cache, ranks, hooks = setting.config, setting.cache, setting.ranks, setting.hooks
+    held, watched = holdout_source(setting.feed), watched_source(setting.feed, config)
+    while run.progress.epoch < config.optim.epochs:
+        row = _epoch_or_pause(run, setting)
+        scores = _scores(run.result, held, watched, config, setting.feed.plan.device) if ranks.first else {}
+        row |= cast(dict[str, float], ranks.agree(scores))
+        if _collapsed(row, run.progress, len(cache.spec.data.classes)):
+            hooks.on_note(_go_back(run, setting, row))
+            continue
+        if ranks.first:
+            save_epoch(setting.out, run, row=row, card=student_card(config, cache, run.student, row))
+        ranks.agree(None)  # nobody goes on before the checkpoint is there
+        advance(run.progress, row)
+        try:
+            hooks.on_epoch(row)
+        except KeyboardInterrupt:
+            if ranks.world == 1:
+                raise
+            run.stopping = True
 
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
@@ -203,55 +187,41 @@ def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int]
     return average
 
 
-def _epoch_or_pause(
-    run: Run, examples: Examples, feed: Feed, ranks: Ranks, out: Path, *, on_step: OnStep, on_note: OnNote
-) -> dict[str, Any]:
+def _epoch_or_pause(run: Run, setting: Setting) -> dict[str, Any]:
     """`_epoch`; when it is stopped between two steps, that moment is kept."""
     try:
-        return _epoch(run, examples, feed, ranks, on_step=on_step)
+        return _epoch(run, setting)
     except KeyboardInterrupt:
-        if run.pause is not None and ranks.world == 1:  # processes that train together hold parts of it
-            run.save(out / PAUSED)
-            on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {run.pause.steps} of {feed.steps}")
+        if run.pause is not None:
+            run.save(pause_file(setting.out, setting.ranks))
+            steps, of = run.pause.steps, setting.feed.steps
+            setting.hooks.on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {steps} of {of}")
         raise
 
 
-def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: OnStep) -> dict[str, Any]:
+def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
-    config, recipe, epoch = examples.config, examples.recipe, run.progress.epoch
-    compute, total = config.compute, feed.steps * config.optim.epochs
-    student = run.forward
-    careful = min(1.0, run.progress.collapses / 2)
-    pause, run.pause, first = run.pause or Pause(), None, epoch * feed.steps
+    config, feed, ranks, epoch = setting.config, setting.feed, setting.ranks, run.progress.epoch
+    total, first = feed.steps * config.optim.epochs, epoch * feed.steps
+    pause, run.pause, wishes = run.pause or Pause(), None, None
     start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
     run.student.train()
     with borrowed_generator(config.seed, "dropout", epoch):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
-            run.optimizer.zero_grad(set_to_none=True)
-            for at in filter(len, ranks.part(batch).tensor_split(compute.accumulate)):
-                with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
-                    step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
-                    with nullcontext() if compute.compile else tally.listening(run.student, step):
-                        out = student(step.x)
-                        loss = recipe.loss(student, step, out, run.learned)
-                    if compute.compile:
-                        tally.see(out.logits, step)
-                    if step.start is not None:
-                        loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
-                share = len(at) / len(batch)
-                (loss * share).backward()
-                tally.add(loss, share)
-            ranks.add_gradients(run.student)
+            _add_gradients(run, setting, tally, data, batch, number=number, done=done)
+            before, wishes = wishes, ranks.add_gradients(run.student, stop=run.stopping)
             take_step(run.student, run.optimizer, config.optim, done)
             _average(run, config, step=True, done=done)
             images += len(batch)
             try:
-                on_step(number + 1, total, len(batch), tally)
-            except KeyboardInterrupt:  # between two steps: nothing is half done
-                run.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, tally)
-                raise
+                setting.hooks.on_step(number + 1, total, len(batch), tally)
+            except KeyboardInterrupt:
+                run.stopping = True
+            if ranks.stop(run.stopping, before):  # between two steps: nothing is half done
+                run.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, tally, ranks.world)
+                raise KeyboardInterrupt
     _average(run, config, step=False, done=(first + feed.steps) / total)
     ranks.share(run.student, run.memory)
     ranks.total(tally.counts)
@@ -264,6 +234,29 @@ def _epoch(run: Run, examples: Examples, feed: Feed, ranks: Ranks, *, on_step: O
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
     }
+
+
+def _add_gradients(
+    run: Run, setting: Setting, tally: Tally, data: TrainingSet, batch: Tensor, *, number: int, done: float
+) -> None:
+    """The gradient of this process's part of a global batch, a piece after the other."""
+    examples, config, compute, student = setting.examples, setting.config, setting.config.compute, run.forward
+    careful = min(1.0, run.progress.collapses / 2)
+    run.optimizer.zero_grad(set_to_none=True)
+    for at in filter(len, setting.ranks.part(batch).tensor_split(compute.accumulate)):
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
+            epoch = run.progress.epoch
+            step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
+            with nullcontext() if compute.compile else tally.listening(run.student, step):
+                out = student(step.x)
+                loss = examples.recipe.loss(student, step, out, run.learned)
+            if compute.compile:
+                tally.see(out.logits, step)
+            if step.start is not None:
+                loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
+        share = len(at) / len(batch)
+        (loss * share).backward()
+        tally.add(loss, share)
 
 
 def _average(run: Run, config: TrainConfig, *, step: bool, done: float) -> None:
@@ -307,37 +300,14 @@ def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
     return bool(row["training_pgd"] < max(before) / 2)
 
 
-def _go_back(run: Run, out: Path, row: dict[str, Any]) -> str:
+def _go_back(run: Run, setting: Setting, row: dict[str, Any]) -> str:
     """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
     collapses = run.progress.collapses + 1
-    (out / PAUSED).unlink(missing_ok=True)
-    run.load(out / CHECKPOINT)
+    remove_pauses(setting.out)
+    run.load(setting.out / CHECKPOINT)
     run.progress.collapses = collapses
     share = "half of" if collapses == 1 else "all"
     return (
         f"epoch {row['epoch']}: PGD accuracy on training rows collapsed to {row['training_pgd']:.1f} %; back to epoch "
         f"{run.progress.epoch}, and {share} the adversarial steps are PGD steps from here on"
     )
-
-
-def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -> None:
-    """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
-    (out / PAUSED).unlink(missing_ok=True)  # first: where it lies, it is further than the checkpoint
-    progress = Progress(**vars(run.progress) | {"history": list(run.progress.history)})
-    best = _advance(progress, row)
-    save_student(out / LAST, run.result, card)
-    if best:
-        save_student(out / BEST, run.result, card)
-        write_model_card(out, BEST)
-    write_model_card(out, LAST)
-    write_log(out, progress.history)
-    replace(run, progress=progress).save(out / CHECKPOINT)
-
-
-def _advance(progress: Progress, row: dict[str, Any]) -> bool:
-    """Note a finished epoch; True when none before scored better. With nothing held out the last is the best."""
-    score = row.get("holdout_pgd", float(row["epoch"]))
-    best = bool(score >= progress.best)
-    progress.epoch, progress.best = row["epoch"], max(score, progress.best)
-    progress.history.append(row)
-    return best

@@ -47,7 +47,7 @@ class WarmMemory:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {"delta": self.delta, "momentum": self.momentum, "seen": self.seen}
+        return {"delta": self.delta, "momentum": self.momentum, "seen": self.seen, "fresh": self.fresh}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what a checkpoint kept."""

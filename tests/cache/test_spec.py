@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from darht.attacks import FGSM, PGD
-from darht.cache.spec import CacheConfig, attack_spec, load_config, resolve
+from darht.cache.resolve import resolve
+from darht.cache.spec import CacheConfig, attack_spec, load_config
 from darht.cache.teachers import Card, save_teacher
 from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError

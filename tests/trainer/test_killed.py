@@ -4,6 +4,7 @@ import random
 import signal
 
 import pytest
+import torch
 from killed_runs import TrainServer
 from runs import CPU, STATEFUL, assert_same_bits
 
@@ -20,8 +21,10 @@ def server(tiny_cache):
 
 @pytest.fixture(scope="module")
 def whole(tiny_cache, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "run"
+    out, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)  # as the server: the bits are those of a number of threads
     train(STATEFUL, open_cache(tiny_cache), out, device=CPU)
+    torch.set_num_threads(threads)
     return out
 
 

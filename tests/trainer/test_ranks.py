@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_same_bits
 
 from darht.cache.reader import open_cache
-from darht.trainer.checkpoint import CHECKPOINT, LAST, load_student
+from darht.core.config import canonical_json
+from darht.trainer.checkpoint import CHECKPOINT, LAST, PAUSED, load_student
 from darht.trainer.config import (
     AverageConfig,
     ComputeConfig,
@@ -41,10 +44,41 @@ RUN = """
     from darht.cache.reader import open_cache
     from darht.core.config import load_mapping, parse
     from darht.trainer.config import TrainConfig
+    from darht.trainer.ranks import place
     from darht.trainer.train import train
+
+    def stop(step, *rest):
+        if sys.argv[4] == f"{place()[0]}:{step}":
+            raise KeyboardInterrupt
+
     config = parse(TrainConfig, load_mapping(Path(sys.argv[1])), "recipe")
-    train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    try:
+        train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=cpu, resume=True, on_step=stop)
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
+
+
+def together(cache: Path, out: Path, stop: str = "") -> list[int]:
+    """Two processes that train one student into `out`, one of which may want to stop: `RANK:STEP`; how they end."""
+    recipe = out.parent / "recipe.yaml"
+    recipe.write_text(canonical_json(CONFIG))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(RUN), str(recipe), str(cache), str(out), stop],
+            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    return [process.wait(timeout=300) for process in processes]
+
+
+STEPS = 2  # of an epoch
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -62,29 +96,43 @@ def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_processes_train_the_student_of_one(tiny_cache: Path, alone: Path, tmp_path: Path):
-    from darht.core.config import canonical_json
+@pytest.fixture(scope="module")
+def two(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "run"
+    assert together(tiny_cache, out) == [0, 0]
+    return out
 
-    (tmp_path / "recipe.yaml").write_text(canonical_json(CONFIG))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    arguments = [str(tmp_path / "recipe.yaml"), str(tiny_cache), str(tmp_path / "run")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RUN), *arguments],
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+
+def test_two_processes_train_the_student_of_one(alone: Path, two: Path):
     for name, expected in weights(alone).items():
-        torch.testing.assert_close(weights(tmp_path / "run")[name], expected, atol=2e-4, rtol=1e-3)
-    ours, theirs = state(tmp_path / "run"), state(alone)
+        torch.testing.assert_close(weights(two)[name], expected, atol=2e-4, rtol=1e-3)
+    ours, theirs = state(two), state(alone)
     assert torch.equal(ours["memory"]["seen"], theirs["memory"]["seen"])
     same = (ours["memory"]["delta"] == theirs["memory"]["delta"]).float().mean()
     assert same > 0.98  # a gradient within rounding of zero may have either sign
+
+
+def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(tiny_cache: Path, two: Path, tmp_path: Path):
+    """Asked in the first epoch's last step, they stop in the second one's second: with the first the other knows."""
+    out = tmp_path / "run"
+    assert together(tiny_cache, out, f"1:{STEPS}") == [130, 130]
+    pauses = [torch.load(out / name, weights_only=True) for name in (PAUSED, "paused-1.pt")]
+    assert [(kept["progress"]["epoch"], kept["pause"]["steps"]) for kept in pauses] == [(1, 2), (1, 2)]
+    left = tmp_path / "alone"
+    shutil.copytree(out, left)
+    notes: list[str] = []
+    train(CONFIG, open_cache(tiny_cache), left, device=CPU, resume=True, on_note=notes.append)
+    assert notes[-1] == "the pause was kept by 2 processes, these are 1: on from epoch 1's end"
+    assert together(tiny_cache, out) == [0, 0]
+    assert_same_bits(out, two)
+    assert not list(out.glob("paused*")) and not list(left.glob("paused*"))
+
+
+def test_alone_a_wish_counts_at_once_and_together_a_step_later():
+    assert Ranks().stop(True, None) and not Ranks().stop(False, None)
+    several = Ranks(0, 2)
+    assert not several.stop(True, None) and not several.stop(True, torch.tensor(0.0))
+    assert several.stop(False, torch.tensor(1.0))
 
 
 def test_this_process_alone(monkeypatch: pytest.MonkeyPatch):

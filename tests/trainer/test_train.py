@@ -24,9 +24,10 @@ from darht.trainer import setup
 from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
 from darht.trainer.config import StudentConfig, WarmConfig
 from darht.trainer.inner import Examples
+from darht.trainer.run import Run, save_epoch
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.setup import feed_plan, holdout_source, make_student, normalisation, score
-from darht.trainer.train import Run, save_epoch, train
+from darht.trainer.train import train
 
 PLAIN = dataclasses.replace(CONFIG.student, feature_map=False)
 VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}

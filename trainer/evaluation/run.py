@@ -69,13 +69,7 @@ def evaluate(
     queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
     dropout = target.card is not None and target.card.mc_dropout > 0
     masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries, known_draws=dropout)
-    if config.tier != "quick":
-        suite = _sized(config.autoattack, ball, m.engine)
-        (run_reference if config.reference else run_autoattack)(m, suite)
-    if config.tier == "full":
-        _run_full(m, target, config, teachers, surrogates)
-    elif surrogates:
-        blackbox.run_surrogates(m, surrogates)
+    _run_tier(m, target, config, teachers, surrogates)
     corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
     m.finish()
 
@@ -152,6 +146,20 @@ def _plain(target: Target) -> nn.Module:
 def _sized(suite: AutoAttack, ball: Threat, engine: Engine) -> AutoAttack:
     return AutoAttack(eps=ball.eps, norm=ball.norm, version=suite.version, engine=engine, steps=suite.steps,
                       queries=suite.queries)  # fmt: skip
+
+
+def _run_tier(
+    m: Measurement, target: Target, config: EvalConfig, teachers: Mapping[str, nn.Module],
+    surrogates: Mapping[str, nn.Module],
+) -> None:  # fmt: skip
+    """What a tier has beyond the quick one; models that were given are asked in every tier."""
+    if config.tier != "quick":
+        suite = _sized(config.autoattack, m.threat, m.engine)
+        (run_reference if config.reference else run_autoattack)(m, suite)
+    if config.tier == "full":
+        _run_full(m, target, config, teachers, surrogates)
+    elif surrogates:
+        blackbox.run_surrogates(m, surrogates)
 
 
 def _run_full(
