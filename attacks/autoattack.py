@@ -3,7 +3,6 @@
 The package `pyautoattack` is the oracle that this is checked against; `reference` runs that instead.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from darht.attacks.state import Attack, Rows
 from darht.attacks.threat import Norm, Threat
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, SpecMismatchError
-from darht.core.files import write_atomic
 from darht.core.rng import RowRng
+from darht.core.tensors import load_tensors, save_tensors
 
 Version = Literal["standard", "rand"]
 _SQUARE_WINS = 0.002  # of all images; more says that the gradients mislead (the authors' threshold)
@@ -128,6 +127,7 @@ class AutoAttack:
         Raises:
             ConfigError, ModelError: see `Engine.run`.
             SpecMismatchError: `state` belongs to other images, labels, random numbers or settings.
+            CacheError: `state` is damaged.
         """
         with self.engine.prepared(model, x, y) as ready:
             clean = forward_all(ready.exact, x, self.engine.slots)
@@ -243,13 +243,12 @@ class _Run:
     def _save(self) -> None:
         if self.state is None:
             return
-        buffer = io.BytesIO()
         tensors = {name: getattr(self, name) for name in ("x_adv", "robust", "forwards", "backwards")}
-        torch.save({"identity": self.identity, "after": self.after, "warnings": self.warnings, **tensors}, buffer)
-        write_atomic(self.state, buffer.getvalue())
+        facts = {"identity": self.identity, "after": self.after, "warnings": self.warnings}
+        save_tensors(self.state, facts | tensors)
 
     def _resume(self, state: Path) -> None:
-        held = torch.load(state, map_location=self.rows.x.device, weights_only=True)
+        held = load_tensors(state, self.rows.x.device)
         if held["identity"] != self.identity:
             raise SpecMismatchError(
                 f"{state} belongs to another run (other images, labels, model, seed or settings): "

@@ -15,6 +15,7 @@ from darht.core.config import canonical_json, parse, spec_diff
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.files import is_free, write_atomic
 from darht.core.rng import borrowed_generator
+from darht.core.tensors import load_tensors, save_tensors
 from darht.trainer.student import Dropout, Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
@@ -148,17 +149,19 @@ def save_checkpoint(
     path: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
 ) -> None:
     """Everything that the next step depends on, in one atomic file; `more` holds tensors and plain values."""
-    buffer = io.BytesIO()
-    state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress), **more}
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    own = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    save_tensors(path, own | more)
 
 
 def load_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
-    """Go on where the checkpoint stands, and give what else it holds; nothing when there is none."""
+    """Go on where the checkpoint stands, and give what else it holds; nothing when there is none.
+
+    Raises:
+        CacheError: it is damaged.
+    """
     if not path.is_file():
         return Progress(), {}
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_tensors(path)
     student.load_state_dict(state.pop("student"))
     optimizer.load_state_dict(state.pop("optimizer"))
     return Progress(**state.pop("progress")), state

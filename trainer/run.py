@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from darht.core.tensors import load_tensors
 from darht.trainer.checkpoint import (
     BEST,
     CHECKPOINT,
@@ -97,7 +98,7 @@ def load_furthest(run: Run, ranks: Ranks, out: Path) -> str | None:
     """
     path, mark, world = pause_file(out, ranks), None, 0
     if path.is_file():
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = load_tensors(path, lazily=True)
         pause = Pause.read(state["pause"])
         mark, world = (state["progress"]["epoch"], pause.steps, pause.world), pause.world
     together = ranks.same(mark) and world == ranks.world

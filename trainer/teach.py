@@ -1,6 +1,5 @@
 """Train a teacher: `standard`, `pgd-at`, `trades` or `fat`."""
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.device import keep_memory
 from darht.core.errors import CacheError, SpecMismatchError
-from darht.core.files import is_free, write_atomic
+from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
 from darht.core.rng import RowRng, borrowed_generator
+from darht.core.tensors import load_tensors, save_tensors
 from darht.trainer.checkpoint import CHECKPOINT
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
@@ -55,19 +55,18 @@ class Keeper:
         """Keep what the step after these depends on, in one atomic file."""
         if self.path is not None:
             state = {"identity": self.identity, "teacher": teacher.state_dict(), "optimizer": optimizer.state_dict()}
-            buffer = io.BytesIO()
-            torch.save(state | {"pause": vars(Pause.here(steps))}, buffer)
-            write_atomic(self.path, buffer.getvalue())
+            save_tensors(self.path, state | {"pause": vars(Pause.here(steps))})
 
     def load(self, teacher: Teacher, optimizer: torch.optim.Optimizer) -> int:
         """Go on where the file stands, if there is one; the steps that are done.
 
         Raises:
+            CacheError: it is damaged.
             SpecMismatchError: it keeps another training.
         """
         if self.path is None or not self.path.is_file():
             return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = load_tensors(self.path)
         differences = spec_diff(state["identity"], self.identity)
         if differences:
             where = self.path.parent

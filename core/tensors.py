@@ -1,0 +1,34 @@
+"""Tensors and plain values in one file, which is whole or absent."""
+
+import io
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from darht.core.errors import CacheError
+from darht.core.files import write_atomic
+
+
+def save_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values to one file, atomically.
+
+    Raises:
+        DarhtError: the folder cannot be written or the disk is full; what was there before stays.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu", *, lazily: bool = False) -> dict[str, Any]:
+    """What `save_tensors` wrote; `lazily` leaves tensors on the disk until they are looked at.
+
+    Raises:
+        CacheError: the file is not whole. Ours are written in one piece, so something else has happened to it.
+    """
+    try:
+        return cast(dict[str, Any], torch.load(path, map_location=device, weights_only=True, mmap=lazily))
+    except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
+        reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
+        raise CacheError(f"{path} is damaged ({reason}): remove it, and what it kept is computed again") from error
