@@ -23,7 +23,7 @@ from darht.cache.teachers import Card, Preprocessing, Teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.device import keep_memory
-from darht.core.errors import CacheError, SpecMismatchError
+from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
 from darht.core.rng import RowRng, borrowed_generator
@@ -32,6 +32,7 @@ from darht.trainer.checkpoint import CHECKPOINT
 from darht.trainer.config import TeachConfig
 from darht.trainer.losses import kl_rows
 from darht.trainer.pause import Pause
+from darht.trainer.ranks import place
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.setup import normalisation
 from darht.trainer.train import check_finite
@@ -247,7 +248,10 @@ def check_free(folder: Path, *, resume: bool = False) -> None:
 
     Raises:
         CacheError: it is not empty and holds no training that was stopped, or holds one and `resume` is False.
+        ConfigError: `torchrun` has started several processes, who would all train the same.
     """
+    if (world := place()[1]) > 1:
+        raise ConfigError(f"a teacher is trained by one process and torchrun has started {world}: start it without")
     if (folder / CHECKPOINT).is_file():
         if not resume:
             raise CacheError(

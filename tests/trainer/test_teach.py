@@ -11,7 +11,7 @@ from darht.attacks import PGD
 from darht.cache.source import load_source
 from darht.cache.teachers import CARD, WEIGHTS, load_teacher, save_teacher
 from darht.core.config import to_plain
-from darht.core.errors import CacheError, ModelError, SpecMismatchError
+from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.rng import RowRng
 from darht.trainer.checkpoint import CHECKPOINT
 from darht.trainer.config import OptimConfig, TeachConfig
@@ -245,6 +245,13 @@ def test_what_is_free_to_train_into(tmp_path):
     (tmp_path / CHECKPOINT).write_bytes(b"")
     check_free(tmp_path, resume=True)
     with pytest.raises(CacheError, match="--resume goes on with it"):
+        check_free(tmp_path)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="by one process and torchrun has started 4"):
         check_free(tmp_path)
 
 
