@@ -124,10 +124,13 @@ The rows of AutoAttack above, image by image. `python bench/attacks.py --parity 
 
 def parity_page(table: Table, settings: dict[str, int]) -> str:
     """A section of its own for AutoAttack on many images."""
+    cores = f"{os.cpu_count()}-core {platform.machine()} CPU"
+    images = max(row["images"] for rows in table.values() for row in rows)
     return f"""## AutoAttack against pyautoattack on many images
 
-`python bench/attacks.py --parity`, {datetime.date.today().isoformat()}, L-inf {settings["eps"]}/255, batch
-{settings["batch"]}, {settings["threads"]} thread(s), torch {torch.__version__.split("+")[0]}.
+`python bench/attacks.py --parity --images {images} --out docs/benchmarks.md`, {datetime.date.today().isoformat()}, {cores},
+{settings["threads"]} thread(s) for either, torch {torch.__version__.split("+")[0]}. L-inf {settings["eps"]}/255, batch {settings["batch"]},
+one round. Accuracies are what is compared; other work may run on the machine, so that CPU seconds are upper bounds.
 
 {parity_table(table)}
 """
