@@ -137,20 +137,6 @@ round. Accuracies are what is compared; other work may run on the machine, so th
 """
 
 
-def parity_page(table: Table, settings: dict[str, int]) -> str:
-    """A section of its own for AutoAttack on many images."""
-    cores = f"{os.cpu_count()}-core {platform.machine()} CPU"
-    images = max(row["images"] for rows in table.values() for row in rows)
-    return f"""## AutoAttack against pyautoattack on many images
-
-`python bench/attacks.py --parity --images {images} --out docs/benchmarks.md`, {datetime.date.today().isoformat()}, {cores},
-{settings["threads"]} thread(s) for either, torch {torch.__version__.split("+")[0]}. L-inf {settings["eps"]}/255, batch {settings["batch"]},
-one round. Accuracies are what is compared; other work may run on the machine, so that CPU seconds are upper bounds.
-
-{parity_table(table)}
-"""
-
-
 def write_section(path: Path, text: str, marks: tuple[str, str] = PAGE) -> None:
     """Put the text between its marks, and leave the rest of the page alone."""
     begin, end = marks
