@@ -119,7 +119,6 @@ def train(
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     ranks, identity = join_ranks(device), run_identity(config, cache, plan)
-    keep_memory()
     if ranks.first:
         claim_run(out, identity, resume=resume)
     hooks = Hooks(on_step=on_step, on_epoch=on_epoch, on_note=on_note)
@@ -164,6 +163,7 @@ def _train(run: Run, setting: Setting) -> None:
 
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
+    keep_memory()
     student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
     if config.compute.channels_last:
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
