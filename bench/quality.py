@@ -56,7 +56,9 @@ VARIANTS = {
     "darht, warm": Variant(DARHT | {"inner": warm()}, core=True),
     "darht, pgd:10": Variant(DARHT | {"inner": PGD}, core=True),
     "darht, cached": Variant(DARHT | {"inner": {"kind": "cached", "eps": 8}}, core=True),
-    "darht, warm, every batch": Variant(DARHT | {"inner": warm(), "loss": {"phases": [0.1, 0.8], "clean_share": 0.0}}),
+    "darht, warm, every batch": Variant(
+        DARHT | {"inner": warm(), "loss": {"phases": [0.1, 0.8], "clean_share": 0.0}}, core=True
+    ),
     "darht, warm, targets: first-order": Variant(DARHT | {"inner": warm(), "targets": "first-order"}),
     "darht, warm, targets: nearest": Variant(DARHT | {"inner": warm(), "targets": "nearest"}),
     "darht, warm, start: zero": Variant(DARHT | {"inner": warm("zero")}),

@@ -19,6 +19,7 @@ from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError, ModelError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.nets import Preprocess, build
+from darht.core.tensors import first_sentence
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema")
@@ -167,10 +168,9 @@ def _load_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of an unusual pickle protocol: the file then loads or fails
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
-        # The first sentence: torch's others advise to load the file in a way that runs what is in it.
-        reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
         raise ModelError(
-            f"{path} does not load as plain weights (weights_only=True): {reason}; save model.state_dict() alone"
+            f"{path} does not load as plain weights (weights_only=True): {first_sentence(error)}; save "
+            "model.state_dict() alone"
         ) from error
 
 

@@ -25,10 +25,24 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", *, lazily: bool
     """What `save_tensors` wrote; `lazily` leaves tensors on the disk until they are looked at.
 
     Raises:
-        CacheError: the file is not whole. Ours are written in one piece, so something else has happened to it.
+        CacheError: the file cannot be read, or is not whole. Ours are written in one piece, so something else has
+            happened to it.
     """
     try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {error.strerror}") from error
+    try:
         return cast(dict[str, Any], torch.load(path, map_location=device, weights_only=True, mmap=lazily))
+    except (MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the file
+        raise
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
-        reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
-        raise CacheError(f"{path} is damaged ({reason}): remove it, and what it kept is computed again") from error
+        raise CacheError(
+            f"{path} is damaged ({first_sentence(error)}): remove it, and what it kept is computed again"
+        ) from error
+
+
+def first_sentence(error: Exception) -> str:
+    """What is wrong with a file; torch's further sentences advise to load it in a way that runs what is in it."""
+    return str(error).strip().split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__

@@ -64,17 +64,13 @@ class Setting:
     """What stays as it is while a student is trained.
 
     Attributes:
-        config: the recipe.
-        cache: trained from.
-        feed: its batches.
-        examples: draws what is trained on.
+        feed: batches of the cache.
+        examples: draws what is trained on, as the recipe says.
         ranks: the processes.
         out: the run's folder.
         hooks: who is told what.
     """
 
-    config: TrainConfig
-    cache: Cache
     feed: Feed
     examples: Examples
     ranks: Ranks
@@ -125,7 +121,7 @@ def train(
     with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         run = _start(config, cache, feed)
         examples = Examples(config, config.objective(), run.memory, live)
-        setting = Setting(config=config, cache=cache, feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
+        setting = Setting(feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
         if ranks.first:
             write_run(out, identity, _notes(cache, out, plan))
         for note in filter(None, (str(plan), load_furthest(run, ranks, out))):
@@ -141,7 +137,7 @@ def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
 
 def _train(run: Run, setting: Setting) -> None:
     """Every epoch that is left, and what is kept after each."""
-    config, cache, ranks, hooks = setting.config, setting.cache, setting.ranks, setting.hooks
+    config, cache, ranks, hooks = setting.examples.config, setting.feed.cache, setting.ranks, setting.hooks
     held, watched = holdout_source(setting.feed), watched_source(setting.feed, config)
     while run.progress.epoch < config.optim.epochs:
         row = _epoch_or_pause(run, setting)
@@ -201,7 +197,7 @@ def _epoch_or_pause(run: Run, setting: Setting) -> dict[str, Any]:
 
 def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
-    config, feed, ranks, epoch = setting.config, setting.feed, setting.ranks, run.progress.epoch
+    config, feed, ranks, epoch = setting.examples.config, setting.feed, setting.ranks, run.progress.epoch
     total, first = feed.steps * config.optim.epochs, epoch * feed.steps
     pause, run.pause, wishes = run.pause or Pause(), None, None
     start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
@@ -210,7 +206,7 @@ def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
-            _add_gradients(run, setting, tally, data, batch, number=number, done=done)
+            _compute_gradients(run, setting, tally, data, batch, number=number, done=done)
             before, wishes = wishes, ranks.add_gradients(run.student, stop=run.stopping)
             take_step(run.student, run.optimizer, config.optim, done)
             _average(run, config, step=True, done=done)
@@ -236,11 +232,12 @@ def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _add_gradients(
+def _compute_gradients(
     run: Run, setting: Setting, tally: Tally, data: TrainingSet, batch: Tensor, *, number: int, done: float
 ) -> None:
     """The gradient of this process's part of a global batch, a piece after the other."""
-    examples, config, compute, student = setting.examples, setting.config, setting.config.compute, run.forward
+    examples, student, config = setting.examples, run.forward, setting.examples.config
+    compute = config.compute
     careful = min(1.0, run.progress.collapses / 2)
     run.optimizer.zero_grad(set_to_none=True)
     for at in filter(len, setting.ranks.part(batch).tensor_split(compute.accumulate)):

@@ -25,3 +25,21 @@ def test_a_damaged_file_is_named(tmp_path, damage, lazily):
     with pytest.raises(CacheError, match=r"state\.pt is damaged \(.+\): remove it") as caught:
         load_tensors(path, lazily=lazily)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_nobody_is_told_to_remove_a_file_that_is_whole(tmp_path, monkeypatch, lazily):
+    path = tmp_path / "state.pt"
+    path.mkdir()  # cannot be opened, by root either
+    with pytest.raises(CacheError, match=r"state\.pt cannot be read: ") as caught:
+        load_tensors(path, lazily=lazily)
+    assert "remove" not in str(caught.value)
+    path.rmdir()
+    save_tensors(path, {})
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_tensors(path, lazily=lazily)
