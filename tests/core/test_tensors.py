@@ -33,7 +33,7 @@ def test_nobody_is_told_to_remove_a_file_that_is_whole(tmp_path, monkeypatch, la
     path.mkdir()  # cannot be opened, by root either
     with pytest.raises(CacheError, match=r"state\.pt cannot be read: ") as caught:
         load_tensors(path, lazily=lazily)
-    assert "remove" not in str(caught.value)
+    assert "remove" not in str(caught.value).replace(str(tmp_path), "")  # the folder bears this test's name
     path.rmdir()
     save_tensors(path, {})
 
