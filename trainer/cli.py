@@ -113,6 +113,9 @@ def teacher_train(
     teach.check_free(out, resume=resume)
     more: dict[str, Any] = {"image_size": image_size, "download": download}
     training = load_source(data, root, "train", limit=limit, **more)
+    if resume and teach.is_finished(out, teach.expected_card(config, training, **network)):
+        click.echo(f"{out}: trained and measured before")
+        return
     test = load_source(data, root, "test", limit=test_limit, **more)
     try:
         with progress_bar() as progress, Brake(lambda: progress.console.print(STOPPING)) as brake:

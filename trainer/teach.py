@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.sampler import draw_choices, epoch_order
 from darht.cache.source import Source
 from darht.cache.stream import level_counts
-from darht.cache.teachers import Card, Preprocessing, Teacher
+from darht.cache.teachers import Card, Preprocessing, Teacher, is_teacher_folder, load_teacher
 from darht.cache.views import apply_views, crop_flip_offsets
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.device import keep_memory
@@ -112,14 +112,12 @@ def teach(
         ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
         SpecMismatchError: `checkpoint` keeps another training.
     """
+    card = expected_card(config, source, arch, kwargs, resize=resize)
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
-    norm = normalisation(level_counts(images))
-    preprocessing = Preprocessing(resize=resize, mean=norm.mean, std=norm.std)
-    card = _card(config, source, arch, kwargs, preprocessing)
-    identity = {**json.loads(canonical_json(card)), "darht": darht.__version__}
+    identity = {**_plain(card), "darht": darht.__version__}
     with borrowed_generator(config.seed, "teacher"):
-        teacher = Teacher(build(arch, len(source.classes), kwargs), preprocessing).to(device)
+        teacher = Teacher(build(arch, len(source.classes), kwargs), card.preprocessing).to(device)
         check_pixels(teacher, images, arch)
         takes_channels_last(teacher.eval(), images[:2].float() / LEVELS)
         keep_memory()
@@ -128,17 +126,43 @@ def teach(
     return teacher.eval().requires_grad_(False), card
 
 
-def _card(config: TeachConfig, source: Source, arch: str, kwargs: dict[str, Any], preprocessing: Preprocessing) -> Card:
-    """What is known before the training: all but weights hash and accuracies."""
+def expected_card(
+    config: TeachConfig, source: Source, arch: str, kwargs: dict[str, Any], *, resize: int | None = None
+) -> Card:
+    """What is known of a teacher before its training: all but weights hash and accuracies."""
+    norm = normalisation(level_counts(torch.from_numpy(source.images)))
     return Card(
         arch=arch,
         kwargs=kwargs,
         num_classes=len(source.classes),
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing(resize=resize, mean=norm.mean, std=norm.std),
         training=to_plain(config),
         data={"source": source.name, "split": source.split, "rows": len(source.images), "sha256": source.sha256},
         weights_sha256="",
     )
+
+
+def _plain(card: Card) -> dict[str, Any]:
+    """A card as plain data, without what only a finished training knows."""
+    return cast(dict[str, Any], json.loads(canonical_json(replace(card, weights_sha256="", accuracy={}))))
+
+
+def is_finished(folder: Path, expected: Card) -> bool:
+    """Whether `folder` holds the teacher that the training of `expected` makes, whole and measured.
+
+    Raises:
+        SpecMismatchError: it holds another teacher.
+        ModelError: its weights are not those of its card.
+    """
+    if (folder / CHECKPOINT).is_file() or not is_teacher_folder(folder):
+        return False
+    _, card = load_teacher(folder, torch.device("cpu"))
+    differences = spec_diff(_plain(card), _plain(expected))
+    if differences:
+        raise SpecMismatchError(
+            f"{folder} holds another teacher: {'; '.join(differences)}; choose another --out folder"
+        )
+    return True
 
 
 def _fit(
@@ -247,7 +271,7 @@ def check_free(folder: Path, *, resume: bool = False) -> None:
     """See that a teacher may be trained into `folder`, before hours go into it.
 
     Raises:
-        CacheError: it is not empty and holds no training that was stopped, or holds one and `resume` is False.
+        CacheError: it is not empty and holds no training that was stopped or is finished, or `resume` is False.
         ConfigError: `torchrun` has started several processes, who would all train the same.
     """
     if (world := place()[1]) > 1:
@@ -258,5 +282,5 @@ def check_free(folder: Path, *, resume: bool = False) -> None:
                 f"{folder} holds a training that was stopped: darht-teacher train --resume goes on with it; or choose "
                 "another --out folder"
             )
-    elif not is_free(folder):
+    elif not (is_free(folder) or (resume and is_teacher_folder(folder))):
         raise CacheError(f"{folder} is not empty: choose a new or empty --out folder")

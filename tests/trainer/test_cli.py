@@ -98,6 +98,20 @@ def test_train_a_teacher_and_check_it(tmp_path):
     assert "is not empty" in fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
 
 
+def test_a_finished_teacher_is_left_as_it_is(tmp_path):
+    """A script that asks for `--resume` from the start can run again, as with a student."""
+    out, options = tmp_path / "teacher", ("--kwargs", SMALL, "--limit", 128, "--test-limit", 40, "--resume", "--out")
+    succeed(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    again = succeed(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
+    assert again.stdout == f"{out}: trained and measured before\n"
+    other = fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST, "--set", "eps=4")
+    assert "holds another teacher: training.eps: 8.0 -> 4.0; choose another --out folder" in other
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+    (out / WEIGHTS).write_bytes(before[WEIGHTS][0][:-4] + b"gone")
+    assert "not these weights" in fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_teacher_that_ctrl_c_stops_is_gone_on_with(tmp_path, monkeypatch):
     """SIGINT within a step: the step is finished and kept, and the weights are the same in the end."""

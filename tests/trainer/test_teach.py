@@ -1,6 +1,7 @@
 """Teachers: every algorithm learns, FAT stops where it should, and nothing of the caller's is touched."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchE
 from darht.core.rng import RowRng
 from darht.trainer.checkpoint import CHECKPOINT
 from darht.trainer.config import OptimConfig, TeachConfig
-from darht.trainer.teach import check_free, craft, outer_loss, teach
+from darht.trainer.teach import check_free, craft, expected_card, is_finished, outer_loss, teach
 
 CPU = torch.device("cpu")
 ARCH, KWARGS = "resnet18", {"width": 4, "blocks": [1, 1, 1, 1]}
@@ -246,6 +247,21 @@ def test_what_is_free_to_train_into(tmp_path):
     check_free(tmp_path, resume=True)
     with pytest.raises(CacheError, match="--resume goes on with it"):
         check_free(tmp_path)
+
+
+def test_a_teacher_is_finished_when_its_checkpoint_is_gone(digits, tmp_path):
+    config = settings("standard", optim=OptimConfig(epochs=1, batch_size=128))
+    expected = expected_card(config, digits, ARCH, KWARGS)
+    assert not is_finished(tmp_path, expected)
+    model, card = teach(config, digits, ARCH, KWARGS, device=CPU)
+    assert card == expected
+    save_teacher(tmp_path, model.net, replace(card, accuracy={"digits test": {}}))
+    check_free(tmp_path, resume=True)
+    assert is_finished(tmp_path, expected)
+    with pytest.raises(SpecMismatchError, match=r"data\.rows: 256 -> 255"):
+        is_finished(tmp_path, replace(expected, data=expected.data | {"rows": 255}))
+    (tmp_path / CHECKPOINT).write_bytes(b"")  # measuring was stopped
+    assert not is_finished(tmp_path, expected)
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
