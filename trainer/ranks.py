@@ -57,11 +57,17 @@ class Ranks:
 
     def same(self, value: object) -> bool:
         """Whether every process has this value."""
-        if self.world == 1:
-            return True
-        values: list[object] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return all(other == value for other in values)
+        return all(other == value for other in self._everyones(value))
+
+    def any(self, wanted: bool) -> bool:
+        """Whether some process wants this; none goes on before all have said."""
+        return any(self._everyones(wanted))
+
+    def _everyones(self, value: object) -> list[object]:
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def share(self, model: nn.Module, memory: WarmMemory | None) -> None:
         """After an epoch: buffers (batch norm) of the first process, and every process's part of the memory."""

@@ -101,8 +101,8 @@ def train(
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
             A KeyboardInterrupt from `on_step` leaves `paused.pt`, from which the next step goes on; one from elsewhere,
-            or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, and as many
-            must go on, or the epoch is begun again.
+            or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or at the
+            epoch's end when that comes first, and as many must go on, or the epoch is begun again.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
         on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
@@ -148,14 +148,13 @@ def _train(run: Run, setting: Setting) -> None:
             continue
         if ranks.first:
             save_epoch(setting.out, run, row=row, card=student_card(config, cache, run.student, row))
-        ranks.agree(None)  # nobody goes on before the checkpoint is there
         advance(run.progress, row)
         try:
             hooks.on_epoch(row)
         except KeyboardInterrupt:
-            if ranks.world == 1:
-                raise
             run.stopping = True
+        if ranks.any(run.stopping):  # and nobody goes on before the checkpoint is there
+            raise KeyboardInterrupt
 
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:

@@ -34,7 +34,7 @@ CONFIG = TrainConfig(
     recipe="at",
     student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs=VIT, feature_map=False),
     inner=InnerConfig(kind="warm", eps=32, steps=2, warm=WarmConfig(check_rows=0)),
-    optim=OptimConfig(epochs=2, batch_size=30, lr=0.05, schedule="constant"),
+    optim=OptimConfig(epochs=2, batch_size=15, lr=0.05, schedule="constant"),
 )
 RUN = """
     import sys
@@ -78,7 +78,7 @@ def together(cache: Path, out: Path, stop: str = "") -> list[int]:
     return [process.wait(timeout=300) for process in processes]
 
 
-STEPS = 2  # of an epoch
+STEPS = 5  # of an epoch
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -113,11 +113,11 @@ def test_two_processes_train_the_student_of_one(alone: Path, two: Path):
 
 
 def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(tiny_cache: Path, two: Path, tmp_path: Path):
-    """Asked in the first epoch's last step, they stop in the second one's second: with the first the other knows."""
+    """They stop two steps later: with the first the other knows."""
     out = tmp_path / "run"
-    assert together(tiny_cache, out, f"1:{STEPS}") == [130, 130]
+    assert together(tiny_cache, out, f"1:{STEPS + 1}") == [130, 130]
     pauses = [torch.load(out / name, weights_only=True) for name in (PAUSED, "paused-1.pt")]
-    assert [(kept["progress"]["epoch"], kept["pause"]["steps"]) for kept in pauses] == [(1, 2), (1, 2)]
+    assert [(kept["progress"]["epoch"], kept["pause"]["steps"]) for kept in pauses] == [(1, 3), (1, 3)]
     left = tmp_path / "alone"
     shutil.copytree(out, left)
     notes: list[str] = []
@@ -126,6 +126,14 @@ def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(tiny_cache
     assert together(tiny_cache, out) == [0, 0]
     assert_same_bits(out, two)
     assert not list(out.glob("paused*")) and not list(left.glob("paused*"))
+
+
+def test_when_an_epoch_ends_before_all_know_they_stop_there(tiny_cache: Path, two: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    assert together(tiny_cache, out, f"1:{STEPS - 1}") == [130, 130]
+    assert state(out)["progress"]["epoch"] == 1 and not list(out.glob("paused*"))
+    assert together(tiny_cache, out) == [0, 0]
+    assert_same_bits(out, two)
 
 
 def test_alone_a_wish_counts_at_once_and_together_a_step_later():
