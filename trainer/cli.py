@@ -128,11 +128,11 @@ def teacher_train(
 
             kept: dict[str, Any] = {"checkpoint": out / CHECKPOINT, "on_step": on_step}
             model, card = teach.teach(config, training, **network, **kept, device=where)
+        save_teacher(out, model.net, card)
+        _report_check(out, model, test, eps=config.eps, device=where)
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: {_again(ctx, 'darht-teacher', 'train')}", err=True)
         sys.exit(130)
-    save_teacher(out, model.net, card)
-    _report_check(out, model, test, eps=config.eps, device=where)
     (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
 
 

@@ -17,7 +17,7 @@ from darht.cache.export import export_webdataset
 from darht.cache.reader import open_cache
 from darht.cache.teachers import CARD, WEIGHTS, load_teacher, read_card
 from darht.core.nets import build
-from darht.trainer import teach
+from darht.trainer import check, teach
 from darht.trainer.cli import _again, evaluate, teacher, train
 
 CPU = torch.device("cpu")
@@ -135,6 +135,21 @@ def test_a_teacher_that_ctrl_c_stops_is_gone_on_with(tmp_path, monkeypatch):
     succeed(teacher, *again)
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [CARD, WEIGHTS]
     assert read_card(tmp_path / "cut").weights_sha256 == read_card(tmp_path / "whole").weights_sha256
+
+
+def test_a_teacher_that_is_stopped_while_it_is_measured(tmp_path, monkeypatch):
+    options = (*TEACHER, "--kwargs", SMALL, "--limit", 64, "--test-limit", 40, *TEACHER_FAST, "--out", tmp_path / "cut")
+
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check_teacher", interrupted)
+    stopped = call(teacher, "train", *options)
+    monkeypatch.undo()
+    assert stopped.exit_code == 130 and "stopped; go on with: darht-teacher train" in stopped.stderr
+    assert "PGD-20 at 8/255" in succeed(teacher, "train", *options, "--resume").stdout
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [CARD, WEIGHTS]
+    assert read_card(tmp_path / "cut").accuracy["digits test"]["rows"] == 40
 
 
 def test_the_command_that_goes_on_has_flags_and_repeated_options():
