@@ -25,7 +25,9 @@ from darht.core.files import write_atomic
 HERE = Path(__file__).resolve().parent
 STUDENT = {"arch": "resnet18", "kwargs": {"width": 8, "blocks": [1, 1, 1, 1]}}
 PLAIN = STUDENT | {"feature_map": False}
-DARHT = {"recipe": "darht", "loss": {"phases": [0.1, 0.8]}, "student": STUDENT}
+PHASES = {"phases": [0.1, 0.8]}
+DARHT = {"recipe": "darht", "loss": PHASES, "student": STUDENT}
+EVERY = PHASES | {"clean_share": 0.0}  # every batch adversarial
 PGD = {"kind": "pgd", "eps": 8, "step": 2, "steps": 10}
 SAME = 2  # epochs of the two further ResNets, so that both sets of teachers are about as robust by themselves
 
@@ -46,8 +48,8 @@ class Variant(NamedTuple):
     core: bool = False
 
 
-def warm(start: str = "cached", check_rows: int = 128) -> dict[str, Any]:
-    return {"kind": "warm", "eps": 8, "warm": {"start": start, "check_rows": check_rows}}
+def warm(start: str = "cached") -> dict[str, Any]:
+    return {"kind": "warm", "eps": 8, "warm": {"start": start}}
 
 
 VARIANTS = {
@@ -56,8 +58,9 @@ VARIANTS = {
     "darht, warm": Variant(DARHT | {"inner": warm()}, core=True),
     "darht, pgd:10": Variant(DARHT | {"inner": PGD}, core=True),
     "darht, cached": Variant(DARHT | {"inner": {"kind": "cached", "eps": 8}}, core=True),
-    "darht, warm, every batch": Variant(
-        DARHT | {"inner": warm(), "loss": {"phases": [0.1, 0.8], "clean_share": 0.0}}, core=True
+    "darht, warm, every batch": Variant(DARHT | {"inner": warm(), "loss": EVERY}, core=True),
+    "at, every batch": Variant(
+        {"recipe": "at", "loss": {"clean_share": 0.0}, "student": PLAIN, "inner": PGD}, core=True
     ),
     "darht, warm, targets: first-order": Variant(DARHT | {"inner": warm(), "targets": "first-order"}),
     "darht, warm, targets: nearest": Variant(DARHT | {"inner": warm(), "targets": "nearest"}),

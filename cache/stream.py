@@ -6,6 +6,7 @@ before are used, so two windows are in memory, and nothing else that grows with 
 depends on its size and so on the budget, and on nothing else of the machine.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ def plan_feed(
     Raises:
         ConfigError: the budget does not hold two windows of one block and a batch.
     """
+    if not 0 < budget_gib < math.inf:
+        raise ConfigError(f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory")
     row, budget = row_bytes(cache, adversarial=adversarial, jacobians=jacobians), int(budget_gib * GIB)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
     if needed <= budget:

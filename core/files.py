@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from darht.core.errors import DarhtError
+from darht.core.errors import CacheError, DarhtError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -49,7 +49,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_free(folder: Path) -> bool:
-    """True for a folder that is absent, or empty but for what `write_atomic` leaves when it is killed."""
+    """True for a folder that is absent, or empty but for what `write_atomic` leaves when it is killed.
+
+    Raises:
+        CacheError: it is a file.
+    """
+    if folder.is_file():
+        raise CacheError(f"{folder} is a file, and a folder is wanted: choose another")
     if not folder.is_dir():
         return not folder.exists()
     return all(path.name.startswith(".") and path.name.endswith(".tmp") for path in folder.iterdir())

@@ -1,10 +1,12 @@
 """Tensors and plain values in one file, which is whole or absent."""
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from darht.core.errors import CacheError
 from darht.core.files import write_atomic
@@ -41,6 +43,15 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", *, lazily: bool
         raise CacheError(
             f"{path} is damaged ({first_sentence(error)}): remove it, and what it kept is computed again"
         ) from error
+
+
+def hash_weights(model: nn.Module, *facts: object) -> str:
+    """sha256 of parameters, buffers (those outside of the state included, as means of pixels are) and `facts`."""
+    digest = hashlib.sha256(repr([type(model).__qualname__, *facts]).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def first_sentence(error: Exception) -> str:

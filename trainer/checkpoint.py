@@ -153,15 +153,21 @@ def save_checkpoint(
     save_tensors(path, own | more)
 
 
-def load_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+def load_checkpoint(
+    path: Path, student: Student, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[Progress, dict[str, Any]]:
     """Go on where the checkpoint stands, and give what else it holds; nothing when there is none.
 
     Raises:
         CacheError: it is damaged.
+        SpecMismatchError: it belongs to another run than that of `identity`.
     """
     if not path.is_file():
         return Progress(), {}
     state = load_tensors(path)
+    differences = spec_diff(state.pop("identity"), json.loads(canonical_json(identity)))
+    if differences:
+        raise SpecMismatchError(f"{path} belongs to another run: {'; '.join(differences)}; remove it")
     student.load_state_dict(state.pop("student"))
     optimizer.load_state_dict(state.pop("optimizer"))
     return Progress(**state.pop("progress")), state

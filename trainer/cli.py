@@ -305,7 +305,9 @@ def train_run(
             )
     except KeyboardInterrupt:
         if rank == 0:
-            kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
+            kept = "stopped before the first step; what was kept before stays"
+            if monitor.finished is not None:
+                kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
             among = "" if world == 1 else f" {world} processes of"
             click.echo(f"{kept}\ngo on with{among}: {_again(ctx, 'darht-train')}", err=True)
         sys.exit(130)

@@ -21,6 +21,7 @@ from darht.core.stats import wilson
 
 OnBatch = Callable[[str, int], None]
 SCHEMA_VERSION = 2  # of `eval.json`
+EVERYONE = "all images"  # that an attack was asked about
 NORMS = {"linf": "L-inf", "l2": "L2"}
 
 
@@ -42,7 +43,7 @@ class Score:
     count: int
     attack: dict[str, Any] = field(default_factory=dict)
     family: str = ""
-    on: str = "all images"
+    on: str = EVERYONE
 
     @property
     def accuracy(self) -> float:

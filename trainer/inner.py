@@ -61,9 +61,11 @@ class Examples:
         if self.recipe.clean_by == "batch":
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
         clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.rows[at]).uniform((1,))[:, 0] < share
-        parts = [draw.clean(at[clean])] if bool(clean.any()) else []
-        parts += [draw.adversarial(student, at[~clean])] if not bool(clean.all()) else []
-        return parts[0] if len(parts) == 1 else _together(*parts)
+        others = int((~clean).sum())
+        if others <= (0 if self.memory is None else 1):  # a warm step on one row would have no batch statistics
+            return draw.clean(at)
+        adversarial = draw.adversarial(student, at[~clean])
+        return adversarial if others == len(at) else _together(draw.clean(at[clean]), adversarial)
 
 
 @dataclass(frozen=True, eq=False)

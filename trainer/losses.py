@@ -48,7 +48,8 @@ class Darht:
     """The released DARHT objective in its three phases: CE; CE + sum_t w_t KD_t; sum_t w_t KD_t (arXiv 2402.15586).
 
     Attributes:
-        phases: shares of the run at which KD joins CE, and at which CE leaves; 50 and 118 of 350 epochs.
+        phases: shares of the run at which KD joins CE, and at which CE leaves; 50 and 118 of 350 epochs. Only CE
+            reaches the head: in a short run a later end is better.
         kd: `kl` on probabilities or `mse` on raw logits.
         weights: exp(-CE(T_t, y)) with the CE of the batch, as released, or of each row.
         clean_share: of the batches or rows; the released code tosses a fair coin for each batch.
@@ -175,6 +176,8 @@ class Mtard:
     def __post_init__(self) -> None:
         _check("rate", self.rate)
         _check("beta", self.beta, 0.0, float("inf"))
+        for milestone in self.milestones:
+            _check("milestones", milestone)
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
         """`(1 - w) KL(T_vanilla(x) || S(x)) + w KL(T_robust(x') || S(x'))`."""

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 
 from darht.cache.reader import Cache
 from darht.cache.teachers import read_card
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import write_atomic
-from darht.trainer.checkpoint import BEST, RUN, WEIGHTS, StudentCard, read_student_card
+from darht.trainer.checkpoint import BEST, RUN, WEIGHTS, StudentCard, load_student, read_student_card
 from darht.trainer.evaluate import NORMS, SCHEMA_VERSION
 
 README = "README.md"
@@ -76,7 +77,11 @@ def write_model_card(run: Path, which: str, folder: Path | None = None, form: st
     of = tuple(report.get(key) for key in ("schema_version", "epoch", "cache_root_hash"))
     if of != (SCHEMA_VERSION, card.epoch, card.cache_root_hash):
         report = {}
-    parameters = count_parameters(run / which / WEIGHTS)
+    if form == "hub":
+        parameters = count_parameters(run / which / WEIGHTS)
+    else:  # map and head are one layer there
+        student, _ = load_student(run / which, torch.device("cpu"))
+        parameters = sum(p.numel() for p in student.fold().parameters())
     text = model_card(card, notes.get("teachers", {}), report or None, parameters=parameters, form=form)
     write_atomic((folder or run / which) / README, text.encode())
 
@@ -118,7 +123,7 @@ def model_card(
         card: the student's own.
         teachers: notes by name, as `teacher_notes` gives them.
         report: `eval.json` of this student, or None.
-        parameters: of the student.
+        parameters: of the network whose weights lie beside the card.
         form: `hub`, `plain` or `onnx`: which weights lie beside the card.
     """
     sections = [
@@ -155,12 +160,14 @@ def _what(card: StudentCard, parameters: int, form: str) -> str:
     if card.mc_dropout:
         dropout = f" It was trained with Monte-Carlo dropout of {card.mc_dropout:g}"
         dropout += (
-            f"; answers are means over {card.mc_samples} random passes." if form == "hub" else ", which is off here."
+            f"; answers are means over {card.mc_samples} random passes."
+            if form == "hub"
+            else ", which is off here; the accuracies below are the student's with dropout on."
         )
     return (
         f"# {card.arch}, distilled with darht\n\n"
         f"A {card.arch} image classifier{rows if form == 'hub' else ''}: {shape}{card.num_classes} classes. "
-        f"The student has {parameters:,} parameters; {_FORMS[form]}.{dropout}"
+        f"It has {parameters:,} parameters; {_FORMS[form]}.{dropout}"
     )
 
 

@@ -30,11 +30,12 @@ class Monitor:
         shown: False for a process beside the one that speaks and draws.
 
     Attributes:
-        finished: epochs that are done and kept.
+        finished: epochs that are done and kept; None before the first step, when a resumed run's are not known here.
     """
 
     def __init__(self, out: Path, epochs: int, *, shown: bool = True) -> None:
-        self.out, self.epochs, self.shown, self.finished = out, epochs, shown, 0
+        self.out, self.epochs, self.shown = out, epochs, shown
+        self.finished: int | None = None
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._bar = Progress(*columns, *times, console=Console(stderr=True, quiet=not shown), expand=True)

@@ -1,17 +1,21 @@
 """Several processes that train one student (`torchrun`): each takes its part of every global batch.
 
 Weights, gradients and the rows' memory are the same everywhere after each step or epoch. So a run does not depend on
-how many processes there are, but for the order of float additions and for what is taken over a batch: the statistics of
-batch norm and weights by the batch (`darht` with `weights: batch`, `mtard`) are those of a process's part.
+how many processes there are, but for the order of float additions, for dropout, which every process draws for itself,
+and for what is taken over a batch: the statistics of batch norm and weights by the batch (`darht` with `weights:
+batch`, `mtard`) are those of a process's part.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from darht.trainer.step import Learned
 from darht.trainer.warm import WarmMemory
 
 
@@ -26,6 +30,11 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """What keys the draws of this process alone; nothing for the first, which draws as one that is alone."""
+        return () if self.first else (self.rank,)
 
     @property
     def first(self) -> bool:
@@ -69,8 +78,8 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def share(self, model: nn.Module, memory: WarmMemory | None) -> None:
-        """After an epoch: buffers (batch norm) of the first process, and every process's part of the memory."""
+    def share(self, model: nn.Module, memory: WarmMemory | None, learned: Learned) -> None:
+        """After an epoch: the first one's buffers (batch norm), the memory's parts, the mean of `learned`."""
         if self.world == 1:
             if memory is not None:
                 memory.fresh.zero_()  # nobody waits for them, and several processes may go on
@@ -79,6 +88,8 @@ class Ranks:
             dist.broadcast(buffer, src=0)
         if memory is not None:
             memory.join(self.total)
+        for name, value in learned.items():
+            learned[name] = self.total(value.clone()) / self.world
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over the processes, in place."""
@@ -102,9 +113,17 @@ def place() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def join_ranks(device: torch.device) -> Ranks:
-    """The processes that `torchrun` started, or this one alone."""
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The processes that `torchrun` started, or this one alone; a group that was made here ends with the block."""
     rank, world = place()
-    if world > 1 and not dist.is_initialized():
+    own = world > 1 and not dist.is_initialized()
+    if own:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(rank, world)
+    try:
+        yield Ranks(rank, world)
+        if own:
+            dist.barrier()  # a process that ends while gloo's threads still hold tensors of Python's is aborted
+    finally:
+        if own:
+            dist.destroy_process_group()

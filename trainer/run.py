@@ -1,5 +1,6 @@
 """A run: everything that changes while a student is trained, and how it is kept and taken up again."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from darht.core.config import canonical_json
 from darht.core.tensors import load_tensors
 from darht.trainer.checkpoint import (
     BEST,
@@ -42,6 +44,7 @@ class Run:
         learned: what the recipe carries from step to step.
         progress: finished epochs and their log.
         pause: how far the epoch after them is; None at its beginning.
+        identity: of the run, as `run.json` has it; a checkpoint of another one is refused.
         stopping: whether this process was asked to stop and the others, who train with it, do not know yet.
     """
 
@@ -53,6 +56,7 @@ class Run:
     learned: Learned = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     pause: Pause | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
     stopping: bool = False
 
     @property
@@ -65,6 +69,7 @@ class Run:
     def save(self, path: Path) -> None:
         """Write the checkpoint."""
         more = {
+            "identity": json.loads(canonical_json(self.identity)),
             "memory": None if self.memory is None else self.memory.state(),
             "average": None if self.average is None else self.average.state_dict(),
             "learned": self.learned,
@@ -73,8 +78,13 @@ class Run:
         save_checkpoint(path, self.student, self.optimizer, self.progress, more)
 
     def load(self, path: Path) -> None:
-        """Go on where the checkpoint stands, if there is one."""
-        self.progress, more = load_checkpoint(path, self.student, self.optimizer)
+        """Go on where the checkpoint stands, if there is one.
+
+        Raises:
+            CacheError: it is damaged.
+            SpecMismatchError: it belongs to another run.
+        """
+        self.progress, more = load_checkpoint(path, self.student, self.optimizer, self.identity)
         device = next(self.student.parameters()).device
         self.learned.clear()
         self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}

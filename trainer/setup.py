@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import darht
 from darht.attacks import PGD, Engine
@@ -24,9 +25,11 @@ from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.checkpoint import StudentCard
 from darht.trainer.config import TrainConfig
 from darht.trainer.losses import AdaAd, Darht
+from darht.trainer.ranks import Ranks
 from darht.trainer.student import Student, check_folds
 
 _SCORED = 1000  # images on the device at once
+_HEAD_EPOCHS = 30  # the released schedule has 118
 CALMER = "lower optim.lr, or set optim.clip_norm or optim.warmup"
 
 
@@ -94,6 +97,31 @@ def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
         yield (
             f"recipe {config.recipe} needs a teacher whose role is vanilla on clean images; those of {cache.folder} "
             "are all robust"
+        )
+
+
+def short_phases(config: TrainConfig) -> str | None:
+    """A sentence for a run of `darht` that leaves its head, which only CE reaches, after a few epochs."""
+    recipe, epochs = config.objective(), config.optim.epochs
+    if not isinstance(recipe, Darht) or recipe.phases[1] >= 0.5 or recipe.phases[1] * epochs >= _HEAD_EPOCHS:
+        return None
+    trained = recipe.phases[1] * epochs
+    return (
+        f"the head is trained in the first {trained:.1f} of {epochs} epochs only; short runs do better with "
+        "loss.phases: [0.1, 0.8]"
+    )
+
+
+def check_parts(student: Student, config: TrainConfig, rows: int, ranks: Ranks) -> None:
+    """Raise ConfigError where a batch of `rows` to train on is cut too small for the processes or for batch norm."""
+    batch, parts = min(config.optim.batch_size, rows), ranks.world * config.compute.accumulate
+    if batch < ranks.world:
+        raise ConfigError(f"batches of {batch} rows do not reach for {ranks.world} processes: raise optim.batch_size")
+    normed = any(isinstance(module, _BatchNorm) for module in student.modules())
+    if normed and max(1, batch // parts) < 2:
+        raise ConfigError(
+            f"batch norm takes statistics over at least 2 rows; batches of {batch} in {parts} parts leave 1: raise "
+            "optim.batch_size, or lower compute.accumulate"
         )
 
 

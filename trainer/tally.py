@@ -85,10 +85,6 @@ class Tally:
         self.counts[_ADVERSARIAL] += adversarial.sum()
         self.counts[_ADVERSARIAL_RIGHT] += (right & adversarial).sum()
 
-    def see(self, logits: Tensor, batch: Batch) -> None:
-        """Count answers to `batch.x` without a hook, which would make a compiled student compile anew in every step."""
-        self._count(logits, batch.y, (batch.x != batch.clean).flatten(1).view(torch.uint8).amax(1).bool())
-
     def add(self, loss: Tensor, share: float = 1.0) -> None:
         """Count one step with its loss, a scalar on the device; or a share of a step, with the mean loss of that."""
         self.counts[_STEPS] += share

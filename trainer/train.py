@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,12 +24,13 @@ from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.inner import Examples
 from darht.trainer.model_card import teacher_notes
 from darht.trainer.pause import Pause
-from darht.trainer.ranks import Ranks, join_ranks
+from darht.trainer.ranks import Ranks, joined
 from darht.trainer.run import Run, advance, load_furthest, pause_file, remove_pauses, save_epoch
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.setup import (
     CALMER,
     cache_from,
+    check_parts,
     check_recipe,
     feed_plan,
     holdout_source,
@@ -38,10 +38,10 @@ from darht.trainer.setup import (
     make_student,
     run_identity,
     score,
+    short_phases,
     student_card,
     watched_source,
 )
-from darht.trainer.student import Student
 from darht.trainer.tally import Tally
 from darht.trainer.warm import WarmMemory
 
@@ -114,17 +114,17 @@ def train(
     """
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
-    ranks, identity = join_ranks(device), run_identity(config, cache, plan)
-    if ranks.first:
-        claim_run(out, identity, resume=resume)
-    hooks = Hooks(on_step=on_step, on_epoch=on_epoch, on_note=on_note)
-    with Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
-        run = _start(config, cache, feed)
+    hooks, identity = Hooks(on_step=on_step, on_epoch=on_epoch, on_note=on_note), run_identity(config, cache, plan)
+    with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+        if ranks.first:
+            claim_run(out, identity, resume=resume)
+        run = _start(config, cache, feed, identity)
+        check_parts(run.student, config, len(feed.training), ranks)
         examples = Examples(config, config.objective(), run.memory, live)
         setting = Setting(feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
         if ranks.first:
             write_run(out, identity, _notes(cache, out, plan))
-        for note in filter(None, (str(plan), load_furthest(run, ranks, out))):
+        for note in filter(None, (str(plan), short_phases(config), load_furthest(run, ranks, out))):
             on_note(note)
         _train(run, setting)
     return run.progress
@@ -141,7 +141,7 @@ def _train(run: Run, setting: Setting) -> None:
     held, watched = holdout_source(setting.feed), watched_source(setting.feed, config)
     while run.progress.epoch < config.optim.epochs:
         row = _epoch_or_pause(run, setting)
-        scores = _scores(run.result, held, watched, config, setting.feed.plan.device) if ranks.first else {}
+        scores = _scores(run, held, watched, config, setting.feed.plan.device) if ranks.first else {}
         row |= cast(dict[str, float], ranks.agree(scores))
         if _collapsed(row, run.progress, len(cache.spec.data.classes)):
             hooks.on_note(_go_back(run, setting, row))
@@ -157,7 +157,7 @@ def _train(run: Run, setting: Setting) -> None:
             raise KeyboardInterrupt
 
 
-def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
+def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> Run:
     keep_memory()
     student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
     if config.compute.channels_last:
@@ -167,8 +167,20 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed) -> Run:
         memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
     if config.average.kind != "none":
         average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
-    forward = cast(nn.Module, torch.compile(student)) if config.compute.compile else student
-    return Run(student, forward, make_optimizer(student, config.optim), memory, average)
+    forward = Compiled(student) if config.compute.compile else student
+    return Run(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
+
+
+class Compiled(nn.Module):
+    """A compiled network within one that is not, on which a hook does not make it compile anew."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._net = [torch.compile(net)]  # in a list: its parameters are not this module's
+
+    def forward(self, x: Tensor) -> Any:
+        """What the network says."""
+        return self._net[0](x)
 
 
 def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
@@ -201,7 +213,7 @@ def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
     pause, run.pause, wishes = run.pause or Pause(), None, None
     start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
     run.student.train()
-    with borrowed_generator(config.seed, "dropout", epoch):
+    with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
@@ -218,7 +230,7 @@ def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
                 run.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, tally, ranks.world)
                 raise KeyboardInterrupt
     _average(run, config, step=False, done=(first + feed.steps) / total)
-    ranks.share(run.student, run.memory)
+    ranks.share(run.student, run.memory, run.learned)
     ranks.total(tally.counts)
     check_finite(tally.reading().loss, epoch + 1)
     seconds = time.perf_counter() - start
@@ -243,11 +255,9 @@ def _compute_gradients(
         with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
             epoch = run.progress.epoch
             step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
-            with nullcontext() if compute.compile else tally.listening(run.student, step):
+            with tally.listening(student, step):
                 out = student(step.x)
                 loss = examples.recipe.loss(student, step, out, run.learned)
-            if compute.compile:
-                tally.see(out.logits, step)
             if step.start is not None:
                 loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
         share = len(at) / len(batch)
@@ -273,15 +283,16 @@ def _drift(logits: Tensor, start: Tensor) -> Tensor:
     return (logits[-len(start) :] - start).square().mean()
 
 
-def _scores(
-    student: Student, held: Source, watched: Source, config: TrainConfig, device: torch.device
-) -> dict[str, float]:
-    """Accuracies in per cent for the log: on held-out rows and, for `warm`, on some that are trained on."""
+def _scores(run: Run, held: Source, watched: Source, config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Accuracies in per cent for the log: of what is kept on held-out rows; for `warm`, of what is trained on its rows.
+
+    A mean of weights hides for long that the student itself has collapsed.
+    """
     scores, attack = {}, config.inner.pgd()
     if len(held.images):
-        scores["holdout_clean"], scores["holdout_pgd"] = score(student, held, attack, device, config.seed)
+        scores["holdout_clean"], scores["holdout_pgd"] = score(run.result, held, attack, device, config.seed)
     if len(watched.images):
-        scores["training_pgd"] = score(student, watched, attack, device, config.seed)[1]
+        scores["training_pgd"] = score(run.student, watched, attack, device, config.seed)[1]
     return scores
 
 

@@ -1,6 +1,7 @@
 """Batches of a run: resident or streamed, every row once, the same bits again, within the budget."""
 
 import dataclasses
+import math
 import re
 import shutil
 import threading
@@ -213,3 +214,9 @@ def test_room_is_not_contents(cache):
     data = allocate(cache, 3, adversarial=False)
     assert data.deltas == data.adversarial == () and data.images.shape == (3, 3, 8, 8)
     assert sorted([*data.training, *data.holdout]) == list(range(100))
+
+
+@pytest.mark.parametrize("budget", [math.nan, math.inf, 0.0, -1.0])
+def test_a_budget_that_is_no_number_of_gib(fine_cache, budget):
+    with pytest.raises(ConfigError, match="memory must be a number of GiB above 0"):
+        plan_feed(open_cache(fine_cache), device=CPU, adversarial=False, batch=4, budget_gib=budget)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from darht.cache.teachers import Preprocessing
+from darht.core.config import canonical_json
 from darht.core.errors import CacheError, ModelError, SpecMismatchError
 from darht.trainer.checkpoint import (
     CHECKPOINT,
@@ -104,7 +105,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CacheError, match="is not empty and holds no run"):
         claim_run(tmp_path, IDENTITY, resume=True)
-    with pytest.raises(CacheError, match="is not empty and holds no run"):
+    with pytest.raises(CacheError, match="is a file, and a folder is wanted"):
         claim_run(tmp_path / "notes.txt", IDENTITY, resume=False)
 
 
@@ -144,11 +145,14 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
         epoch=2, history=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], best=40.0, collapses=1
     )
     more = {"memory": {"seen": torch.tensor([True, False])}, "learned": {}}
-    save_checkpoint(tmp_path / CHECKPOINT, student, optimizer, progress, more)
+    plain = json.loads(canonical_json(IDENTITY))
+    save_checkpoint(tmp_path / CHECKPOINT, student, optimizer, progress, more | {"identity": plain})
 
     other = make_student(seed=1)
     fresh = make_optimizer(other, config)
-    found, rest = load_checkpoint(tmp_path / CHECKPOINT, other, fresh)
+    with pytest.raises(SpecMismatchError, match=r"belongs to another run: recipe.seed: 0 -> 1; remove it"):
+        load_checkpoint(tmp_path / CHECKPOINT, other, fresh, IDENTITY | {"recipe": IDENTITY["recipe"] | {"seed": 1}})
+    found, rest = load_checkpoint(tmp_path / CHECKPOINT, other, fresh, IDENTITY)
     assert found == progress
     assert rest.keys() == more.keys() and rest["learned"] == {}
     assert rest["memory"]["seen"].tolist() == [True, False]
@@ -159,7 +163,8 @@ def test_a_checkpoint_restores_weights_momentum_and_progress(tmp_path):
 
 def test_no_checkpoint_means_the_first_epoch(tmp_path):
     student = make_student()
-    assert load_checkpoint(tmp_path / CHECKPOINT, student, make_optimizer(student, OptimConfig())) == (Progress(), {})
+    optimizer = make_optimizer(student, OptimConfig())
+    assert load_checkpoint(tmp_path / CHECKPOINT, student, optimizer, IDENTITY) == (Progress(), {})
     assert not (tmp_path / CHECKPOINT).exists()
 
 

@@ -6,7 +6,7 @@ from runs import CPU, Stopped, assert_same_bits, changed, log, stop_after
 
 import darht.trainer.train as trainer
 from darht.trainer.checkpoint import CHECKPOINT, PAUSED
-from darht.trainer.config import WarmConfig
+from darht.trainer.config import AverageConfig, WarmConfig
 from darht.trainer.inner import Examples
 from darht.trainer.train import train
 
@@ -156,3 +156,19 @@ def test_the_check_is_pgd_10_on_the_first_rows_that_are_trained_on(mixed_cache, 
     assert (watched.images == mixed_cache.read("image")[training[:16]]).all()
     assert (watched.labels == mixed_cache.read("label")[training[:16]]).all()
     assert len(held.images) == len(mixed_cache.manifest.holdout)
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_a_mean_of_weights_does_not_hide_a_collapse(mixed_cache, tmp_path, monkeypatch, kind):
+    """The rows that are trained on are asked of the student that is trained, held-out ones of what is kept."""
+    asked = []
+
+    def score(student, source, *rest):
+        asked.append((source.name, student))
+        return 90.0, 30.0
+
+    monkeypatch.setattr(trainer, "score", score)
+    config = changed(CONFIG, average=AverageConfig(kind=kind, start=0.0), optim={"epochs": 2})
+    train(config, mixed_cache, tmp_path, device=CPU)
+    by_name = {name: {id(student) for other, student in asked if other == name} for name, _ in asked}
+    assert by_name.keys() == {"holdout", "training"} and not by_name["holdout"] & by_name["training"]

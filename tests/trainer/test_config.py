@@ -79,12 +79,33 @@ def test_plain_form_parses_back_to_the_same_recipe(config):
         ("loss.phase=[0, 1]", "loss of recipe darht: unknown key 'phase'; did you mean 'phases'?"),
         ("loss.tau=4", "loss of recipe darht: unknown key 'tau'; known keys are phases, kd, weights"),
         ("student.feature_map=false", "recipe darht trains the feature map; set student.feature_map: true"),
+        ("student.mc_samples=4", "mc_samples are passes of mc_dropout, which is 0; got 4: set mc_dropout too"),
         ("optim.epochs", "an assignment reads key=value; got 'optim.epochs'"),
     ],
 )
 def test_a_broken_rule_names_the_rule_and_the_value(assignment, message):
     with pytest.raises(ConfigError) as caught:
         load_recipe(None, (assignment,))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (
+            ("inner.kind=warm", "inner.eps=128"),
+            "inner: warm remembers perturbations of at most 127 levels; got eps 128",
+        ),
+        (
+            ("recipe=mtard", "compute.accumulate=2"),
+            "mtard learns its weights from whole batches, compute.accumulate is 2",
+        ),
+        (("recipe=mtard", "loss.milestones=[9, -4]"), "milestones must be a number in [0, 1]; got 9"),
+    ],
+)
+def test_settings_that_do_not_go_together(assignments, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(None, assignments)
     assert message in str(caught.value)
 
 

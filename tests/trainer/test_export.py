@@ -66,6 +66,8 @@ def test_the_plain_form_loads_into_the_plain_network(run, images, tmp_path):
         torch.testing.assert_close(net((images - mean) / std), folded(run)(images), rtol=1e-5, atol=1e-6)
     assert config["cache_root_hash"] == json.loads((run / "run.json").read_text())["identity"]["cache_root_hash"]
     assert config["preprocessing_inside"] is False
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    assert f"It has {weights:,} parameters" in (tmp_path / "out" / README).read_text()
     assert config["image_size"] == [8, 8]
     # The names are those of the public CIFAR networks, so a stranger's ResNet-18 takes them.
     names = set(load_file(tmp_path / "out" / PLAIN))
@@ -112,7 +114,7 @@ def test_dropout_is_off_in_the_plain_form(run, images, tmp_path):
     save_student(copy / BEST, student, dataclasses.replace(card, mc_dropout=0.4, mc_samples=3))
     export_run(copy, tmp_path / "out", kind="plain")
     assert json.loads((tmp_path / "out" / CONFIG).read_text())["monte_carlo_dropout_off"] == 0.4
-    assert "which is off here" in (tmp_path / "out" / README).read_text()
+    assert "off here; the accuracies below are the student's with dropout on" in (tmp_path / "out" / README).read_text()
     again = load_student(copy / BEST, CPU)[0]
     assert (again.dropout.p, again.dropout.samples) == (0.4, 3)
     with torch.no_grad():

@@ -229,6 +229,22 @@ def test_a_coin_for_each_row_that_falls_the_same_for_all(student, data):
         assert torch.equal(step.x, step.clean) is clean
 
 
+def test_a_single_row_takes_no_warm_step(student, data):
+    """In train mode a batch norm has nothing to compare it with."""
+    inner = InnerConfig(kind="warm", eps=4)
+    config = TrainConfig(inner=inner, loss={"clean_share": 0.4, "clean_by": "row"}, seed=3)
+    rows = torch.arange(N)
+    clean = RowRng.create(3, "coin", 0, rows=rows).uniform((1,))[:, 0] < 0.4
+    pair = torch.cat([rows[clean][:3], rows[~clean][:1]])
+    memory = WarmMemory.create(N, tuple(data.images.shape[1:]), data.offsets, torch.device("cpu"))
+    examples = Examples(config, config.objective(), memory)
+    step = examples.draw(student.train(), data, pair, epoch=0, number=0, done=0.5, careful=0.0)
+    assert torch.equal(step.x, step.clean) and len(step.y) == 4
+    more = torch.cat([rows[clean][:3], rows[~clean][:2]])
+    step = examples.draw(student.train(), data, more, epoch=0, number=0, done=0.5, careful=0.0)
+    assert not torch.equal(step.x, step.clean)
+
+
 def test_the_answer_of_a_mixed_batch_goes_to_each_kind(student, data):
     config = TrainConfig(inner=ROWS_TOSS.inner, loss=ROWS_TOSS.loss, targets="first-order", seed=3)
     step = draw(student, data, torch.arange(N), config)

@@ -13,13 +13,17 @@ from darht.cache.exported import open_shards
 from darht.cache.reader import open_cache
 from darht.cache.sampler import draw_choices
 from darht.cache.stream import Feed
-from darht.cache.teachers import load_teacher
+from darht.cache.teachers import Preprocessing, load_teacher
 from darht.cache.views import apply_views
 from darht.core.errors import ConfigError, ModelError
 from darht.core.rng import RowRng
+from darht.trainer.answers import live_answer
 from darht.trainer.checkpoint import LAST, load_student
 from darht.trainer.config import InnerConfig
+from darht.trainer.losses import AdaAd
 from darht.trainer.setup import feed_plan, live_teachers, make_student
+from darht.trainer.step import Step
+from darht.trainer.student import Student
 from darht.trainer.train import train
 
 LIVE = changed(
@@ -103,6 +107,31 @@ def test_adaad_asks_live_teachers_in_both_loops(mixed_cache, tmp_path, kind):
     train(config, mixed_cache, tmp_path / "cached", device=CPU)
     weights = [(tmp_path / name / LAST / "model.safetensors").read_bytes() for name in ("one", "cached")]
     assert weights[0] != weights[1]
+
+
+def test_a_live_teacher_is_a_part_of_the_inner_objective(cache, tiny_teachers):
+    """The gradient that adaad climbs is that of KL(T(x) || S(x)) through both, here by finite differences."""
+    teacher = load_teacher(tiny_teachers["vit"], CPU)[0].double()
+    plain = {"teachers": 0, "num_classes": 10, "preprocessing": Preprocessing()}
+    student = Student("resnet18", LIVE.student.kwargs, **plain).double().eval()
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def answer(pixels):  # live_answer, without rounding to float32
+        return torch.stack([teacher(pixels)], 1)
+
+    assert torch.allclose(live_answer([teacher])(x).double(), answer(x), atol=1e-5)
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(live_answer([teacher])(at).sum(), at)
+    assert slope.abs().max() > 1e-4  # the teacher's own part is there
+    step = Step(x, x, torch.zeros(1), answer, answer(x), answer(x), torch.ones(1, 1), torch.tensor([True]), 0.5)
+    objective = AdaAd().inner(student, step)
+    at = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(student(at).logits, at).sum(), at)
+    with torch.no_grad():
+        for k in (0, 77, 150):
+            nudge = torch.zeros(192, dtype=torch.float64).index_fill(0, torch.tensor([k]), 1e-6).view_as(x)
+            up, down = (objective(student(p).logits, p).sum() for p in (x + nudge, x - nudge))
+            assert float(up - down) / 2e-6 == pytest.approx(float(gradient.flatten()[k]), rel=1e-3, abs=1e-8)
 
 
 def test_teachers_are_those_of_the_cache_in_its_order(cache, tiny_teachers):

@@ -1,6 +1,7 @@
 """Several processes that train one student, and what else a batch can be cut into."""
 
 import dataclasses
+import json
 import os
 import shutil
 import socket
@@ -13,8 +14,9 @@ import pytest
 import torch
 from runs import assert_same_bits
 
-from darht.cache.reader import open_cache
+from darht.cache.reader import Cache, open_cache
 from darht.core.config import canonical_json
+from darht.core.errors import ConfigError
 from darht.trainer.checkpoint import CHECKPOINT, LAST, PAUSED, load_student
 from darht.trainer.config import (
     AverageConfig,
@@ -25,7 +27,9 @@ from darht.trainer.config import (
     TrainConfig,
     WarmConfig,
 )
-from darht.trainer.ranks import Ranks, join_ranks
+from darht.trainer.ranks import Ranks, joined
+from darht.trainer.setup import check_parts
+from darht.trainer.student import Student, StudentOutput
 from darht.trainer.train import train
 
 CPU = torch.device("cpu")
@@ -41,7 +45,7 @@ RUN = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from darht.cache.reader import open_cache
+    from darht.cache.reader import Cache, open_cache
     from darht.core.config import load_mapping, parse
     from darht.trainer.config import TrainConfig
     from darht.trainer.ranks import place
@@ -60,10 +64,10 @@ RUN = """
 """
 
 
-def together(cache: Path, out: Path, stop: str = "") -> list[int]:
+def together(cache: Path, out: Path, stop: str = "", config: TrainConfig = CONFIG) -> list[int]:
     """Two processes that train one student into `out`, one of which may want to stop: `RANK:STEP`; how they end."""
     recipe = out.parent / "recipe.yaml"
-    recipe.write_text(canonical_json(CONFIG))
+    recipe.write_text(canonical_json(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -145,9 +149,10 @@ def test_alone_a_wish_counts_at_once_and_together_a_step_later():
 
 def test_this_process_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    ranks, at = join_ranks(CPU), torch.arange(7)
-    assert ranks == Ranks(0, 1) and ranks.first and torch.equal(ranks.part(at), at)
-    assert ranks.agree({"a": 1}) == {"a": 1}
+    with joined(CPU) as ranks:
+        at = torch.arange(7)
+        assert ranks == Ranks(0, 1) and ranks.first and torch.equal(ranks.part(at), at)
+        assert ranks.agree({"a": 1}) == {"a": 1}
 
 
 def test_the_parts_of_a_batch_are_the_batch():
@@ -164,10 +169,44 @@ def test_a_batch_cut_into_parts_gives_the_same_step(tiny_cache: Path, alone: Pat
         torch.testing.assert_close(weights(tmp_path / "run")[name], expected, atol=2e-4, rtol=1e-3)
 
 
-def test_bf16_trains_weights_in_float32(tiny_cache: Path, tmp_path: Path):
-    config = dataclasses.replace(CONFIG, compute=ComputeConfig(precision="bf16", channels_last=True))
-    train(config, open_cache(tiny_cache), tmp_path / "run", device=CPU)
-    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
+RESNET = StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}, feature_map=False)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_bf16_and_channels_last_are_of_the_passes_and_weights_are_float32(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+):
+    seen, forward = set(), Student.forward
+
+    def spy(student: Student, x: torch.Tensor) -> StudentOutput:
+        out = forward(student, x)
+        inner = next(p for p in student.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+        if student.training:
+            seen.add((out.logits.dtype, inner.is_contiguous(memory_format=torch.channels_last)))
+        return out
+
+    monkeypatch.setattr(Student, "forward", spy)
+    compute = ComputeConfig(precision="bf16", channels_last=True) if on else ComputeConfig()
+    train(dataclasses.replace(CONFIG, student=RESNET, compute=compute), open_cache(tiny_cache), tmp_path, device=CPU)
+    assert seen == {(torch.bfloat16 if on else torch.float32, on)}
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path).values())
+
+
+def test_a_compiled_student_is_the_same_student_and_counts_the_same(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its second forward pass of a step, on clean images, counts as well."""
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
+    for name, on in (("plain", False), ("compiled", True)):
+        config = dataclasses.replace(CONFIG, recipe="rslad", compute=ComputeConfig(compile=on))
+        train(config, open_cache(tiny_cache), tmp_path / name, device=CPU)
+    assert len(compiled) == 1
+    rows = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("plain", "compiled")]
+    for one, other in zip(*rows, strict=True):
+        mine, theirs = ({k: v for k, v in json.loads(line).items() if "second" not in k} for line in (one, other))
+        assert mine == theirs and mine["train_clean"] is not None
+    assert all(torch.equal(weights(tmp_path / "plain")[k], v) for k, v in weights(tmp_path / "compiled").items())
 
 
 def kept_and_mean(config: TrainConfig, cache: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -213,3 +252,41 @@ def test_a_mean_survives_an_interruption(tiny_cache: Path, tmp_path: Path, kind:
     train(config, open_cache(tiny_cache), tmp_path / "cut", device=CPU, resume=True)
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "cut")[name], value)
+
+
+def test_every_process_draws_dropout_for_itself():
+    assert Ranks().own == Ranks(0, 4).own == () and {Ranks(rank, 4).own for rank in (1, 2, 3)} == {(1,), (2,), (3,)}
+
+
+MTARD = dataclasses.replace(CONFIG, recipe="mtard", optim=dataclasses.replace(CONFIG.optim, epochs=3))
+
+
+def test_what_a_recipe_learns_is_the_same_everywhere_after_an_epoch(mixed_cache: Cache, tmp_path: Path):
+    """Stopped at the end of an epoch of 3 steps, two processes go on from one checkpoint to the same bits."""
+    vanilla_cache = Path(str(mixed_cache.folder))
+    assert together(vanilla_cache, tmp_path / "whole", config=MTARD) == [0, 0]
+    assert together(vanilla_cache, tmp_path / "cut", "1:2", config=MTARD) == [130, 130]
+    assert state(tmp_path / "cut")["progress"]["epoch"] == 1 and not list((tmp_path / "cut").glob("paused*"))
+    assert together(vanilla_cache, tmp_path / "cut", config=MTARD) == [0, 0]
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("optim", "compute", "world", "message"),
+    [
+        ({"batch_size": 1}, {}, 2, "batches of 1 rows do not reach for 2 processes: raise optim.batch_size"),
+        ({"batch_size": 1}, {}, 1, "batches of 1 in 1 parts leave 1: raise optim.batch_size"),
+        ({"batch_size": 16}, {"accumulate": 6}, 2, "batches of 16 in 12 parts leave 1"),
+        ({"batch_size": 200}, {"accumulate": 60}, 1, "batches of 89 in 60 parts leave 1"),
+    ],
+)
+def test_batches_that_are_cut_too_small(optim: dict, compute: dict, world: int, message: str):
+    config = dataclasses.replace(
+        CONFIG, optim=dataclasses.replace(CONFIG.optim, **optim), compute=ComputeConfig(**compute)
+    )
+    normed = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    with pytest.raises(ConfigError, match=message):
+        check_parts(normed, config, 89, Ranks(0, world))
+    if world == 1:
+        check_parts(torch.nn.Linear(1, 1), config, 89, Ranks(0, world))
+    check_parts(normed, CONFIG, 89, Ranks(0, 2))

@@ -240,8 +240,8 @@ def test_what_is_free_to_train_into(tmp_path):
     check_free(tmp_path)
     check_free(tmp_path / "new", resume=True)  # a script may ask for it from the start
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path, tmp_path / "file"):
-        with pytest.raises(CacheError, match="is not empty"):
+    for folder, said in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file, and a folder is wanted")):
+        with pytest.raises(CacheError, match=said):
             check_free(folder, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"")
     check_free(tmp_path, resume=True)

@@ -26,7 +26,7 @@ from darht.trainer.config import StudentConfig, WarmConfig
 from darht.trainer.inner import Examples
 from darht.trainer.run import Run, save_epoch
 from darht.trainer.schedule import make_optimizer
-from darht.trainer.setup import feed_plan, holdout_source, make_student, normalisation, score
+from darht.trainer.setup import feed_plan, holdout_source, make_student, normalisation, score, short_phases
 from darht.trainer.train import train
 
 PLAIN = dataclasses.replace(CONFIG.student, feature_map=False)
@@ -334,6 +334,18 @@ def test_cached_needs_stored_perturbations(plain_cache, tmp_path):
 def test_vanilla_teachers_alone_do_not_supervise_adversarial_images(plain_cache, tmp_path, changes):
     with pytest.raises(ConfigError, match="needs a robust teacher on adversarial images"):
         train(changed(**changes), plain_cache, tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "phases", "told"), [(1, (0.2, 0.4), True), (1, (0.1, 0.8), False), (100, (0.2, 0.4), False)]
+)
+def test_a_short_run_that_leaves_its_head_untrained_is_told(epochs, phases, told):
+    config = changed(CONFIG, loss={"phases": phases}, optim={"epochs": epochs})
+    note = short_phases(config)
+    assert (note is not None) is told
+    if note is not None:
+        assert note.startswith("the head is trained in the first 0.4 of 1 epochs only; short runs do better")
+    assert short_phases(changed(CONFIG, recipe="rslad", optim={"epochs": epochs})) is None
 
 
 def test_cached_examples_of_another_radius_are_refused(cache, tmp_path):
