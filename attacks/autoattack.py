@@ -27,7 +27,7 @@ from darht.core.rng import RowRng
 from darht.core.tensors import load_tensors, save_tensors
 
 Version = Literal["standard", "rand"]
-_SQUARE_WINS = 0.002  # of all images; more says that the gradients mislead (the authors' threshold)
+SQUARE_WINS = 0.002  # of all images; more says that the gradients mislead (the authors' threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class _Run:
             else:
                 self._take(name, outcome, left)
         self.after[name] = int(self.robust.sum())
-        if name == "square" and before - self.after[name] > _SQUARE_WINS * len(self.rows.y):
+        if name == "square" and before - self.after[name] > SQUARE_WINS * len(self.rows.y):
             self._warn(
                 f"square fooled {before - self.after[name]} of {len(self.rows.y)} images that withstood the white-box "
                 "attacks: the gradients mislead, so the true accuracy is lower still; attack adaptively"

@@ -18,6 +18,13 @@ GIB = 2**30
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on another device; a GPU is not waited for."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Jacobian:
     """Rows of a teacher's Jacobian on view 0, as they are stored.
@@ -77,6 +84,11 @@ class TrainingSet:
         """The same on another device."""
         moved = self._each(lambda tensor: tensor.to(device))
         return dataclasses.replace(moved, offsets=self.offsets.to(device), robust=self.robust.to(device))
+
+    def send(self, device: torch.device) -> "TrainingSet":
+        """The same on another device, from pinned memory and without waiting for it: for the rows of a step."""
+        moved = self._each(lambda tensor: send(tensor, device))
+        return dataclasses.replace(moved, offsets=send(self.offsets, device), robust=send(self.robust, device))
 
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""

@@ -26,6 +26,7 @@ from darht.cache.loader import (
     fill,
     load_training_set,
     row_bytes,
+    send,
 )
 from darht.cache.reader import Cache
 from darht.cache.sampler import Window, epoch_windows
@@ -271,8 +272,8 @@ class Feed:
     def _delivered(self, data: TrainingSet, at: Tensor) -> tuple[TrainingSet, Tensor]:
         device = self.plan.device
         if data.images.device.type == device.type:
-            return data, at.to(device)
-        return data.take(at).to(device), torch.arange(len(at), device=device)
+            return data, send(at, device)
+        return data.take(at).send(device), torch.arange(len(at), device=device)
 
 
 def level_counts(images: Tensor) -> Tensor:

@@ -126,8 +126,8 @@ def teacher_train(
                 progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
                 brake.check()
 
-            kept: dict[str, Any] = {"checkpoint": out / CHECKPOINT, "on_step": on_step}
-            model, card = teach.teach(config, training, **network, **kept, device=where)
+            network["checkpoint"] = out / CHECKPOINT
+            model, card = teach.teach(config, training, **network, device=where, on_step=on_step)
         save_teacher(out, model.net, card)
         _report_check(out, model, test, eps=config.eps, device=where)
     except KeyboardInterrupt:
@@ -289,7 +289,7 @@ def train_run(
     from darht.trainer.config import load_recipe
     from darht.trainer.exclude import exclude_rows
     from darht.trainer.monitor import Monitor
-    from darht.trainer.ranks import place
+    from darht.trainer.ranks import leave, place
 
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
@@ -310,12 +310,12 @@ def train_run(
                 kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
             among = "" if world == 1 else f" {world} processes of"
             click.echo(f"{kept}\ngo on with{among}: {_again(ctx, 'darht-train')}", err=True)
-        sys.exit(130)
-    if rank > 0:
-        return
-    seconds = sum(row["seconds"] for row in state.history)
-    best = f"best held-out PGD accuracy {state.best:.1f} %" if "holdout_pgd" in state.history[0] else "nothing held out"
-    click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
+        leave(130)
+    if rank == 0:
+        seconds, scored = sum(row["seconds"] for row in state.history), "holdout_pgd" in state.history[0]
+        best = f"best held-out PGD accuracy {state.best:.1f} %" if scored else "nothing held out"
+        click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
+    leave(0)
 
 
 def _again(ctx: click.Context, *words: str) -> str:

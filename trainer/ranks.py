@@ -7,9 +7,11 @@ batch`, `mtard`) are those of a process's part.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -106,6 +108,15 @@ class Ranks:
         return box[0]
 
 
+def leave(code: int) -> NoReturn:
+    """End this process; one of several at once, because gloo's threads may abort it while Python ends."""
+    if place()[1] == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def place() -> tuple[int, int]:
     """This process's number and how many there are, as `torchrun` says; 0 and 1 without it."""
     if "RANK" not in os.environ:
@@ -123,7 +134,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(rank, world)
         if own:
-            dist.barrier()  # a process that ends while gloo's threads still hold tensors of Python's is aborted
+            dist.barrier()  # nobody leaves while another still waits for what it sends
     finally:
         if own:
             dist.destroy_process_group()

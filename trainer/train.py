@@ -213,6 +213,8 @@ def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
     pause, run.pause, wishes = run.pause or Pause(), None, None
     start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
     run.student.train()
+    if run.memory is not None:
+        run.memory.look(torch.from_numpy(feed.training))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):

@@ -16,7 +16,7 @@ from darht.trainer.step import Recipe, Step
 _MOMENTUM_UNIT = 1 / 64  # |momentum| < 1 / (1 - 0.5) fits int8 for momenta up to one half; larger ones saturate
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class WarmMemory:
     """A perturbation of every row, between epochs.
 
@@ -28,12 +28,14 @@ class WarmMemory:
         momentum: int8 of the same shape, the decayed sum of gradient signs in 1/64.
         seen: bool `[N]`, whether a row has started.
         fresh: bool `[N]`, whether a row was written here since `join`.
+        complete: whether all rows to train on have started, as `look` found.
     """
 
     delta: Tensor
     momentum: Tensor
     seen: Tensor
     fresh: Tensor
+    complete: bool = False
 
     @classmethod
     def create(cls, rows: int, image_shape: tuple[int, ...], offsets: Tensor, device: torch.device) -> "WarmMemory":
@@ -80,8 +82,14 @@ class WarmMemory:
         self.seen[written] = True
         self.fresh.zero_()
 
+    def look(self, rows: Tensor) -> None:
+        """Note, once in an epoch, whether all of `rows` have started: a step that asked would wait for the GPU."""
+        self.complete = bool(self.seen[rows.to(self.seen.device)].all())
+
     def begin(self, data: TrainingSet, at: Tensor, threat: Threat, inner: InnerConfig, seed: int) -> None:
         """Give rows that have not been seen their first perturbation."""
+        if self.complete:
+            return
         at = at[~self.seen[data.rows[at]]]
         if not len(at):
             return

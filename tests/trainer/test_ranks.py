@@ -48,7 +48,7 @@ RUN = """
     from darht.cache.reader import Cache, open_cache
     from darht.core.config import load_mapping, parse
     from darht.trainer.config import TrainConfig
-    from darht.trainer.ranks import place
+    from darht.trainer.ranks import leave, place
     from darht.trainer.train import train
 
     def stop(step, *rest):
@@ -60,7 +60,8 @@ RUN = """
     try:
         train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=cpu, resume=True, on_step=stop)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
+    leave(0)
 """
 
 

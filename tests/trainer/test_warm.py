@@ -215,6 +215,20 @@ def test_a_row_that_has_started_goes_on_from_where_it_was(data):
     assert memory.delta[:4, :, 1:-1, 1:-1].unique().tolist() == [3]
 
 
+def test_when_all_rows_have_started_no_step_asks_again(data):
+    """A step that asks which rows are new waits for the GPU; held-out rows never start."""
+    inner, memory, rows = InnerConfig(kind="warm", eps=8), memory_for(data), torch.arange(N)
+    memory.look(rows[:4])
+    assert not memory.complete
+    memory.begin(data, rows[:4], inner.pgd().threat, inner, 0)
+    memory.look(rows)
+    assert not memory.complete
+    memory.look(rows[:4])
+    assert memory.complete
+    memory.seen = None
+    memory.begin(data, rows[:4], inner.pgd().threat, inner, 0)
+
+
 def test_perturbations_stored_in_fractions_of_a_level_are_rounded(data):
     finer = dataclasses.replace(data, units=(0.5, 0.5))
     inner, memory, rows = InnerConfig(kind="warm", eps=127), memory_for(data), torch.arange(N)

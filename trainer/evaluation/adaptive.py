@@ -17,7 +17,7 @@ from darht.attacks.pgd import climb
 from darht.attacks.threat import LEVELS, Threat, to_levels
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.measure import Measurement, Step
-from darht.trainer.evaluation.suite import from_other, logit_ratio, step_of
+from darht.trainer.evaluation.suite import for_dlr, from_other, logit_ratio, step_of, weights_of
 from darht.trainer.losses import kl_rows
 from darht.trainer.student import Student, StudentOutput
 
@@ -183,6 +183,8 @@ def _climb_step(m: Measurement, name: str, attack: Climb, extra: Tensor) -> Step
         "kind": "pgd", "loss": name, "eps": m.threat.eps, "norm": m.threat.norm, "steps": STEPS, "restarts": STARTS,
         "step": step_of(m.threat), "samples": attack.samples, "against": "the student's map and head",
     }  # fmt: skip
+    if name.endswith(", dlr"):
+        about |= for_dlr(m)
     if extra.shape[1:].numel():
         about["teachers said"] = float(extra.double().abs().sum())  # other teachers, another file in the ledger
     return Step(
@@ -196,7 +198,7 @@ def _saga_step(m: Measurement, kind: str, attack: SAGA, teachers: Mapping[str, M
 
     about = {
         "kind": kind, "eps": attack.eps, "norm": attack.norm, "step": attack.step, "steps": attack.steps,
-        "against": ", ".join(teachers),
+        "against": ", ".join(teachers), "weights": [weights_of(model) for model in teachers.values()],
     }  # fmt: skip
     return Step(name=f"adaptive:{kind}", family="adaptive", craft=craft, about=about, threat=m.threat)
 

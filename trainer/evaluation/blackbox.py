@@ -8,6 +8,7 @@ from darht.attacks import APGD, MIM, Square
 from darht.attacks.objectives import Model
 from darht.attacks.rays import RayS
 from darht.cache.source import Source
+from darht.trainer.evaluate import EVERYONE
 from darht.trainer.evaluation.measure import Measurement
 from darht.trainer.evaluation.substitute import Substitution, label_by_asking, train_substitute
 from darht.trainer.evaluation.suite import from_other, logit_ratio, white_box
@@ -35,7 +36,7 @@ def run_surrogates(m: Measurement, surrogates: Mapping[str, Model]) -> None:
     """Examples made on independently trained models, on every image that is right when clean."""
     for name, model in surrogates.items():
         attack = APGD(eps=m.threat.eps, norm=m.threat.norm, steps=100, objective=logit_ratio(m))
-        m.ask(from_other(f"surrogate:{name}", attack, model, name, "black-box"), m.correct, on="all images")
+        m.ask(from_other(f"surrogate:{name}", attack, model, name, "black-box"), m.correct, on=EVERYONE)
     if not surrogates:
         m.left_out["surrogate"] = "no independently trained model was given: --surrogate MODEL names one"
 
@@ -56,7 +57,8 @@ def run_substitutes(m: Measurement, train: Source | str, config: Substitution, r
     on = f"the first {len(rows)} images that are right when clean"
     for share in config.shares:
         model = _substitute(m, train, config, share)
-        step = from_other(f"substitute:{share:.0%} of data", attack, model, "a substitute", "black-box")
+        held = f"a substitute from {config.images(share, len(train.images)):,} images and the model's answers"
+        step = from_other(f"substitute:{100 * share:g}% of data", attack, model, held, "black-box")
         step.about["substitute"] = config.record(share, len(train.images))
         m.ask(step, rows, on=on)
 
@@ -70,13 +72,13 @@ def _substitute(m: Measurement, train: Source, config: Substitution, share: floa
     def on_epoch() -> None:
         nonlocal done
         done += 1
-        m.on_batch(f"train substitute:{share:.0%}", done, config.rounds * config.epochs, int(m.alive.sum()))
+        m.on_batch(f"train substitute:{100 * share:g}%", done, config.rounds * config.epochs, int(m.alive.sum()))
 
     def make() -> dict[str, np.ndarray]:
         net = train_substitute(config, train, share, lambda x: label_by_asking(m.answers, x), seed=m.seed,
                                device=m.device, on_epoch=on_epoch)  # fmt: skip
         return {name: value.cpu().numpy() for name, value in net.state_dict().items()}
 
-    state = m.ledger.get(f"weights of substitute {share:.0%}", facts, make)
+    state = m.ledger.get(f"weights of substitute {100 * share:g}%", facts, make)
     assert sorted(state) == names
     return config.load(state, len(train.classes), m.device)

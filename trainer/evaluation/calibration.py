@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from darht.core.stats import wilson
 from darht.trainer.evaluation.corruptions import CORRUPTIONS, FORM, SEVERITIES, corrupt
 from darht.trainer.evaluation.ledger import Arrays
 from darht.trainer.evaluation.measure import Measurement
@@ -53,13 +54,24 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Cal
 
 
 def run_corruptions(m: Measurement) -> dict[str, Any]:
-    """Accuracy in per cent under every corruption and severity, and the mean over all of them."""
+    """Accuracy in per cent under every corruption and severity, each with its interval, and the mean over all of them.
+
+    The mean has no interval: all severities are of the same images.
+    """
     table: dict[str, list[float]] = {}
+    spans: dict[str, list[list[float]]] = {}
     for name in CORRUPTIONS:
         right = [_right(m, name, severity) for severity in SEVERITIES]
         table[name] = [round(100 * float(part.mean()), 4) for part in right]
+        spans[name] = [interval(int(part.sum()), len(part)) for part in right]
     mean = float(np.mean(list(table.values())))
-    return {"mean_accuracy": round(mean, 4), "images": m.count, "seed": m.seed, "accuracy": table}
+    head = {"mean_accuracy": round(mean, 4), "images": m.count, "seed": m.seed}
+    return {**head, "accuracy": table, "interval95": spans}
+
+
+def interval(right: int, count: int) -> list[float]:
+    """95 % Wilson interval in per cent, as it stands in `eval.json`."""
+    return [round(100 * end, 4) for end in wilson(right, count)]
 
 
 def _right(m: Measurement, name: str, severity: int) -> np.ndarray:

@@ -2,19 +2,23 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 from PIL import Image
 
-_W, _H = 520, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 14, 40
+_W, _H = 520, 308
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 14, 48
+_DARKEST = 0.53  # opacity of a cell up to which the page's ink on it keeps a contrast of 4.5, light or dark
 
 
-def _frame(body: str, width: int = _W, height: int = _H, label: str = "") -> str:
+def _frame(body: str, width: int = _W, height: int = _H, label: str = "", kind: str = "shrinks") -> str:
+    """An SVG; `shrinks` has larger letters on narrow screens, `scrolls` keeps its size there, `small` fits as it is."""
     most = round(1.15 * width)  # pixels that a chart may grow to, so that its letters stay the page's size
-    about = f'role="img" aria-label="{escape(label)}" style="max-width:{most}px"'
+    about = f'class="{kind}" role="img" aria-label="{escape(label)}" style="max-width:{most}px;--own:{width}px"'
     return f'<svg viewBox="0 0 {width} {height}" {about} xmlns="http://www.w3.org/2000/svg">{body}</svg>'
 
 
@@ -29,7 +33,7 @@ def _axes(x_label: str) -> str:
         lines.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_W - _RIGHT}" y2="{y:.1f}"/>')
         lines.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>')
     middle = (_LEFT + _W - _RIGHT) / 2
-    lines.append(f'<text x="{middle:.1f}" y="{_H - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    lines.append(f'<text x="{middle:.1f}" y="{_H - 6}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(lines)
 
 
@@ -49,28 +53,33 @@ def curve(points: Sequence[tuple[float, float, float, float]], mark: float) -> s
     for x, (eps, value, low, high) in zip(xs, points, strict=True):
         if eps == mark:
             body.append(f'<line class="mark" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_y(0):.1f}"/>')
-        body.append(f'<text x="{x:.1f}" y="{_H - 22}" text-anchor="middle">{eps:g}</text>')
+        body.append(f'<text x="{x:.1f}" y="{_H - 28}" text-anchor="middle">{eps:g}</text>')
         tip = f"epsilon {eps:g}: {value:.1f} % [{low:.1f}, {high:.1f}]"
         body.append(f'<circle class="dot" cx="{x:.1f}" cy="{_y(value):.1f}" r="4.5"><title>{tip}</title></circle>')
     band = f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/><polyline class="line" points="{line}"/>'
     return _frame(body[0] + band + "".join(body[1:]), label="accuracy over epsilon")
 
 
-def class_bars(rows: Sequence[tuple[str, float, float]]) -> str:
-    """Clean and robust accuracy in per cent of each class: a bar within a bar."""
-    height, name_width = 24, 110
-    wide = _W - name_width - 60
+def class_bars(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Clean and robust accuracy of each class, as `eval.json` has them: a bar within a bar."""
+    height, name_width = 24, 132
+    wide = _W - name_width - 96
     body = []
-    for k, (name, clean, robust) in enumerate(rows):
-        y = k * height + 4
-        short = name if len(name) <= 16 else f"{name[:15]}\u2026"
+    for k, row in enumerate(rows):
+        y, name = k * height + 4, row["class"]
+        short = _short(name)
+        clean, robust = (100 * row[key] / row["count"] for key in ("clean", "robust"))
+        tip = ", ".join(
+            f"{key} {value:.1f} % [{row[f'{key}_interval95'][0]:.1f}, {row[f'{key}_interval95'][1]:.1f}]"
+            for key, value in (("clean", clean), ("robust", robust))
+        )
         body.append(
             f'<text x="{name_width - 8}" y="{y + 13}" text-anchor="end">{escape(short)}</text>'
             f'<rect class="soft" x="{name_width}" y="{y}" width="{wide * clean / 100:.1f}" height="17" rx="2"/>'
             f'<rect class="bar" x="{name_width}" y="{y + 4}" width="{wide * robust / 100:.1f}" height="9" rx="2"/>'
-            f'<text x="{_W - 52}" y="{y + 13}">{robust:.0f} / {clean:.0f}</text>'
+            f'<text x="{_W - 2}" y="{y + 13}" text-anchor="end">{robust:.0f} / {clean:.0f}</text>'
             f'<rect class="hit" x="0" y="{y}" width="{_W}" height="{height}">'
-            f"<title>{escape(name)}: clean {clean:.1f} %, robust {robust:.1f} %</title></rect>"
+            f"<title>{escape(name)}, {row['count']} images: {tip}</title></rect>"
         )
     return _frame("".join(body), _W, len(rows) * height + 6, "accuracy per class")
 
@@ -85,11 +94,12 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> str:
     body.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
     for (x, y), (sure, right, count) in zip(points, bins, strict=True):
         tip = f"{count} images: confidence {100 * sure:.1f} %, right {100 * right:.1f} %"
-        radius = 3 + 14 * (count / total) ** 0.5
-        body.append(f'<circle class="dot see" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{tip}</title></circle>')
+        at = f'cx="{x:.1f}" cy="{y:.1f}"'
+        body.append(f'<circle class="dot see" {at} r="{18 * (count / total) ** 0.5:.2f}"/>')
+        body.append(f'<circle class="hit" {at} r="8"><title>{tip}</title></circle>')
     for tick in range(0, 101, 20):
         x = _LEFT + wide * tick / 100
-        body.append(f'<text x="{x:.1f}" y="{_H - 22}" text-anchor="middle">{tick}</text>')
+        body.append(f'<text x="{x:.1f}" y="{_H - 28}" text-anchor="middle">{tick}</text>')
     return _frame("".join(body), label="reliability diagram")
 
 
@@ -111,14 +121,14 @@ def matrix(values: Sequence[Sequence[int]], names: Sequence[str]) -> str:
             shade = (value / most) ** 0.6
             kind = "same" if i == j else "other"
             tip = f"clean answer {names[i]}, under attack {names[j]}: {value} images"
-            ink = ' class="onfill"' if shade > 0.55 else ""
-            text = f'<text{ink} x="{x + size / 2}" y="{y + size / 2 + 4}" text-anchor="middle">{value}</text>'
+            text = f'<text x="{x + size / 2}" y="{y + size / 2 + 4}" text-anchor="middle">{value}</text>'
             body.append(
                 f'<g><rect class="{kind}" x="{x}" y="{y}" width="{size - 2}" height="{size - 2}" rx="3" '
-                f'fill-opacity="{0.06 + 0.94 * shade if value else 0.03:.3f}"/>{text if value else ""}'
+                f'fill-opacity="{0.06 + (_DARKEST - 0.06) * shade if value else 0.03:.3f}"/>{text if value else ""}'
                 f"<title>{escape(tip)}</title></g>"
             )
-    return _frame("".join(body), left + count * size + 40, top + count * size + 4, "adversarial against clean answers")
+    width, height = left + count * size + 40, top + count * size + 4
+    return _frame("".join(body), width, height, "adversarial against clean answers", "scrolls")
 
 
 def surface(values: Sequence[Sequence[float]], eps: float) -> str:
@@ -144,7 +154,7 @@ def surface(values: Sequence[Sequence[float]], eps: float) -> str:
     body.append(
         f'<text transform="translate(12 {8 + side / 2:.0f}) rotate(-90)" text-anchor="middle">along the gradient</text>'
     )
-    return _frame("".join(body), left + side + 10, side + bottom, "loss surface")
+    return _frame("".join(body), left + side + 10, side + bottom, "loss surface", "small")
 
 
 def picture(pixels: np.ndarray) -> str:
@@ -155,4 +165,8 @@ def picture(pixels: np.ndarray) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 11 else f"{name[:10]}\u2026"
+    """A name in the room of eleven letters of usual width; W and its like take nearly two."""
+    sizes = [1.7 if c in "MWmw@%" or east_asian_width(c) in "WF" else 1.0 for c in name]
+    if sum(sizes) <= 11:
+        return name
+    return name[: int((np.cumsum(sizes) <= 10).sum())] + "\u2026"

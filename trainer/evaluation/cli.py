@@ -26,7 +26,6 @@ def evaluate() -> None:
 
 def _model_options(function: Any) -> Any:
     for option in (
-        click.option("--classes", type=click.IntRange(min=2), help="C of a foreign model; default: the data's."),
         click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that a foreign network wants."),
         click.option("--std", help="Per channel, of pixels in [0, 1], e.g. 0.25,0.24,0.26."),
         click.option("--mean", help="Per channel, of pixels in [0, 1], e.g. 0.49,0.48,0.45."),
@@ -53,9 +52,10 @@ def _attack_options(function: Any) -> Any:
     for option in (
         click.option("--samples", default=16, show_default=True, type=click.IntRange(min=1),
                      help="Draws that a random model's answer is the mean of."),
-        click.option("--shares", default="0.01,0.25,0.5,0.75,1", show_default=True,
-                     help="full: shares of the training data that a substitute's maker holds."),
-        click.option("--surrogate", "surrogates", multiple=True, help="An independent model to transfer from."),
+        click.option("--shares", help=(
+            "full: shares of the training data that a substitute's maker holds; default: 0.01,0.25,0.5,0.75,1.")),
+        click.option("--surrogate", "surrogates", multiple=True, help=(
+            "An independent model to transfer from: a folder of darht, timm:NAME, torchvision:NAME or python:M:F.")),
         click.option("--no-transfer", is_flag=True, help="Leave out the examples transferred from teachers."),
         click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache lay."),
         click.option("--corruptions", is_flag=True, help="Measure the 15 corruptions in any tier."),
@@ -122,6 +122,11 @@ def _config(which: str, options: dict[str, Any]) -> Any:
     if options["tier"] and options["attack"]:
         raise ConfigError("--attack is an older name of --tier: give one of them")
     tier: Any = options["tier"] or ("standard" if options["attack"] == "autoattack" else "quick")
+    if teachers and options["no_transfer"]:
+        raise ConfigError("--teacher says what to transfer from and --no-transfer leaves it out: give one of them")
+    if options["shares"] and tier != "full":
+        raise ConfigError(f"--shares is for the substitutes of --tier full; the tier is {tier}")
+    shares: dict[str, Any] = {"shares": _numbers(options["shares"], "--shares")} if options["shares"] else {}
     return EvalConfig(
         tier=tier,
         which=which,
@@ -129,23 +134,17 @@ def _config(which: str, options: dict[str, Any]) -> Any:
         eps=None if options["eps"] is None else parse_eps(options["eps"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
-        model=ModelOptions(options["arch"], _mapping(options["kwargs"]), _preprocessing(options), options["classes"]),
-        substitution=Substitution(shares=_numbers(options["shares"], "--shares")),
+        model=ModelOptions(options["arch"], _mapping(options["kwargs"]), _preprocessing(options)),
+        substitution=Substitution(**shares),
     )
 
 
-def _preprocessing(options: dict[str, Any]) -> Any:
-    """None where nothing was said, so that a model may bring its own."""
-    from darht.cache.teachers import Preprocessing
-
-    if options["mean"] is options["std"] is options["resize"] is None:
-        return None
-    mean, std = (
-        _numbers(options[name] or default, f"--{name}") for name, default in (("mean", "0,0,0"), ("std", "1,1,1"))
-    )
-    if len(mean) != 3 or len(std) != 3:
+def _preprocessing(options: dict[str, Any]) -> dict[str, Any]:
+    """What was said of it; a model's own stands for the rest."""
+    said: dict[str, Any] = {name: _numbers(options[name], f"--{name}") for name in ("mean", "std") if options[name]}
+    if any(len(values) != 3 for values in said.values()):
         raise ConfigError(f"--mean and --std must be three numbers each; got {options['mean']} and {options['std']}")
-    return Preprocessing(options["resize"], mean, std)
+    return said | ({} if options["resize"] is None else {"resize": options["resize"]})
 
 
 def _numbers(text: str, what: str) -> tuple[float, ...]:
@@ -165,16 +164,27 @@ def _mapping(text: str) -> dict[str, Any]:
     return value
 
 
+def _asked(on: str) -> str:
+    """Which images were asked, short enough for a column: `all`, `still alive`, `first 200`."""
+    return on.removeprefix("the ").removesuffix(" that are right when clean").replace("images", "").strip()
+
+
 def _print(report: Any) -> None:
     from darht.trainer.evaluation.report import describe
+    from darht.trainer.evaluation.suite import SELF
 
     console = Console()
-    table = Table("measured", "accuracy %", "95 % interval", "right of", "attack", header_style="bold")
+    table = Table(header_style="bold")
+    for title in ("measured", "%", "95 %", "right of", "asked", "attack"):
+        table.add_column(title, overflow="fold", no_wrap=title in ("%", "95 %", "right of"))
     for score in report.scores:
         low, high = score.interval
-        interval, of = f"{low:.1f} - {high:.1f}", f"{score.correct} of {score.count}"
-        table.add_row(score.name, f"{score.accuracy:.1f}", interval, of, describe(score.attack))
+        cells = f"{score.accuracy:.1f}", f"{low:.1f}-{high:.1f}", f"{score.correct}/{score.count}", _asked(score.on)
+        table.add_row(score.name, *cells, describe(score.attack).replace(f", on {SELF}", ""))
     console.print(table)
+    if not report.masking.passed:
+        console.print("do not believe the robust accuracy: a check below says that the gradients mislead the attacks",
+                      style="bold red", highlight=False, soft_wrap=True)  # fmt: skip
     for check in report.masking.checks:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
         console.print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {figures}", highlight=False, soft_wrap=True)
@@ -186,7 +196,7 @@ def _print(report: Any) -> None:
 
 @evaluate.command("compare")
 @click.argument("runs", nargs=-1, required=True, type=_FOLDER)
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the bootstrap.")
 @click.option("--out", type=_FOLDER, help="Folder for compare.json, compare.md and compare.html.")
 def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
     """Put evaluations side by side, the most robust first, with the significance of each difference.
@@ -197,9 +207,11 @@ def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
 
     result = compare_runs(runs, seed=seed)
     console = Console()
-    table = Table("model", "clean %", "worst case %", "behind the first", "p", header_style="bold")
-    for name, clean, *_, worst, behind, p in result.cells():
-        table.add_row(name, clean, worst, behind, p)
+    table = Table(header_style="bold")
+    for title in ("model", "clean %", "worst case %", "behind the first", "p"):
+        table.add_column(title, overflow="fold")
+    for cells in result.cells():
+        table.add_row(*cells[:5])
     console.print(table)
     console.print(result.note, highlight=False, soft_wrap=True)
     if out is not None:

@@ -6,6 +6,8 @@ models' fates together leaves out what the images have in common, and small diff
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,22 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError
 from darht.core.files import write_atomic
 from darht.core.rng import derive_seed
-from darht.trainer.evaluate import NORMS
+from darht.trainer.evaluate import EVERYONE, NORMS, SCHEMA_VERSION
 from darht.trainer.evaluation.page import render
 
 RESAMPLES = 10_000
 WORST = "worst case"
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ class Comparison:
 
     Attributes:
         rows: in order.
-        shared: attacks that all of them have, without clean and worst case.
+        shared: attacks that all of them were asked about on all images, without clean and worst case; what was asked
+            about other images by each (those still alive) cannot be compared.
         note: what was compared on what.
     """
 
@@ -66,19 +80,19 @@ class Comparison:
         return [self._cells(row, first=k == 0) for k, row in enumerate(self.rows)]
 
     def _cells(self, row: Compared, *, first: bool) -> list[str]:
-        values = [f"{row.accuracies[name]:.1f}" for name in ("clean", *self.shared)]
+        clean, *values = (f"{row.accuracies[name]:.1f}" for name in ("clean", *self.shared))
         low, high = row.interval
         worst = f"{row.accuracies[WORST]:.1f} [{low:.1f}, {high:.1f}]" + ("" if row.believed else " (masking!)")
         if first:
-            return [row.name, *values, worst, "", ""]
+            return [row.name, clean, worst, "", "", *values]
         low, high = row.behind_interval
         p = f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001"
-        return [row.name, *values, worst, f"{row.behind:.1f} [{low:.1f}, {high:.1f}]", p]
+        return [row.name, clean, worst, f"{row.behind:.1f} [{low:.1f}, {high:.1f}]", p, *values]
 
     def save(self, folder: Path) -> list[Path]:
         """Write `compare.json`, `compare.md` and `compare.html`; returns their paths."""
         paths = [folder / f"compare.{ending}" for ending in ("json", "md", "html")]
-        head = ["model", "clean %", *self.shared, "worst case %", "behind the first, points", "p"]
+        head = ["model", "clean %", "worst case %", "behind the first, points", "p", *self.shared]
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *self.cells())]
         write_atomic(paths[0], (json.dumps(to_plain(self), indent=2) + "\n").encode())
         write_atomic(paths[1], ("\n".join([*lines, "", self.note]) + "\n").encode())
@@ -112,8 +126,8 @@ def compare_runs(runs: Sequence[Path], *, seed: int = 0) -> Comparison:
         low, high = record["robust_accuracy"]["interval95"]
         behind, interval, p = paired_bootstrap(first, alive, seed=seed)
         rows.append(Compared(names[k], scores, (low, high), behind, interval, p, record["masking"]["passed"]))
-    shared = [name for name in rows[0].accuracies if all(name in row.accuracies for row in rows)]
-    shared = [name for name in shared if name not in ("clean", WORST) and not name.startswith("check:")]
+    everyone = [[s["name"] for s in record["scores"] if s["on"] == EVERYONE] for record, _ in read]
+    shared = [name for name in everyone[0] if name not in ("clean", WORST) and all(name in one for one in everyone)]
     threat, data = read[0][0]["threat"], read[0][0]["data"]
     note = (
         f"{data['rows']} images of {data['source']}, {NORMS[threat['norm']]} {threat['eps']:g}/255; differences of the "
@@ -157,13 +171,16 @@ def _read(run: Path) -> tuple[dict[str, Any], np.ndarray]:
     path = run if run.suffix == ".json" else run / "eval.json"
     try:
         record: dict[str, Any] = json.loads(path.read_text())
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"its schema is {record['schema_version']}, this is {SCHEMA_VERSION}")
         images = np.load(io.BytesIO((path.parent / record["per_image"]).read_bytes()), allow_pickle=False)
         names = images["attacks"].tolist()
         return record, images["right"][names.index(WORST)] == 1
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CacheError(
-            f"{path} is not an evaluation of this version ({reason}): run darht-eval {run} again"
+            f"{path} is not an evaluation of this version ({reason}): give a folder that holds {path.name}, or measure "
+            "the model again with darht-eval"
         ) from error
 
 

@@ -16,6 +16,7 @@ from darht.attacks import FGSM, PGD, Engine, Square
 from darht.attacks.objectives import Model, cross_entropy, input_gradient, margin
 from darht.attacks.threat import Norm, Threat
 from darht.core.rng import RowRng
+from darht.trainer.evaluation.calibration import interval
 from darht.trainer.evaluation.measure import Measurement, Step
 from darht.trainer.evaluation.suite import SELF, logit_ratio, step_of, white_box
 
@@ -27,7 +28,8 @@ _MORE = 10.0  # points that five times the steps, or restarts, may gain; undefen
 _SATURATED = 5.0  # points that cross-entropy may leave more than the logit ratio
 _NOISES = 20  # draws of noise for each image
 _UPHILL = 0.75  # of the images on which the gradient must raise the margin more than a random direction
-_GRID, _SURFACE_IMAGES = 9, 16
+_WORDS = {"dlr": "DLR", "margin": "the margin, which stands in for DLR below 4 classes"}
+_GRID, SURFACE_IMAGES = 9, 16
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,12 @@ class Masking:
             "passed": self.passed,
             "images": self.count,
             "checks": [vars(check) for check in self.checks],
-            "curve": [{"eps": eps, "correct": right, "count": self.count} for eps, right in self.curve],
+            "curve": [self._point(eps, right) for eps, right in self.curve],
             "surface": [[round(float(value), 4) for value in row] for row in self.surface],
         }
+
+    def _point(self, eps: float, right: int) -> dict[str, Any]:
+        return {"eps": eps, "correct": right, "count": self.count, "interval95": interval(right, self.count)}
 
 
 def curve_of(eps: float, norm: Norm) -> tuple[float, ...]:
@@ -103,12 +108,12 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000, know
     curve = _curve(m, rows)
     share = {name: 100 * float(known.mean()) for name, known in right.items()}
     with m.drawing("surface", rows):
-        surface, uphill, dead = _surface(m, rows[:_SURFACE_IMAGES])
+        surface, uphill, dead = _surface(m, rows[:SURFACE_IMAGES])
     slack, three = max(_SLACK, 100.001 / len(rows)), 300.001 / len(rows)  # at least one image, or three
-    white = right["fgsm"] & right["pgd"] & right["more steps"] & right["restarts"] & right["dlr"]
+    white = right["fgsm"] & right["pgd"] & right["more steps"] & right["restarts"] & right["ratio"]
     only_square = 100 * float((white & ~right["square"]).mean())
     last = 100 * curve[-1][1] / len(rows)
-    multi = min(share["pgd"], share["dlr"])
+    multi, ratio = min(share["pgd"], share["ratio"]), logit_ratio(m)
     gained = share["pgd"] - min(share["more steps"], share["restarts"])
     checks = (
         Check("accuracy falls to 0 as epsilon grows", last <= max(_ZERO, slack),
@@ -118,9 +123,10 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000, know
               {"20 steps": share["pgd"], "100 steps": share["more steps"], "5 restarts": share["restarts"]}),
         Check("single-step is weaker than multi-step", share["fgsm"] >= multi - slack,
               "FGSM leaves no fewer images than PGD", {"fgsm": share["fgsm"], "pgd-20": multi}),
-        Check("cross-entropy is no weaker than the logit ratio", share["pgd"] - share["dlr"] <= max(_SATURATED, three),
-              f"PGD on CE leaves at most {_SATURATED:g} points more than on DLR: saturated logits fool CE alone",
-              {"ce": share["pgd"], "dlr": share["dlr"]}),
+        Check("cross-entropy is no weaker than the logit ratio",
+              share["pgd"] - share["ratio"] <= max(_SATURATED, three),
+              f"PGD on CE leaves at most {_SATURATED:g} points more than on {_WORDS[ratio]}: saturated logits fool CE "
+              "alone", {"ce": share["pgd"], ratio: share["ratio"]}),
         Check("black-box is weaker than white-box", share["square"] >= multi - slack and only_square <= slack,
               "Square leaves no fewer images than PGD, and fools none that withstand all white-box attacks",
               {"square": share["square"], "pgd-20": multi, "fooled by square alone": only_square}),
@@ -145,14 +151,14 @@ def _attacks(m: Measurement, rows: np.ndarray, queries: int) -> dict[str, np.nda
     steps = {
         "fgsm": white_box(m, "fgsm", FGSM(**ball), family="check"),
         "pgd": white_box(m, "pgd-20", PGD(**ball, step=step, steps=20), family="check"),
-        "dlr": white_box(m, f"pgd-20 {ratio}", PGD(**ball, step=step, steps=20, objective=ratio), family="check"),
+        "ratio": white_box(m, f"pgd-20 {ratio}", PGD(**ball, step=step, steps=20, objective=ratio), family="check"),
         "more steps": white_box(m, "pgd-100", PGD(**ball, step=step, steps=100), family="check"),
         "restarts": white_box(m, "pgd-20 five times", PGD(**ball, step=step, steps=20),
                               engine=replace(engine, restarts=5), family="check"),
         "noise": _noise(m),
         "square": white_box(m, "square", Square(**ball, queries=queries), family="check"),
     }  # fmt: skip
-    on = f"the sample of {len(rows)} images"
+    on = f"the first {len(rows)} images that are right when clean"
     answers = {}
     for name, one in steps.items():
         quiet = one.name in m.right  # asked about all images already

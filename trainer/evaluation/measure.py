@@ -19,7 +19,7 @@ from darht.attacks.slots import forward_all
 from darht.attacks.threat import Threat
 from darht.cache.source import Source
 from darht.core.rng import RowRng, borrowed_generator
-from darht.trainer.evaluate import Score
+from darht.trainer.evaluate import EVERYONE, Score
 from darht.trainer.evaluation.ledger import Arrays, Ledger
 
 Family = Literal["white-box", "transfer", "adaptive", "black-box", "check"]
@@ -94,6 +94,7 @@ class Measurement:
     examples: dict[int, Example] = field(default_factory=dict, init=False)
     scores: list[Score] = field(default_factory=list, init=False)
     left_out: dict[str, str] = field(default_factory=dict, init=False)
+    warnings: list[str] = field(default_factory=list, init=False)
     ran: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -220,7 +221,7 @@ class Measurement:
         about = {**step.about, "seed": self.seed, "alive_after": int(self.alive.sum())}
         everyone = np.array_equal(rows, self.correct)
         count = self.count if everyone else len(rows)
-        return Score(step.name, int((known == 1).sum()), count, about, step.family, "all images" if everyone else on)
+        return Score(step.name, int((known == 1).sum()), count, about, step.family, EVERYONE if everyone else on)
 
     @contextmanager
     def drawing(self, name: str, rows: np.ndarray) -> Iterator[None]:

@@ -8,14 +8,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from darht.core.files import write_atomic
-from darht.core.stats import wilson
 from darht.trainer.evaluation import charts
+from darht.trainer.evaluation.masking import SURFACE_IMAGES
 from darht.trainer.evaluation.measure import SHOWN, Example, Measurement
 
 
 def write_page(path: Path, record: dict[str, Any], m: Measurement) -> None:
     """Write the page of an evaluation: `record` is what `eval.json` holds, `m` has the pictures."""
     facts = {"r": record, "families": _families(record), "gallery": _gallery(m), **_charts(record)}
+    facts["surface_images"] = min(SURFACE_IMAGES, record["masking"]["images"])
     write_atomic(path, render("report.html", facts).encode())
 
 
@@ -52,15 +53,10 @@ def _charts(record: dict[str, Any]) -> dict[str, Markup]:
     masking, bins = record["masking"], record["calibration"]["bins"]
     curve = []
     for point in masking["curve"]:
-        low, high = wilson(point["correct"], point["count"])
-        curve.append((point["eps"], 100 * point["correct"] / point["count"], 100 * low, 100 * high))
-    shares = [
-        (row["class"], 100 * row["clean"] / row["count"], 100 * row["robust"] / row["count"])
-        for row in record["per_class"]
-    ]
+        curve.append((point["eps"], 100 * point["correct"] / point["count"], *point["interval95"]))
     drawn = {
         "curve": charts.curve(curve, record["threat"]["eps"]),
-        "classes": charts.class_bars(shares),
+        "classes": charts.class_bars(record["per_class"]),
         "reliability": charts.reliability([(b["confidence"], b["accuracy"], b["count"]) for b in bins]),
         "surface": charts.surface(masking["surface"], record["threat"]["eps"]),
         "matrix": "",

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from darht import __version__
 from darht.core.files import write_atomic
 from darht.trainer.evaluate import NORMS, SCHEMA_VERSION, Score
-from darht.trainer.evaluation.calibration import Calibration, calibration
-from darht.trainer.evaluation.masking import Masking
+from darht.trainer.evaluation.calibration import Calibration, calibration, interval
+from darht.trainer.evaluation.masking import SURFACE_IMAGES, Masking
 from darht.trainer.evaluation.measure import Measurement
 from darht.trainer.evaluation.page import write_page
 from darht.trainer.evaluation.target import Target
@@ -49,7 +50,7 @@ def describe(attack: dict[str, Any]) -> str:
     if not attack:
         return ""
     if "over" in attack:
-        return f"per image, over all {len(attack['over']) - 1} attacks and clean"
+        return f"per image, over everything that ran ({len(attack['over']) - 1} attack steps)"
     parts = [f"{NORMS[attack['norm']]} {attack['eps']:g}/255"]
     if "steps" in attack:
         size = f" of {attack['step']:g}" if "step" in attack else ""
@@ -59,7 +60,10 @@ def describe(attack: dict[str, Any]) -> str:
         parts.append(f"{attack['restarts']} starts")
     if "version" in attack:
         parts.append(f"version {attack['version']}, by {attack['by']}")
-    return f"{', '.join(parts)}, on {attack['against']}"
+    if "for_dlr" in attack:
+        parts.append(f"the {attack['for_dlr']} stands in for DLR")
+    left = ", ".join(f"{part} {count}" for part, count in attack.get("after", {}).items())
+    return f"{', '.join(parts)}, on {attack['against']}{left and f'; left after {left}'}"
 
 
 def write_report(
@@ -118,8 +122,10 @@ def _per_class(m: Measurement) -> list[dict[str, Any]]:
     rows = []
     for label, name in enumerate(m.source.classes):
         of = m.source.labels == label
-        clean, robust = (m.right[key][of] == 1 for key in ("clean", "worst case"))
-        rows.append({"class": name, "count": int(of.sum()), "clean": int(clean.sum()), "robust": int(robust.sum())})
+        count = int(of.sum())
+        clean, robust = (int((m.right[key][of] == 1).sum()) for key in ("clean", "worst case"))
+        intervals = {"clean_interval95": interval(clean, count), "robust_interval95": interval(robust, count)}
+        rows.append({"class": name, "count": count, "clean": clean, "robust": robust, **intervals})
     return rows
 
 
@@ -158,6 +164,10 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _span(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.1f} - {ends[1]:.1f}"
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The report for a terminal or a repository."""
     worst, threat = record["robust_accuracy"], record["threat"]
@@ -177,9 +187,8 @@ def markdown(record: dict[str, Any]) -> str:
         "|---|---:|---|---:|---|---|",
     ]
     for score in record["scores"]:
-        low, high = score["interval95"]
-        interval, of = f"{low:.1f} - {high:.1f}", f"{score['correct']} of {score['count']}"
-        lines.append(_row([score["name"], f"{score['accuracy']:.1f}", interval, of, score["on"], score["in_words"]]))
+        span, of = _span(score["interval95"]), f"{score['correct']} of {score['count']}"
+        lines.append(_row([score["name"], f"{score['accuracy']:.1f}", span, of, score["on"], score["in_words"]]))
     lines += ["", *_checks(record), *_rest(record)]
     return "\n".join(lines) + "\n"
 
@@ -187,14 +196,22 @@ def markdown(record: dict[str, Any]) -> str:
 def _checks(record: dict[str, Any]) -> list[str]:
     masking = record["masking"]
     verdict = "all passed" if masking["passed"] else "**failed: do not believe the numbers above**"
-    lines = [f"## Gradient masking: {verdict}", "", _row(["", "check", "rule", "figures"]), "|---|---|---|---|"]
+    lines = [
+        f"## Gradient masking: {verdict}",
+        "",
+        f"Checks and curve are on the first {masking['images']} images that are right when clean, the gradient's "
+        f"direction on {min(SURFACE_IMAGES, masking['images'])} of them.",
+        "",
+        _row(["", "check", "rule", "figures"]),
+        "|---|---|---|---|",
+    ]
     for check in masking["checks"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in check["figures"].items())
         lines.append(_row(["pass" if check["passed"] else "FAIL", check["name"], check["rule"], figures]))
-    if masking["curve"]:
-        lines += ["", _row(["epsilon", *(f"{p['eps']:g}" for p in masking["curve"])])]
-        lines += ["|---|" + "---:|" * len(masking["curve"])]
-        lines += [_row(["PGD-20 %", *(f"{100 * p['correct'] / p['count']:.1f}" for p in masking["curve"])])]
+    if curve := masking["curve"]:
+        lines += ["", _row(["epsilon", *(f"{p['eps']:g}" for p in curve)]), "|---|" + "---:|" * len(curve)]
+        lines += [_row(["PGD-20 %", *(f"{100 * p['correct'] / p['count']:.1f}" for p in curve)])]
+        lines += [_row(["95 % interval", *(_span(p["interval95"]) for p in curve)])]
     return [*lines, ""]
 
 
@@ -208,9 +225,13 @@ def _rest(record: dict[str, Any]) -> list[str]:
         )
     if record["corruptions"]:
         table = record["corruptions"]
-        lines += ["", f"Mean accuracy under 15 corruptions at 5 severities: {table['mean_accuracy']:.1f} %", ""]
+        kinds, mean = len(table["accuracy"]), f"{table['mean_accuracy']:.1f} %, on {table['images']} images"
+        lines += ["", f"Mean accuracy under {kinds} corruptions at 5 severities: {mean}, each under all of them. In "
+                  "brackets: 95 % interval.", ""]  # fmt: skip
         lines += [_row(["corruption", *"12345"]), "|---|" + "---:|" * 5]
-        lines += [_row([name, *(f"{v:.1f}" for v in values)]) for name, values in table["accuracy"].items()]
+        for name, values in table["accuracy"].items():
+            cells = zip(values, table["interval95"][name], strict=True)
+            lines.append(_row([name, *(f"{value:.1f} [{_span(ends)}]" for value, ends in cells)]))
     if record["left_out"]:
         lines += ["", "Left out:", "", *(f"- {name}: {why}" for name, why in record["left_out"].items())]
     return lines

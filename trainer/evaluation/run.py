@@ -25,6 +25,7 @@ from darht.trainer.evaluation.masking import check_masking
 from darht.trainer.evaluation.measure import Measurement, OnBatch
 from darht.trainer.evaluation.overlap import trained_on
 from darht.trainer.evaluation.report import Report, write_report
+from darht.trainer.evaluation.standing import check_standing
 from darht.trainer.evaluation.subject import load_subject, load_surrogates, load_teachers, load_training_split
 from darht.trainer.evaluation.suite import check_reference, run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.target import Target
@@ -54,15 +55,17 @@ def evaluate(
         on_batch: told attack, images done, images in all and images alive.
 
     Raises:
-        CacheError, ModelError, DataError, ConfigError: something is not where it should be, or does not fit.
-    """  # fmt: skip
+        CacheError, ModelError, DataError, ConfigError: something is missing or does not fit, or a stronger one stands.
+    """
     target, source = load_subject(text, config, device)
     if config.reference:
         check_reference(len(source.classes))
     ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
+    folder = out or (Path(text) if target.kind == "run" else Path(f"eval-{_slug(target.name)}"))
+    stem = "eval" if config.which == BEST else f"eval-{config.which}"
+    check_standing(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
     teachers = load_teachers(target, config, device)
     surrogates = load_surrogates(config, len(source.classes), device)
-    folder = out or (Path(text) if target.kind == "run" else Path(f"eval-{_slug(target.name)}"))
     m = _measurement(target, source, ball, config=config, parts=folder / "eval-parts", device=device, on_batch=on_batch)
 
     run_quick(m, teachers)
@@ -80,7 +83,6 @@ def evaluate(
         "folded": _folded(m, target),
         "corruptions": corruptions,
     }
-    stem = "eval" if config.which == BEST else f"eval-{config.which}"
     report = write_report(folder, stem, target, m, masking=masking, facts=facts)
     if target.kind == "run" and folder.resolve() == Path(text).resolve():
         write_model_card(folder, config.which)
@@ -224,7 +226,7 @@ def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
             f"{seen} of {m.count} test images lie in the cache that the model was trained from: this is training "
             "accuracy, not test accuracy"
         )
-    return found
+    return [*found, *m.warnings]
 
 
 def _note(target: Target, config: EvalConfig, teachers: Mapping[str, Any]) -> str:

@@ -13,19 +13,19 @@ from darht.cache.teachers import load_teacher
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.nets import check_pixels
 from darht.trainer.evaluation.config import EvalConfig
-from darht.trainer.evaluation.target import Target, check_classes, find, load
+from darht.trainer.evaluation.target import OURS, ModelOptions, Target, check_classes, find, load
 
 QUICK_IMAGES = 1000
 
 
 def load_subject(text: str, config: EvalConfig, device: torch.device) -> tuple[Target, Source]:
     """The model and the images it is asked about; foreign models are built for the data's classes."""
-    if find(text, config.model) in ("run", "student", "teacher"):
+    if find(text, config.model) in OURS:
         target = load(text, config.model, device, which=config.which)
         source = _test_split(target.data, target.origin, config)
     else:
         source = _test_split(None, {}, config)
-        target = load(text, config.model, device, classes=len(source.classes))
+        target = load(text, config.model, device, which=config.which, classes=len(source.classes))
     image = torch.from_numpy(source.images[:1]).to(device)
     check_pixels(target.model, image, target.name)
     check_classes(target, target.model, image.float() / 255, source.classes)
@@ -93,11 +93,11 @@ def load_surrogates(config: EvalConfig, classes: int, device: torch.device) -> d
 
     Raises:
         ConfigError: one has other classes.
-        ModelError, CacheError: one cannot be loaded.
+        ModelError, CacheError: one cannot be loaded; a file of weights does not say what builds it.
     """
     loaded: dict[str, nn.Module] = {}
     for text in config.surrogates:
-        model = load(text, config.model, device, classes=classes)
+        model = load(text, ModelOptions(), device, classes=classes)
         if model.num_classes != classes:
             raise ConfigError(f"--surrogate {text} has {model.num_classes} classes, the data has {classes}")
         loaded[model.name if model.name not in loaded else f"{model.name} {len(loaded)}"] = model.model

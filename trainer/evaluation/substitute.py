@@ -50,6 +50,8 @@ class Substitution:
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ConfigError(f"shares of the training data lie in (0, 1]; got {list(self.shares)}")
+        if len(set(self.shares)) < len(self.shares):
+            raise ConfigError(f"shares of the training data must differ; got {list(self.shares)}")
         if min(self.rounds, self.epochs, self.most, self.width) < 1:
             raise ConfigError("rounds, epochs, width and most of the substitute must be at least 1")
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darht.attacks import APGD, FGSM, PGD, Attack, AutoAttack
-from darht.attacks.autoattack import reference
+from darht.attacks.autoattack import SQUARE_WINS, reference
 from darht.attacks.engine import FULL, Engine
 from darht.attacks.objectives import Model, ObjectiveName
 from darht.attacks.threat import Threat
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
-from darht.trainer.evaluate import Score
+from darht.core.tensors import hash_weights
+from darht.trainer.evaluate import EVERYONE, Score
 from darht.trainer.evaluation.measure import Family, Measurement, Step
 
 SELF = "the evaluated model"
@@ -28,6 +29,11 @@ _REFERENCE_TARGETS = 9  # of pyautoattack's targeted attacks, which fail where t
 def logit_ratio(m: Measurement) -> ObjectiveName:
     """DLR, or the margin where there are too few classes for it."""
     return "dlr" if m.logits.shape[1] > 3 else "margin"
+
+
+def for_dlr(m: Measurement) -> dict[str, str]:
+    """What an attack that is named after DLR says of itself where the margin stands in for it."""
+    return {} if logit_ratio(m) == "dlr" else {"for_dlr": logit_ratio(m)}
 
 
 def step_of(threat: Threat, *, share: float = 4.0) -> float:
@@ -54,8 +60,14 @@ def from_other(name: str, attack: Any, model: Model, label: str, family: Family 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         return FULL.run(attack, model, x, y, generator=generator).x_adv
 
-    about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": label}
+    about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": label, "weights": weights_of(model)}
     return Step(name=name, family=family, craft=craft, about=about, threat=attack.threat)
+
+
+def weights_of(model: Model) -> str:
+    """What tells another model of the same name apart: a hash of its weights and preprocessing, 16 digits."""
+    assert isinstance(model, nn.Module)
+    return hash_weights(model, getattr(getattr(model, "preprocess", None), "resize", None))[:16]
 
 
 def run_quick(m: Measurement, teachers: Mapping[str, Model]) -> None:
@@ -65,7 +77,7 @@ def run_quick(m: Measurement, teachers: Mapping[str, Model]) -> None:
     steps = [white_box(m, "fgsm", FGSM(eps=threat.eps, norm=threat.norm)), white_box(m, "pgd-20", pgd)]
     steps += [from_other(f"transfer:{name}", pgd, model, name) for name, model in teachers.items()]
     for step in steps:
-        m.ask(step, m.correct, on="all images")
+        m.ask(step, m.correct, on=EVERYONE)
 
 
 def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
@@ -82,11 +94,17 @@ def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
         once = dataclasses.replace(attack, eot=1) if m.random and isinstance(attack, APGD) else attack
         step = white_box(m, f"{AUTOATTACK}:{part}", once)
         step = dataclasses.replace(step, stream=(AUTOATTACK, part))
+        before = len(left)
         if len(left):
             left = left[m.ask(step, left, on=f"those that withstood {', '.join(after) or 'nothing yet'}", quiet=True)]
         after[part] = len(left)
+        if part == "square" and before - len(left) > SQUARE_WINS * m.count:
+            m.warnings.append(
+                f"square fooled {before - len(left)} of {m.count} images that withstood the white-box attacks: the "
+                "gradients mislead, so the true accuracy is lower still; attack adaptively"
+            )
     about = {key: value for key, value in to_plain(suite).items() if key != "engine"}
-    _suite_score(m, left, {"kind": AUTOATTACK, **about, "by": "darht", "after": after})
+    _suite_score(m, left, {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
 
 
 def check_reference(classes: int) -> None:
@@ -121,7 +139,7 @@ def run_reference(m: Measurement, suite: AutoAttack) -> None:
 
     about = {"kind": AUTOATTACK, "version": suite.version, "eps": suite.eps, "norm": suite.norm, "by": "pyautoattack"}
     step = Step(name=f"{AUTOATTACK}:reference", family="white-box", craft=craft, about=about, threat=suite.threat)
-    left = m.correct[m.ask(step, m.correct, on="all images", quiet=True)]
+    left = m.correct[m.ask(step, m.correct, on=EVERYONE, quiet=True)]
     _suite_score(m, left, about)
 
 

@@ -3,7 +3,6 @@
 `find` tells what a name is, `load` makes a `Target` of it: pixels in [0, 1] at source size in, raw logits out.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +17,14 @@ from darht.cache.teachers import CARD, Preprocessing, Teacher, fit_state, load_t
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
+from darht.core.tensors import hash_weights
 from darht.trainer.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run
 from darht.trainer.evaluation.zoo import pretrained
 from darht.trainer.losses import RECIPES
 from darht.trainer.student import Student
 
 Kind = Literal["run", "student", "teacher", "weights", "timm", "torchvision", "python"]
+OURS = ("run", "student", "teacher")  # with a card that says what builds them
 FORMS = "a run, a student's or teacher's folder, a weights file with --arch, timm:NAME, torchvision:NAME or python:M:F"
 
 
@@ -34,14 +35,16 @@ class ModelOptions:
     Attributes:
         arch: the architecture that a weights file belongs to.
         kwargs: its options.
-        preprocessing: resize, mean and std; None for the model's own, or none.
-        classes: C; None for the class count of the data.
+        preprocessing: those of resize, mean and std that were said; the model's own, or none, stand for the others.
     """
 
     arch: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
-    classes: int | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    def over(self, own: Preprocessing) -> Preprocessing:
+        """A model's own preprocessing with what was said."""
+        return replace(own, **self.preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +83,7 @@ class Target:
 
     def fingerprint(self) -> str:
         """A hash of the weights and of what builds the network around them."""
-        digest = hashlib.sha256(repr([self.kind, type(self.model).__qualname__, self.about.get("arch")]).encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return hash_weights(self.model, self.kind, self.about.get("arch"))
 
 
 def find(text: str, options: ModelOptions) -> Kind:
@@ -117,20 +116,27 @@ def load(text: str, options: ModelOptions, device: torch.device, *, which: str =
         ConfigError, ModelError, CacheError: it is not there, or does not fit.
     """
     kind = find(text, options)
+    if kind in OURS and options != ModelOptions():
+        raise ConfigError(
+            f"{text} is a {kind}, which knows its network: --arch, --kwargs, --mean, --std and --resize are "
+            "for other models"
+        )
+    if kind != "run" and which != BEST:
+        raise ConfigError(f"{text} is no run but a {kind}: --which chooses among the two students of a run")
     if kind == "run":
         return _run(Path(text), which, device)
     if kind == "student":
         return _student(Path(text), device)
     if kind == "teacher":
         return _teacher(Path(text), device)
-    count = options.classes or classes
     if kind == "weights":
-        target = _weights(Path(text), options, count)
+        target = _weights(Path(text), options, classes)
     elif kind == "python":
-        target = _foreign(text, kind, build(text, count, options.kwargs), options.preprocessing, count)
+        net = build(text, classes, options.kwargs)
+        target = _foreign(text, kind, net, options.over(Preprocessing()), classes)
     else:
         net, own, count = pretrained(text, options.kwargs)
-        target = _foreign(text, kind, net, options.preprocessing or own, count)
+        target = _foreign(text, kind, net, options.over(own), count)
     return replace(target, model=target.model.to(device).eval().requires_grad_(False))
 
 
@@ -173,13 +179,11 @@ def _weights(path: Path, options: ModelOptions, classes: int) -> Target:
     assert options.arch is not None
     net = build(options.arch, classes, options.kwargs)
     fit_state(net, read_state(path, net.state_dict()), str(path))
-    return _foreign(f"{path.stem} ({options.arch})", "weights", net, options.preprocessing, classes, arch=options.arch)
+    name, chosen = f"{path.stem} ({options.arch})", options.over(Preprocessing())
+    return _foreign(name, "weights", net, chosen, classes, arch=options.arch)
 
 
-def _foreign(
-    name: str, kind: Kind, net: nn.Module, preprocessing: Preprocessing | None, classes: int, *, arch: str = ""
-) -> Target:
-    chosen = preprocessing or Preprocessing()
+def _foreign(name: str, kind: Kind, net: nn.Module, chosen: Preprocessing, classes: int, *, arch: str = "") -> Target:
     about = {"arch": arch or name, "preprocessing": to_plain(chosen)}
     return Target(name=name, kind=kind, model=Teacher(net, chosen), num_classes=classes, about=about)
 

@@ -1,14 +1,18 @@
 """`darht-eval` on the command line: what it prints, and the one line that a mistake is answered with."""
 
 import json
+import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from darht.core.nets import build
+from darht.trainer.evaluate import Score
+from darht.trainer.evaluation import cli
 from darht.trainer.evaluation import run as run_module
 from darht.trainer.evaluation.cli import evaluate
 from darht.trainer.evaluation.masking import check_masking
@@ -58,6 +62,32 @@ def test_a_run(runs):
     assert "alive" in result.stderr
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_says_who_was_asked_and_cuts_no_name(width, capsys, monkeypatch):
+    about = {"norm": "linf", "eps": 8.0, "steps": 20, "against": "the evaluated model"}
+    name = "transfer:a_teacher_of_quite_a_long_name_that_goes_on"
+    right = "that are right when clean"
+    scores = [
+        Score("clean", 10_000, 10_000),
+        Score(name, 5412, 10_000, about, "transfer"),
+        Score("square", 400, 1000, about, "black-box", f"the first 1000 images {right}"),
+        Score("adaptive:z, ce", 400, 410, about, "adaptive", "the images still alive"),
+    ]
+    masking = types.SimpleNamespace(passed=width == 80, checks=[])
+    report = types.SimpleNamespace(scores=scores, masking=masking, record={"warnings": []}, note="", path="p", page="q")
+    monkeypatch.setenv("COLUMNS", str(width))
+    cli._print(report)
+    said = capsys.readouterr().out
+    table = [line.split("\u2502")[1:-1] for line in said.splitlines() if line.startswith("\u2502")]
+    assert table and max(map(len, said.splitlines()[:-2])) <= width
+    columns = [" ".join(cell.strip() for cell in column) for column in zip(*table, strict=True)]
+    assert name in columns[0].replace(" ", "") and "5412/10000" in columns[3]
+    assert "\u2026" not in said
+    for words in ("all", "first 1000", "still alive"):
+        assert words in columns[4]
+    assert ("do not believe the robust accuracy" in said) == (not masking.passed)
+
+
 def test_the_word_measure_may_be_said_or_not(runs, tmp_path):
     words = (runs / "pgd", "--limit", 40, "--device", "cpu", "--no-transfer", "--out", tmp_path)
     assert succeed("measure", *words).stdout == succeed(*words).stdout
@@ -79,12 +109,17 @@ def test_plain_weights(weights, tmp_path):
     assert record["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_two_runs_are_compared(runs, tmp_path):
+def test_two_runs_are_compared(runs, tmp_path, monkeypatch):
     for kind in ("pgd", "cached"):
         succeed(runs / kind, "--limit", 40, "--device", "cpu", "--no-transfer")
     result = succeed("compare", runs / "pgd", runs / "cached", "--out", tmp_path)
     assert "pgd" in result.stdout and "cached" in result.stdout and "paired bootstrap" in result.stdout
     assert (tmp_path / "compare.html").is_file()
+    monkeypatch.setenv("COLUMNS", "80")
+    long = shutil.copytree(runs / "pgd", tmp_path / "a-folder-of-a-long-name" / "that-goes-on-and-on-beyond-its-column")
+    said = succeed("compare", runs / "pgd", long).stdout
+    names = "".join(line.split("\u2502")[1].strip() for line in said.splitlines() if line.startswith("\u2502"))
+    assert str(long) in names and "\u2026" not in said
 
 
 @pytest.mark.parametrize(
@@ -106,7 +141,16 @@ def test_two_runs_are_compared(runs, tmp_path):
         (("{run}", "--norm", "l2"), "an L2 radius has no default"),
         (("{run}", "--reference"), "add --attack autoattack or --tier standard"),
         (("{run}", "--tier", "quick", "--attack", "autoattack"), "give one of them"),
-        (("{run}", "--shares", "0.1,2"), "shares of the training data lie in (0, 1]"),
+        (("{run}", "--tier", "full", "--shares", "0.1,0.1"), "shares of the training data must differ"),
+        (("{run}", "--shares", "0.1"), "--shares is for the substitutes of --tier full; the tier is quick"),
+        (("{run}", "--tier", "standard", "--shares", "0.1"), "the tier is standard"),
+        (("{run}", "--teacher", "cnn=here", "--no-transfer"), "give one of them"),
+        (("{run}", "--arch", "resnet18"), "is a run, which knows its network"),
+        (("{run}/student", "--kwargs", '{{"width": 4}}'), "is a student, which knows its network"),
+        (("{teacher}", "--mean", "0,0,0"), "is a teacher, which knows its network"),
+        (("{teacher}", "--resize", "32"), "is a teacher, which knows its network"),
+        (("{teacher}", "--which", "last"), "is no run but a teacher: --which chooses"),
+        (("{run}", "--tier", "full", "--shares", "0.1,2"), "shares of the training data lie in (0, 1]"),
         (("{run}", "--limit", "100000"), "limit must be at most the number of rows"),
         (("{run}", "--data", "cifar10"), "give the folder that holds them as root"),
         (("{run}", "--data", "cifra10"), "source must be one of"),
@@ -122,8 +166,8 @@ def test_two_runs_are_compared(runs, tmp_path):
         (("compare", "nowhere", "{run}"), "is not an evaluation of this version"),
     ],
 )
-def test_a_mistake(words, part, runs, weights, sound):
-    places = {"weights": weights, "run": runs / "pgd"}
+def test_a_mistake(words, part, runs, weights, sound, tiny_teachers):
+    places = {"weights": weights, "run": runs / "pgd", "teacher": tiny_teachers["cnn"]}
     said = [word.format(**places) for word in words]
     assert part in fail(*said, *(() if words[0] == "compare" else ("--device", "cpu")))
 

@@ -10,21 +10,26 @@ from tests import browser
 
 from darht.core.errors import CacheError, ConfigError
 from darht.core.stats import wilson
+from darht.trainer.evaluate import EVERYONE, SCHEMA_VERSION
+from darht.trainer.evaluation.adaptive import ALIVE
 from darht.trainer.evaluation.compare import compare_runs, paired_bootstrap
 
 
-def written(folder, name, alive, *, passed=True, eps=8.0, sha="a", over=("clean", "pgd-20")):
+def written(folder, name, alive, *, passed=True, eps=8.0, sha="a", over=("clean", "pgd-20"), more=()):
     alive = np.asarray(alive, dtype=bool)
     low, high = wilson(int(alive.sum()), len(alive))
     record = {
+        "schema_version": SCHEMA_VERSION,
         "model": {"name": name},
         "data": {"source": "digits", "split": "test", "rows": len(alive), "sha256": sha},
         "threat": {"norm": "linf", "eps": eps},
         "scores": [
-            {"name": "clean", "accuracy": 90.0},
-            {"name": "pgd-20", "accuracy": 60.0},
-            {"name": "check:noise", "accuracy": 80.0},
-            {"name": "worst case", "accuracy": 100 * alive.mean()},
+            {"name": "clean", "accuracy": 90.0, "on": EVERYONE},
+            {"name": "pgd-20", "accuracy": 60.0, "on": EVERYONE},
+            *({"name": each, "accuracy": 61.5, "on": EVERYONE} for each in more),
+            {"name": "adaptive:z, ce", "accuracy": 99.0, "on": ALIVE},
+            {"name": "check:noise", "accuracy": 80.0, "on": "the sample of 100 images"},
+            {"name": "worst case", "accuracy": 100 * alive.mean(), "on": EVERYONE},
         ],
         "robust_accuracy": {"interval95": [100 * low, 100 * high], "attack": {"over": list(over)}},
         "masking": {"passed": passed},
@@ -62,7 +67,8 @@ def test_the_most_robust_comes_first_and_differences_have_a_significance(three):
         assert row.behind == pytest.approx(accuracies[0] - row.accuracies["worst case"])
         assert row.behind_interval[0] < row.behind < row.behind_interval[1]
         assert row.p < 0.01
-    assert result.shared == ("pgd-20",)
+    assert result.shared == ("pgd-20",)  # what only the survivors or a sample were asked about cannot be compared
+    assert result.cells()[0][:2] == ["better", "90.0"] and result.cells()[0][3:] == ["", "", "60.0"]
     assert compare_runs(three) == result
 
 
@@ -81,7 +87,7 @@ def test_only_the_same_images_in_the_same_ball(three, tmp_path, change, part):
 def test_masking_and_other_attacks_are_told(three, tmp_path):
     fraud = written(tmp_path / "fraud", "fraud", [True] * 400, passed=False, over=("clean", "pgd-20", "square"))
     result = compare_runs([three[0], fraud])
-    assert "(masking!)" in result.cells()[0][-3]
+    assert "(masking!)" in result.cells()[0][2]
     assert "Not all ran the same attacks" in result.note
 
 
@@ -90,9 +96,50 @@ def test_what_is_no_evaluation(three, tmp_path):
         compare_runs(three[:1])
     with pytest.raises(CacheError, match="is not an evaluation of this version"):
         compare_runs([three[0], tmp_path / "nothing"])
-    (three[1] / "eval.json").write_text('{"schema_version": 1}')
-    with pytest.raises(CacheError, match="is not an evaluation of this version"):
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"schema_version": 1}'])
+def test_a_damaged_record_is_one_line(three, text):
+    (three[1] / "eval.json").write_text(text)
+    with pytest.raises(CacheError, match="is not an evaluation of this version") as caught:
         compare_runs(three)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_another_schema_is_refused_though_it_reads(three):
+    path = three[1] / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(CacheError, match=rf"its schema is 99, this is {SCHEMA_VERSION}"):
+        compare_runs(three)
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    """One byte of the first array's header."""
+    at = data.index(b"NUMPY") + 30
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+def unknown_method(data):
+    at = data.rindex(b"PK\x01\x02") + 10
+    return data[:at] + b"\x63" + data[at + 1 :]
+
+
+def encrypted(data):
+    at = data.rindex(b"PK\x01\x02") + 8
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, unknown_method, encrypted, lambda data: b""])
+def test_damaged_images_are_one_line(three, damage):
+    path = three[1] / "eval.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CacheError, match="is not an evaluation of this version") as caught:
+        compare_runs(three)
+    assert "\n" not in str(caught.value)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -122,3 +169,13 @@ def test_the_page_in_a_browser(three, tmp_path, width):
     paths = compare_runs(three).save(tmp_path / "out")
     assert [path.name for path in paths] == ["compare.json", "compare.md", "compare.html"]
     assert browser.screenshot(paths[2], width, tmp_path / "out.png") == []
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_page_with_many_shared_attacks_fits(tmp_path, width):
+    browser.require()
+    more = [f"transfer:a teacher of a long name {k}" for k in range(20)]
+    runs = [written(tmp_path / name, name, [True] * 50 + [name == "a"] * 50, more=more) for name in ("a", "b")]
+    page = compare_runs(runs).save(tmp_path / "out")[2]
+    assert page.read_text().count("a teacher of a long name 19") >= 2
+    assert browser.screenshot(page, width, tmp_path / "out.png") == []

@@ -23,6 +23,16 @@ def test_whatever_differs_is_made_anew(tmp_path, change):
     assert other.get(change.get("name", "pgd"), change.get("facts", {"eps": 8}), made(2))["value"].tolist() == [2]
 
 
+def test_a_file_that_says_it_is_encrypted_is_made_again(tmp_path):
+    ledger = Ledger(tmp_path, {})
+    ledger.get("pgd", {}, made(1))
+    (path,) = tmp_path.glob("*.npz")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] ^= 1
+    path.write_bytes(data)
+    assert ledger.get("pgd", {}, made(2))["value"].tolist() == [2]
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut", None])
 def test_a_file_that_is_not_whole_is_made_again(tmp_path, damage):
     ledger = Ledger(tmp_path, {})

@@ -17,6 +17,7 @@ from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainC
 from darht.trainer.evaluation import adaptive, calibration, subject
 from darht.trainer.evaluation import run as run_module
 from darht.trainer.evaluation.config import EvalConfig
+from darht.trainer.evaluation.ledger import Ledger
 from darht.trainer.evaluation.run import evaluate
 from darht.trainer.evaluation.substitute import Substitution
 from darht.trainer.train import train
@@ -70,14 +71,21 @@ def test_the_same_call_twice_writes_the_same_bytes_and_crafts_nothing(runs, monk
     assert [file.read_bytes() for file in files] == before
 
 
-def test_a_killed_evaluation_goes_on(runs, tmp_path):
-    """Stopped after each of many batches in turn, it ends with what an undisturbed one finds."""
+def test_a_killed_evaluation_goes_on(runs, tmp_path, monkeypatch):
+    """Stopped twice, it ends with what an undisturbed one finds, and computes nothing a second time."""
     run = shutil.copytree(runs / "pgd", tmp_path / "run", ignore=shutil.ignore_patterns("eval*", "report*"))
     (run / "run.json").write_text((runs / "pgd" / "run.json").read_text())
     facts = json.loads((run / "run.json").read_text())
     facts["cache"] = str((runs / "pgd" / facts["cache"]).resolve())
     (run / "run.json").write_text(json.dumps(facts))
     want = ask(run, out=tmp_path / "whole", tier="standard")[0]
+
+    made, get = [], Ledger.get
+
+    def counted(self, name, facts, make):
+        return get(self, name, facts, lambda: made.append((name, str(facts))) or make())
+
+    monkeypatch.setattr(Ledger, "get", counted)
 
     class Killed(BaseException):
         pass
@@ -94,9 +102,12 @@ def test_a_killed_evaluation_goes_on(runs, tmp_path):
 
     config = EvalConfig(limit=40, autoattack=TINY, queries=(30, 50), tier="standard")
     for batches in (5, 30):
+        before = len(made)
         with pytest.raises(Killed):
             evaluate(str(run), config, out=tmp_path / "parts", device=CPU, on_batch=kill_after(batches))
+        assert len(made) > before
     got = evaluate(str(run), config, out=tmp_path / "parts", device=CPU)
+    assert len(set(made)) == len(made)
     assert got.record == want.record
     assert got.path.with_suffix(".npz").read_bytes() == want.path.with_suffix(".npz").read_bytes()
 
@@ -181,6 +192,39 @@ def test_a_teacher_can_be_given_by_folder(runs, tiny_teachers, tmp_path):
     assert ask(runs / "pgd", teachers={"vit": str(moved)})[0].scores == own
 
 
+def test_a_source_swapped_under_its_name_gives_its_own_numbers(runs, tiny_teachers, tmp_path):
+    """The books of the first source are not taken for the second one's, though every name is the same."""
+    place, found = tmp_path / "source", {}
+    for name in ("cnn", "vit"):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(tiny_teachers[name], place)
+        for out in ("same", name):  # in one folder, and in one of its own
+            report, _ = ask(runs / "pgd", teachers={"cnn": str(place)}, surrogates=(str(place),), out=tmp_path / out)
+            scores = {score.name: score for score in report.scores}
+            told = [score for name, score in scores.items() if name.startswith(("transfer:cnn", "surrogate:"))]
+            found[name, out] = [(score.name, score.attack["weights"], score.correct) for score in told]
+            fates = np.load(report.path.with_suffix(".npz"))
+            found[name, out].append(fates["right"][fates["attacks"].tolist().index("transfer:cnn")].tolist())
+    assert len(found["cnn", "same"]) == 3
+    assert found["cnn", "same"] == found["cnn", "cnn"] and found["vit", "same"] == found["vit", "vit"]
+    for first, second in zip(found["cnn", "same"][:2], found["vit", "same"][:2], strict=True):
+        assert first[1] != second[1]
+
+
+def test_a_stronger_evaluation_stays(runs, tmp_path):
+    first = ask(runs / "pgd", tier="standard", teachers=None)[0]
+    before, told = first.path.read_bytes(), []
+    for options in ({"tier": "quick"}, {"tier": "standard", "limit": 30}, {"tier": "standard", "eps": 16.0}):
+        config = EvalConfig(**{"limit": 40, "autoattack": TINY, "queries": (30, 50), "teachers": None, **options})
+        with pytest.raises(ConfigError, match=r"eval.json holds an? .*: give --out DIR, or remove it"):
+            evaluate(str(runs / "pgd"), config, device=CPU, on_batch=lambda *batch: told.append(batch))
+    assert told == [] and first.path.read_bytes() == before
+    ask(runs / "pgd", tier="standard", teachers=None)
+    ask(runs / "pgd", teachers=None, out=tmp_path)
+    first.path.write_text("{")
+    assert ask(runs / "pgd", teachers=None)[0].record["tier"] == "quick"
+
+
 def test_a_teacher_that_is_not_there_names_the_options(runs, tmp_path):
     with pytest.raises(ConfigError, match=r"is not a teacher folder.*give --teacher NAME=FOLDER, or --no-transfer"):
         ask(runs / "pgd", teachers={"cnn": str(tmp_path)})
@@ -241,6 +285,7 @@ def test_a_student_with_monte_carlo_dropout_is_attacked_in_expectation(tiny_cach
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "**Warning:** the model's output is random" in card and "dropout of 0.3" in card
     shutil.rmtree(tmp_path / "run" / "eval-parts")
+    report.path.unlink()
     again, _ = ask(tmp_path / "run", **options | {"tier": "standard", "corruptions": True})
     assert again.record["corruptions"] == report.record["corruptions"]  # every draw is seeded
     assert {score.name: score for score in again.scores}["autoattack"].correct == scores["autoattack"].correct

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from frauds import Around, noisy, quantised
+from frauds import Around, Brightness, noisy, quantised
 
 from darht.attacks import AutoAttack, Threat
 from darht.core.errors import ConfigError
@@ -16,7 +16,9 @@ from darht.core.rng import RowRng
 from darht.trainer.evaluation import suite
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.eot import Expectation, draws_random_numbers
+from darht.trainer.evaluation.masking import check_masking
 from darht.trainer.evaluation.measure import Measurement
+from darht.trainer.evaluation.report import describe
 from darht.trainer.evaluation.run import evaluate
 from darht.trainer.evaluation.suite import check_reference, run_autoattack, run_quick, run_reference, step_of
 
@@ -48,6 +50,34 @@ def test_autoattack_in_batches_is_autoattack(sound, digits, batch):
     assert score.name == "autoattack"
     assert {"clean": m.scores[0].correct, **score.attack["after"]} == want.after
     assert m.alive.tolist() == want.robust.tolist()
+
+
+def test_square_that_wins_is_a_warning(sound, digits):
+    """The authors' threshold: 0.2 % of all images."""
+    honest, hidden = measurement(digits, Around()), measurement(digits, quantised())
+    for m in (honest, hidden):
+        run_autoattack(m, AutoAttack(eps=24, steps=20, queries=300))
+    after = hidden.scores[-1].attack["after"]
+    taken = after["fab-t"] - after["square"]
+    assert taken > 0.002 * 120 and honest.warnings == []
+    assert hidden.warnings == [
+        f"square fooled {taken} of 120 images that withstood the white-box attacks: the gradients mislead, so the true "
+        "accuracy is lower still; attack adaptively"
+    ]
+
+
+def test_below_four_classes_the_margin_is_named(greys):
+    m = measurement(greys, Brightness().eval())
+    run_autoattack(m, SMALL)
+    assert "the margin stands in for DLR" in describe(m.scores[-1].attack)
+    check = next(one for one in check_masking(m, m.correct, queries=5).checks if "logit ratio" in one.name)
+    assert set(check.figures) == {"ce", "margin"} and "than on the margin, which stands in for DLR" in check.rule
+
+
+def test_with_ten_classes_dlr_is_named(sound, digits):
+    m = measurement(digits, Around())
+    check = next(one for one in check_masking(m, m.correct[:5], queries=5).checks if "logit ratio" in one.name)
+    assert set(check.figures) == {"ce", "dlr"} and "than on DLR:" in check.rule
 
 
 def test_a_random_model_gets_the_random_version_in_expectation(sound, digits):

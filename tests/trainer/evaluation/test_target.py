@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from darht.cache.teachers import Preprocessing
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
 from darht.trainer.evaluation import zoo
@@ -75,13 +74,31 @@ def test_a_teacher_brings_its_card(tiny_teachers):
 
 
 def test_plain_weights_with_their_preprocessing(weights):
-    options = ModelOptions("resnet18", SMALL, Preprocessing(None, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))
+    options = ModelOptions("resnet18", SMALL, {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)})
     target = load(str(weights), options, CPU, classes=10)
     net = build("resnet18", 10, SMALL)
     net.load_state_dict(torch.load(weights)["state_dict"])
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(target.model(x), net.eval()((x - 0.5) / 0.2))
     assert frozen(target)
+
+
+@pytest.mark.parametrize("options", [{"arch": "resnet18"}, {"kwargs": SMALL}, {"preprocessing": {"mean": (0, 0, 0)}}])
+def test_what_knows_its_network_is_not_told_another(runs, tiny_teachers, options):
+    for kind, folder in (
+        ("run", runs / "pgd"),
+        ("student", runs / "pgd" / "student"),
+        ("teacher", tiny_teachers["cnn"]),
+    ):
+        with pytest.raises(ConfigError, match=f"is a {kind}, which knows its network: --arch, --kwargs, --mean"):
+            load(str(folder), ModelOptions(**options), CPU)
+
+
+def test_which_is_for_runs(runs, tiny_teachers, sound):
+    for text, kind in ((tiny_teachers["cnn"], "teacher"), (runs / "pgd" / "student", "student"),
+                       ("python:frauds:honest", "python")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"is no run but a {kind}: --which chooses among the two students"):
+            load(str(text), ModelOptions(), CPU, which="last")
 
 
 def test_weights_of_another_network(weights):
@@ -122,8 +139,11 @@ def test_a_timm_model_brings_its_own_preprocessing(monkeypatch):
     assert asked == [("some_net", {"pretrained": True, "a": 1})]
     assert target.num_classes == 7
     assert target.about["preprocessing"] == {"resize": 16, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
-    own = load("timm:some_net", ModelOptions(preprocessing=Preprocessing()), CPU, classes=10)
-    assert own.about["preprocessing"]["resize"] is None
+    larger = load("timm:some_net", ModelOptions(preprocessing={"resize": 32}), CPU, classes=10)
+    assert larger.about["preprocessing"] == {"resize": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+    own = {"resize": None, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    plain = load("timm:some_net", ModelOptions(preprocessing=own), CPU, classes=10)
+    assert plain.about["preprocessing"] == {key: value and list(value) for key, value in own.items()}
 
 
 def test_a_torchvision_model_brings_its_own_preprocessing(monkeypatch):
