@@ -66,8 +66,8 @@ class Comparison:
 
     Attributes:
         rows: in order.
-        shared: attacks that all of them were asked about on all images, without clean and worst case; what was asked
-            about other images by each (those still alive) cannot be compared.
+        shared: attacks that all of them were asked about on all images, without clean, the checks' and worst case; what
+            was asked of other images (those still alive) cannot be compared.
         note: what was compared on what.
     """
 
@@ -127,7 +127,8 @@ def compare_runs(runs: Sequence[Path], *, seed: int = 0) -> Comparison:
         behind, interval, p = paired_bootstrap(first, alive, seed=seed)
         rows.append(Compared(names[k], scores, (low, high), behind, interval, p, record["masking"]["passed"]))
     everyone = [[s["name"] for s in record["scores"] if s["on"] == EVERYONE] for record, _ in read]
-    shared = [name for name in everyone[0] if name not in ("clean", WORST) and all(name in one for one in everyone)]
+    shared = [name for name in everyone[0] if name not in ("clean", WORST) and not name.startswith("check:")]
+    shared = [name for name in shared if all(name in one for one in everyone)]
     threat, data = read[0][0]["threat"], read[0][0]["data"]
     note = (
         f"{data['rows']} images of {data['source']}, {NORMS[threat['norm']]} {threat['eps']:g}/255; differences of the "

@@ -53,13 +53,13 @@ def test_autoattack_in_batches_is_autoattack(sound, digits, batch):
 
 
 def test_square_that_wins_is_a_warning(sound, digits):
-    """The authors' threshold: 0.2 % of all images."""
+    """The authors' threshold, 0.2 % of all images, where that is more than two."""
     honest, hidden = measurement(digits, Around()), measurement(digits, quantised())
     for m in (honest, hidden):
         run_autoattack(m, AutoAttack(eps=24, steps=20, queries=300))
     after = hidden.scores[-1].attack["after"]
     taken = after["fab-t"] - after["square"]
-    assert taken > 0.002 * 120 and honest.warnings == []
+    assert taken > 2 and honest.warnings == []
     assert hidden.warnings == [
         f"square fooled {taken} of 120 images that withstood the white-box attacks: the gradients mislead, so the true "
         "accuracy is lower still; attack adaptively"
