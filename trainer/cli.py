@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from darht.trainer.evaluation.cli import evaluate
 __all__ = ["evaluate", "teacher", "train"]
 
 _FOLDER = click.Path(path_type=Path)
+_SPEAKS = 10  # seconds for the first process to say how to go on: torchrun ends all when one has ended
 
 
 def _json_option(text: str, what: str) -> dict[str, Any]:
@@ -310,6 +312,8 @@ def train_run(
                 kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
             among = "" if world == 1 else f" {world} processes of"
             click.echo(f"{kept}\ngo on with{among}: {_again(ctx, 'darht-train')}", err=True)
+        else:
+            time.sleep(_SPEAKS)
         leave(130)
     if rank == 0:
         seconds, scored = sum(row["seconds"] for row in state.history), "holdout_pgd" in state.history[0]
