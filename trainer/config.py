@@ -77,7 +77,7 @@ class InnerConfig:
 
     Attributes:
         kind: stored ones, one `warm` step on the student, or `pgd` on the student: the default, for it needs nothing of
-            the cache and keeps clean accuracy, of which `warm` costs some points at a third of the time.
+            the cache and keeps clean accuracy, of which `warm` costs some points at half of the time.
         eps: radius in pixel levels.
         step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and eps for `warm`.
         steps: of `pgd`.
