@@ -55,7 +55,7 @@ def is_free(folder: Path) -> bool:
         CacheError: it is a file.
     """
     if folder.is_file():
-        raise CacheError(f"{folder} is a file, and a folder is wanted: choose another")
+        raise CacheError(f"{folder} is a file: choose a new or empty --out folder")
     if not folder.is_dir():
         return not folder.exists()
     return all(path.name.startswith(".") and path.name.endswith(".tmp") for path in folder.iterdir())

@@ -319,7 +319,8 @@ def train_run(
         seconds, scored = sum(row["seconds"] for row in state.history), "holdout_pgd" in state.history[0]
         best = f"best held-out PGD accuracy {state.best:.1f} %" if scored else "nothing held out"
         click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
-    leave(0)
+    if world > 1:
+        leave(0)
 
 
 def _again(ctx: click.Context, *words: str) -> str:

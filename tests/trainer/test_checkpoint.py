@@ -105,7 +105,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CacheError, match="is not empty and holds no run"):
         claim_run(tmp_path, IDENTITY, resume=True)
-    with pytest.raises(CacheError, match="is a file, and a folder is wanted"):
+    with pytest.raises(CacheError, match="is a file: choose a new or empty --out folder"):
         claim_run(tmp_path / "notes.txt", IDENTITY, resume=False)
 
 

@@ -240,7 +240,10 @@ def test_what_is_free_to_train_into(tmp_path):
     check_free(tmp_path)
     check_free(tmp_path / "new", resume=True)  # a script may ask for it from the start
     (tmp_path / "file").write_text("")
-    for folder, said in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file, and a folder is wanted")):
+    for folder, said in (
+        (tmp_path, "is not empty"),
+        (tmp_path / "file", "is a file: choose a new or empty --out folder"),
+    ):
         with pytest.raises(CacheError, match=said):
             check_free(folder, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"")
