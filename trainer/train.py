@@ -176,11 +176,11 @@ class Compiled(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self._net = [torch.compile(net)]  # in a list: its parameters are not this module's
+        self.net = cast(nn.Module, torch.compile(net))
 
     def forward(self, x: Tensor) -> Any:
         """What the network says."""
-        return self._net[0](x)
+        return self.net(x)
 
 
 def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
