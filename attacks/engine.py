@@ -14,12 +14,13 @@ from darht.attacks.exact import store
 from darht.attacks.first_layer import speed_up_first_layer
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.oracle import Precision
-from darht.attacks.prepare import folded, kernels, private_copy, replicas, takes_channels_last
+from darht.attacks.prepare import folded, kernels, private_copy, replicas
 from darht.attacks.sizes import SMALLEST, padded
 from darht.attacks.slots import Queue, Results, forward_all, run_lanes
 from darht.attacks.state import Attack, Rows, Rule
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
+from darht.core.nets.layout import to_channels_last
 from darht.core.rng import RowRng
 
 
@@ -206,7 +207,7 @@ class Engine:
         quick = copy.deepcopy(copied) if fused is None else fused
         if x.device.type == "cpu" and not self.compile:
             quick = speed_up_first_layer(quick)
-        last = self.channels_last and takes_channels_last(quick, probe)
+        last = self.channels_last and to_channels_last(quick, probe)
         fast = replicas(quick, lanes)
         if self.compile:
             fast = [torch.compile(part, dynamic=False) for part in fast]

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from darht.attacks.objectives import Model
 from darht.core.device import keep_memory
+from darht.core.nets.layout import has_hooks
 
 _TOLERANCE = 1e-3  # of the largest logit: float32 folding stays below 1e-5, a trace that froze a branch is far above
 
@@ -19,16 +20,12 @@ def private_copy(model: Model) -> nn.Module | None:
 
     Hooks belong to the caller and must fire on the caller's model.
     """
-    if not isinstance(model, nn.Module) or any(_has_hooks(part) for part in model.modules()):
+    if not isinstance(model, nn.Module) or any(has_hooks(part) for part in model.modules()):
         return None
     try:
         return copy.deepcopy(model).requires_grad_(False)
     except (RuntimeError, TypeError, AttributeError):
         return None
-
-
-def _has_hooks(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
 def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
@@ -61,29 +58,6 @@ def _fold(traced: fx.GraphModule) -> fx.GraphModule:
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
-
-
-def takes_channels_last(model: nn.Module, probe: Tensor) -> bool:
-    """Turn a private copy's weights to channels-last; False, and the copy as it was, where its forward forbids that.
-
-    The convolutions then work in that layout by themselves; pixels and gradients stay as they are, because steps that
-    treat channels apart are slow in it.
-    """
-    try:
-        with torch.no_grad():
-            want = model(probe)
-            _set_layout(model, torch.channels_last)
-            got = model(probe)
-    except RuntimeError:  # a view() of what is no longer contiguous
-        _set_layout(model, torch.contiguous_format)
-        return False
-    return bool((want - got).abs().max() <= _TOLERANCE * want.abs().max())
-
-
-def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=layout)
 
 
 def replicas(model: nn.Module, count: int) -> list[Model]:

@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import darht
 from darht.attacks import PGD, Engine
-from darht.attacks.prepare import takes_channels_last
 from darht.cache.reader import Cache
 from darht.cache.source import Source
 from darht.cache.stream import Feed, FeedPlan, plan_feed
@@ -20,6 +19,7 @@ from darht.cache.teachers import Preprocessing, Teacher, load_teacher
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.nets import check_pixels
+from darht.core.nets.layout import to_channels_last
 from darht.core.places import LocalPlace, Place
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.checkpoint import StudentCard
@@ -158,6 +158,8 @@ def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> S
         pixels = feed.fetch(feed.training[:2])[0].to(feed.plan.device)
         check_pixels(student, pixels, config.student.arch)
         check_folds(student, pixels.float() / 255)
+        if config.compute.channels_last:
+            to_channels_last(student, pixels.float() / 255)
     return student
 
 
@@ -242,7 +244,7 @@ def live_teachers(
             )
         if config.compute.channels_last:
             pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
-            takes_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
+            to_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
         teachers.append(teacher)
     return tuple(teachers)
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import darht
 from darht.attacks.objectives import cross_entropy, input_gradient
 from darht.attacks.pgd import ascend
-from darht.attacks.prepare import takes_channels_last
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.sampler import draw_choices, epoch_order
 from darht.cache.source import Source
@@ -26,6 +25,7 @@ from darht.core.device import keep_memory
 from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
+from darht.core.nets.layout import to_channels_last
 from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
 from darht.trainer.checkpoint import CHECKPOINT
@@ -119,7 +119,7 @@ def teach(
     with borrowed_generator(config.seed, "teacher"):
         teacher = Teacher(build(arch, len(source.classes), kwargs), card.preprocessing).to(device)
         check_pixels(teacher, images, arch)
-        takes_channels_last(teacher.eval(), images[:2].float() / LEVELS)
+        to_channels_last(teacher, images[:2].float() / LEVELS)
         keep_memory()
         _fit(teacher, config, (images, labels), keeper=Keeper(checkpoint, identity), on_step=on_step)
     teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

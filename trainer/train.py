@@ -18,6 +18,7 @@ from darht.cache.source import Source
 from darht.cache.stream import Feed, FeedPlan
 from darht.core.device import keep_memory
 from darht.core.errors import DarhtError
+from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
 from darht.trainer.checkpoint import CHECKPOINT, Progress, claim_run, write_run
 from darht.trainer.config import AverageConfig, TrainConfig
@@ -124,7 +125,8 @@ def train(
         setting = Setting(feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
         if ranks.first:
             write_run(out, identity, _notes(cache, out, plan))
-        for note in filter(None, (str(plan), short_phases(config), load_furthest(run, ranks, out))):
+        layout = layout_note(run.student) if config.compute.channels_last else ""
+        for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(run, ranks, out))):
             on_note(note)
         _train(run, setting)
     return run.progress
@@ -160,8 +162,6 @@ def _train(run: Run, setting: Setting) -> None:
 def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> Run:
     keep_memory()
     student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
-    if config.compute.channels_last:
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.inner.kind == "warm":
         offsets = torch.from_numpy(cache.read("views/offset"))
         memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)

@@ -9,7 +9,7 @@ from torch import nn
 
 from darht.attacks import APGD, APGDT, CW, FABT, FGSM, MIM, PGD, CWLinf, Engine, Square, engine
 from darht.attacks.checks import check_inputs
-from darht.attacks.prepare import folded, private_copy, takes_channels_last
+from darht.attacks.prepare import folded, private_copy
 from darht.attacks.sizes import padded
 from darht.core.errors import ConfigError, ModelError
 from darht.core.rng import RowRng
@@ -216,18 +216,9 @@ def test_what_cannot_be_folded_is_left_alone(scene):
         def forward(self, x):
             return super().forward(x + torch.rand(1))
 
-    class Views(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(64, 5)
-
-        def forward(self, x):
-            return self.head(self.conv(x).view(len(x), -1))
-
     assert folded(Branches(), x[:16]) is None
     assert folded(Draws(), x[:16]) is None
     assert folded(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval(), x[:16]) is None
-    assert not takes_channels_last(Views(), x[:16])
 
 
 def test_bf16_hits_are_confirmed_in_float32(scene):
