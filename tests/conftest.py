@@ -17,6 +17,26 @@ from hypothesis import settings
 settings.register_profile("darht", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("darht")
 
+
+class Crashes:
+    """Remembers the tests whose worker process died, so that the last line of a run can name them."""
+
+    def __init__(self) -> None:
+        self.tests: list[str] = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str) -> None:
+        self.tests.append(crashitem)
+
+    def pytest_unconfigure(self) -> None:
+        if self.tests:
+            print(f"a worker process died in: {', '.join(self.tests)}")  # noqa: T201
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Crashes())
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 PREPARED = REPOSITORY / "build" / "data"
