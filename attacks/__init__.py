@@ -4,18 +4,18 @@ from typing import Any
 
 from darht.attacks.apgd import APGD, APGDT
 from darht.attacks.autoattack import AutoAttack, Evaluation
-from darht.attacks.checks import AttackWarning
 from darht.attacks.cw import CW, CWLinf
-from darht.attacks.engine import Engine, Outcome
+from darht.attacks.engine.engine import Engine, Outcome
+from darht.attacks.engine.state import Attack
 from darht.attacks.fab import FABT
 from darht.attacks.fgsm import FGSM
 from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
 from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
 from darht.attacks.square import Square
-from darht.attacks.state import Attack
 from darht.attacks.surrogate import Transfer
 from darht.attacks.threat import Threat, parse_eps
+from darht.attacks.validate import AttackWarning
 
 ATTACKS: dict[str, type[Any]] = {
     "pgd": PGD,

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from darht.attacks.base import SingleModel
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State
 from darht.attacks.objectives import ObjectiveName, targeted_dlr, targeted_margin
-from darht.attacks.oracle import Oracle
-from darht.attacks.single import SingleModel
-from darht.attacks.state import Rows, State
 from darht.attacks.threat import Norm, check_levels, row_norms
 from darht.core.errors import ConfigError
 

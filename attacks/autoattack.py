@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from darht.attacks.apgd import APGD, APGDT
-from darht.attacks.checks import alert, check_labels, is_probability, is_random
-from darht.attacks.engine import Engine, Outcome, Prepared
+from darht.attacks.engine.engine import Engine, Outcome, Prepared
+from darht.attacks.engine.query_model import NoGradientError
+from darht.attacks.engine.slots import forward_all
+from darht.attacks.engine.state import Attack, Rows
 from darht.attacks.fab import FABT
 from darht.attacks.objectives import Model
-from darht.attacks.oracle import NoGradientError
-from darht.attacks.slots import forward_all
 from darht.attacks.square import Square
-from darht.attacks.state import Attack, Rows
 from darht.attacks.threat import Norm, Threat
+from darht.attacks.validate import alert, check_labels, is_probability, is_random
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, SpecMismatchError
 from darht.core.rng import RowRng

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from darht.attacks.oracle import Oracle
+from darht.attacks.base import SingleModel
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State, observe
 from darht.attacks.pgd import Steps
-from darht.attacks.single import SingleModel
-from darht.attacks.state import Rows, State, observe
 from darht.attacks.threat import Norm, check_levels
 from darht.core.errors import ConfigError
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from darht.attacks.apgd import aimed_class
+from darht.attacks.base import SingleModel
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State
 from darht.attacks.hyperplane import to_hyperplane
 from darht.attacks.objectives import targeted_margin
-from darht.attacks.oracle import Oracle
-from darht.attacks.single import SingleModel
-from darht.attacks.state import Rows, State
 from darht.attacks.threat import Norm, check_levels, row_norms
 from darht.core.errors import ConfigError
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State
 from darht.attacks.objectives import ObjectiveName
-from darht.attacks.oracle import Oracle
 from darht.attacks.pgd import PGD, LevelState, OnLevels
-from darht.attacks.state import Rows, State
 from darht.attacks.threat import Norm
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State, observe
 from darht.attacks.objectives import ObjectiveName
-from darht.attacks.oracle import Oracle
 from darht.attacks.pgd import LevelState, OnLevels, check_sign_attack, climb, start_on_levels
-from darht.attacks.state import Rows, State, observe
 from darht.attacks.threat import Norm
 from darht.core.errors import ConfigError
 

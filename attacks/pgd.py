@@ -7,10 +7,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from darht.attacks.base import SingleModel
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State, observe
 from darht.attacks.objectives import ObjectiveName, input_gradient
-from darht.attacks.oracle import Oracle
-from darht.attacks.single import SingleModel
-from darht.attacks.state import Rows, State, observe
 from darht.attacks.threat import LEVELS, Norm, Threat, check_levels, to_levels
 from darht.core.errors import ConfigError
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darht.attacks.oracle import Oracle
-from darht.attacks.single import SingleModel
-from darht.attacks.state import Rows, State
+from darht.attacks.base import SingleModel
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State
 from darht.attacks.threat import LEVELS, Norm, check_levels
 from darht.core.errors import ConfigError
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from darht.attacks.checks import check_inputs, check_labels, check_targets
+from darht.attacks.engine.batch_sizes import padded
+from darht.attacks.engine.optimize_model import kernels, private_copy, replicas
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.slots import forward_all
 from darht.attacks.objectives import Model, aimed
-from darht.attacks.oracle import Oracle
 from darht.attacks.pgd import check_sign_attack, climb
-from darht.attacks.prepare import kernels, private_copy, replicas
 from darht.attacks.rollout import Watched, is_transformer
-from darht.attacks.sizes import padded
-from darht.attacks.slots import forward_all
 from darht.attacks.threat import LEVELS, Norm, Threat, to_levels
+from darht.attacks.validate import check_inputs, check_labels, check_targets
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 

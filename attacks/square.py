@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from darht.attacks import squares_l2
-from darht.attacks.oracle import Oracle
-from darht.attacks.single import SingleModel
+from darht.attacks.base import SingleModel
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.state import Rows, State
 from darht.attacks.squares_l2 import window
-from darht.attacks.state import Rows, State
 from darht.attacks.threat import Norm, check_levels, row_norms
 from darht.core.errors import ConfigError
 

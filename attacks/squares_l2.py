@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from darht.attacks.state import Rows
+from darht.attacks.engine.state import Rows
 
 _TINY = 1e-12
 

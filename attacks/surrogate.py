@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from darht.attacks.apgd import APGD
-from darht.attacks.checks import check_inputs, check_labels, check_targets
-from darht.attacks.engine import FULL, Engine, Outcome
+from darht.attacks.engine.engine import FULL, Engine, Outcome
+from darht.attacks.engine.slots import forward_all
+from darht.attacks.engine.state import is_fooled
 from darht.attacks.objectives import Model, cross_entropy, lead, margin
-from darht.attacks.slots import forward_all
-from darht.attacks.state import is_fooled
 from darht.attacks.threat import Threat
+from darht.attacks.validate import check_inputs, check_labels, check_targets
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 

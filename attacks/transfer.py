@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from darht.attacks.apgd import APGD
-from darht.attacks.engine import Engine
+from darht.attacks.engine.engine import Engine
+from darht.attacks.engine.slots import forward_all
 from darht.attacks.objectives import Model
-from darht.attacks.slots import forward_all
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic

@@ -31,19 +31,20 @@ import yaml
 from torch import Tensor
 
 from darht.attacks import PGD
-from darht.cache import build as builder
-from darht.cache.commit import Commit, write_commit
-from darht.cache.layout import layouts
-from darht.cache.reader import Cache, open_cache
-from darht.cache.seal import seal
-from darht.cache.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
-from darht.cache.store import Store
-from darht.cache.stream import Feed, plan_feed
-from darht.cache.teachers import Card, Preprocessing, save_teacher
+from darht.cache.builder import build as builder
+from darht.cache.builder.seal import seal
+from darht.cache.builder.teachers import Card, save_teacher
+from darht.cache.format.commit import Commit, write_commit
+from darht.cache.format.layout import layouts
+from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
+from darht.cache.format.store import Store
+from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.stream import Feed, plan_feed
 from darht.core.config import canonical_json, to_plain
 from darht.core.nets import build as build_net
-from darht.core.places import place
+from darht.core.nets.classifier import Preprocessing
 from darht.core.rng import RowRng
+from darht.core.storage import place
 from darht.core.vision import torchvision
 
 BATCH, TEACHERS, CLASSES = 256, ("a", "b", "c"), 10
@@ -191,7 +192,7 @@ def gather(folder: Path, _: argparse.Namespace) -> Callable[[int], Batches]:
 
 def darht(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batches]:
     """Every tensor of the rows of a batch, in memory or streamed, as a training step picks them."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
 
     cache = open_shards(folder)
     budget = arguments.budget / 1024 if arguments.workers else 8.0
@@ -288,7 +289,7 @@ def npy(value: np.ndarray) -> bytes:
 
 
 def blocks_write(cache: Cache, out: Path) -> None:
-    from darht.cache.export import export_webdataset
+    from darht.cache.export.webdataset import export_webdataset
 
     export_webdataset(cache, out, "blocks")
 

@@ -37,7 +37,7 @@ def write_config(folder: Path) -> Path:
     """120 digits in shards of 24, nine views, one small teacher, one attack: 31 units, about a second."""
     import torch
 
-    from darht.cache.teachers import Card, save_teacher
+    from darht.cache.builder.teachers import Card, save_teacher
     from darht.core.nets import build
 
     torch.manual_seed(0)

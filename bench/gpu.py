@@ -28,8 +28,8 @@ from typing import Any
 import click
 import torch
 
+from darht.cache.builder.teachers import read_card
 from darht.cache.cli import cache as cache_command
-from darht.cache.teachers import read_card
 from darht.core.config import canonical_json
 from darht.core.errors import DarhtError
 from darht.core.files import write_atomic

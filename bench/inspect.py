@@ -74,7 +74,7 @@ def make_cache(folder: Path, rows: int) -> None:
 
 def vectors_of(cache: Path, index: Path) -> np.ndarray:
     """All perturbations, projected by the index's own axes, `[3N, 128]`."""
-    from darht.cache.reader import open_cache
+    from darht.cache.read.reader import open_cache
     from darht.tools.index import open_indexes
     from darht.tools.project import project
     from darht.tools.vectors import cache_spaces, space_blocks

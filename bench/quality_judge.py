@@ -14,15 +14,15 @@ import torch
 from attack_models import load_images
 
 from darht.attacks import PGD, AutoAttack, Engine
-from darht.cache.reader import open_cache
-from darht.cache.stream import Feed
+from darht.cache.read.reader import open_cache
+from darht.cache.read.stream import Feed
 from darht.core.rng import RowRng
-from darht.trainer.answers import live_answer
-from darht.trainer.checkpoint import load_student
 from darht.trainer.config import TrainConfig
-from darht.trainer.inner import Examples
-from darht.trainer.losses import Darht, kl_rows
-from darht.trainer.setup import feed_plan, live_teachers
+from darht.trainer.state.checkpoint import load_student
+from darht.trainer.student.inner import Examples
+from darht.trainer.student.losses import Darht, kl_rows
+from darht.trainer.student.setup import feed_plan, live_teachers
+from darht.trainer.student.targets import live_answer
 
 PGD_IMAGES = 1000
 

@@ -26,25 +26,26 @@ from timers import Timers
 from torch import Tensor, nn
 from trainer_page import page
 
-from darht.cache.build import build, plan_build
-from darht.cache.loader import TrainingSet, load_training_set
-from darht.cache.reader import Cache, open_cache
-from darht.cache.sampler import coin
-from darht.cache.seal import seal
-from darht.cache.teachers import Card, Preprocessing, Teacher, save_teacher
+from darht.cache.builder.build import build, plan_build
+from darht.cache.builder.seal import seal
+from darht.cache.builder.teachers import Card, save_teacher
+from darht.cache.read.loader import TrainingSet, load_training_set
+from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sampler import coin
 from darht.core.config import parse
 from darht.core.nets import build as build_net
+from darht.core.nets.classifier import Preprocessing, Teacher
 from darht.core.vision import torchvision
-from darht.trainer import train as trainer
-from darht.trainer.answers import clean_answer, live_answer
 from darht.trainer.config import TrainConfig
-from darht.trainer.inner import Examples
-from darht.trainer.losses import Darht
+from darht.trainer.progress.metrics import Tally
 from darht.trainer.schedule import make_optimizer, take_step
-from darht.trainer.step import Step
-from darht.trainer.student import Student
-from darht.trainer.tally import Tally
-from darht.trainer.warm import WarmMemory
+from darht.trainer.student import train as trainer
+from darht.trainer.student.inner import Examples
+from darht.trainer.student.losses import Darht
+from darht.trainer.student.model import Student
+from darht.trainer.student.step import Step
+from darht.trainer.student.targets import clean_answer, live_answer
+from darht.trainer.student.warm import WarmMemory
 
 CPU = torch.device("cpu")
 CLASSES, SEED = 10, 3

@@ -13,9 +13,9 @@ from darht.core.cli import StateGroup
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from darht.cache.build import OnUnit
-    from darht.cache.crew import OnNotice
-    from darht.cache.layout import ArrayLayout
+    from darht.cache.builder.build import OnUnit
+    from darht.cache.builder.pool import OnNotice
+    from darht.cache.format.layout import ArrayLayout
 
 
 @click.group(cls=StateGroup)
@@ -51,10 +51,10 @@ def build(
     import os
     from functools import partial
 
-    from darht.cache import build as builder
-    from darht.cache.distribute import Workforce, build_shared, choose_part, units_left
-    from darht.cache.extend import grow
-    from darht.cache.seal import seal as seal_cache
+    from darht.cache.builder import build as builder
+    from darht.cache.builder.extend import grow
+    from darht.cache.builder.jobs import Workforce, build_shared, choose_part, units_left
+    from darht.cache.builder.seal import seal as seal_cache
     from darht.core.device import pick_device
 
     workforce = Workforce(engine=engine, workers=workers, device=device)
@@ -117,7 +117,7 @@ def extend(context: click.Context, /, location: str, spec: Path, **options: Any)
 @click.argument("location", metavar="CACHE")
 def seal(location: str) -> None:
     """Check every unit and write the manifest (build does it at its end)."""
-    from darht.cache.seal import seal as seal_cache
+    from darht.cache.builder.seal import seal as seal_cache
 
     click.echo(f"root hash {seal_cache(location).root_hash}")
 
@@ -130,9 +130,9 @@ def status(location: str, as_json: bool) -> None:
     import json
     import sys
 
-    from darht.cache.commit import State
-    from darht.cache.status import read_status
-    from darht.cache.tables import status_line, status_table
+    from darht.cache.admin.status import read_status
+    from darht.cache.admin.tables import status_line, status_table
+    from darht.cache.format.commit import State
     from darht.core.config import to_plain
 
     found = read_status(location)
@@ -171,12 +171,12 @@ def verify(
     """
     import sys
 
-    from darht.cache.exported import open_shards
-    from darht.cache.recompute import LOGITS, VALUES, sample_size
-    from darht.cache.recompute import recompute as compute_again
-    from darht.cache.seal import read_spec
-    from darht.cache.tables import recompute_table
-    from darht.cache.verify import verify as verify_cache
+    from darht.cache.admin.recompute import LOGITS, VALUES, sample_size
+    from darht.cache.admin.recompute import recompute as compute_again
+    from darht.cache.admin.tables import recompute_table
+    from darht.cache.admin.verify import verify as verify_cache
+    from darht.cache.format.manifest import read_spec
+    from darht.cache.read.webdataset import open_shards
     from darht.core.device import pick_device
 
     folders = _folders(teachers)
@@ -222,8 +222,8 @@ def diff(first: str, second: str, values: bool, as_json: bool) -> None:
     import json
     import sys
 
-    from darht.cache.diff import diff_caches, diff_spec
-    from darht.cache.tables import diff_table
+    from darht.cache.admin.diff import diff_caches, diff_spec
+    from darht.cache.admin.tables import diff_table
     from darht.core.config import to_plain
 
     is_spec = second.endswith((".yaml", ".yml"))
@@ -250,7 +250,7 @@ def gc(location: str, yes: bool, everything: bool) -> None:
     Nothing that the spec names and that is done is touched, nor any file that darht does not know, nor, without --all,
     what is younger than an hour: it may belong to a build that is under way.
     """
-    from darht.cache.gc import find_leftovers, remove_leftovers
+    from darht.cache.admin.gc import find_leftovers, remove_leftovers
 
     found = find_leftovers(location, young=everything)
     for leftover in found:
@@ -281,9 +281,9 @@ def export(location: str, kind: str, layout: Literal["samples", "blocks"], out: 
     With --format croissant write croissant.json, which describes every file and array, into CACHE, which may also be
     an export.
     """
-    from darht.cache.croissant import CROISSANT, export_croissant
-    from darht.cache.export import export_webdataset
-    from darht.cache.reader import open_cache
+    from darht.cache.export.croissant import CROISSANT, export_croissant
+    from darht.cache.export.webdataset import export_webdataset
+    from darht.cache.read.reader import open_cache
 
     if kind == "croissant":
         if out is not None:
@@ -302,9 +302,9 @@ def export(location: str, kind: str, layout: Literal["samples", "blocks"], out: 
 @click.argument("location", metavar="CACHE")
 def info(location: str) -> None:
     """Print what a sealed cache holds."""
-    from darht.cache.info import summarise
-    from darht.cache.reader import open_cache
-    from darht.cache.tables import info_table
+    from darht.cache.admin.info import summarise
+    from darht.cache.admin.tables import info_table
+    from darht.cache.read.reader import open_cache
 
     summary = summarise(open_cache(location))
     console = Console()

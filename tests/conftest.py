@@ -95,8 +95,9 @@ def tiny_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of two untrained teachers of 10 classes at 8x8 pixels: `cnn` (a ResNet) and `vit`."""
     import torch
 
-    from darht.cache.teachers import Card, Preprocessing, save_teacher
+    from darht.cache.builder.teachers import Card, save_teacher
     from darht.core.nets import build
+    from darht.core.nets.classifier import Preprocessing
 
     small_vit = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     networks: dict[str, tuple[str, dict[str, object]]] = {
@@ -139,8 +140,8 @@ def fine_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory
     """As `tiny_cache` with one attack, in shards of 16 rows with chunks of 4: small enough to be streamed."""
     import torch
 
-    from darht.cache.build import build, plan_build
-    from darht.cache.seal import seal
+    from darht.cache.builder.build import build, plan_build
+    from darht.cache.builder.seal import seal
 
     root, cpu = tmp_path_factory.mktemp("fine"), torch.device("cpu")
     config = yaml.safe_load(tiny_cache_config.read_text()) | {"store": {"rows_per_shard": 16, "rows_per_chunk": 4}}
@@ -157,8 +158,8 @@ def tiny_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory
     """A sealed cache; read only: a test that damages it copies it first."""
     import torch
 
-    from darht.cache.build import build, plan_build
-    from darht.cache.seal import seal
+    from darht.cache.builder.build import build, plan_build
+    from darht.cache.builder.seal import seal
 
     folder, cpu = tmp_path_factory.mktemp("cache") / "tiny", torch.device("cpu")
     build(plan_build(tiny_cache_config, device=cpu), folder, device=cpu, on_unit=lambda array, shard, seconds: None)

@@ -101,11 +101,11 @@ def kill_and_recover(server: CrashServer, out: Path, reference: Path, **kill: An
 
 def count_done(out: Path, reference: Path) -> tuple[int, list[str]]:
     """How many units count as done, and every one of them that is not: whose bytes are not the reference's."""
-    from darht.cache.commit import State, unit_state
-    from darht.cache.layout import layouts
-    from darht.cache.seal import read_spec
-    from darht.cache.store import shard_key
-    from darht.core.places import place
+    from darht.cache.format.commit import State, unit_state
+    from darht.cache.format.layout import layouts
+    from darht.cache.format.manifest import read_spec
+    from darht.cache.format.store import shard_key
+    from darht.core.storage import place
 
     units = [(array, shard) for array in layouts(read_spec(reference)).values() for shard in range(array.shards)]
     done = [(array, shard) for array, shard in units if unit_state(place(out), array, shard)[0] is State.DONE]
@@ -130,7 +130,7 @@ def plan_of_a_mortal(config: Path, marker: Path, *, device: Any) -> Any:
     """A plan whose first teacher kills the process that asks it, unless `marker` is there; it makes that first."""
     from torch import Tensor, nn
 
-    from darht.cache.build import plan_build
+    from darht.cache.builder.build import plan_build
 
     class Mortal(nn.Module):
         def __init__(self, teacher: nn.Module) -> None:
@@ -157,8 +157,7 @@ def serve(config: Path) -> None:
 
     import torch
 
-    from darht.cache import seal, status  # noqa: F401  imported here once, for all children
-    from darht.cache.build import plan_build
+    from darht.cache.builder.build import plan_build
 
     torch.set_num_threads(1)
     plan = plan_build(config, device=torch.device("cpu"))
@@ -202,8 +201,8 @@ def _child(plan: Any, out: Path, order: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from darht.cache.build import build
-    from darht.cache.seal import seal
+    from darht.cache.builder.build import build
+    from darht.cache.builder.seal import seal
     from darht.core.errors import DarhtError
 
     start = time.perf_counter()
@@ -267,7 +266,7 @@ def _patch(out: Path, fault: Fault) -> None:
     """Kill this process at a fault."""
     import tempfile
 
-    from darht.cache import seal
+    from darht.cache.builder import seal
 
     written: dict[int, Path] = {}
     seen = [0]

@@ -47,8 +47,6 @@ def serve(cache: Path, config: TrainConfig) -> None:
 
     import torch
 
-    from darht.trainer import train  # noqa: F401  imported here once, for all children
-
     torch.set_num_threads(1)
     gc.freeze()  # a collection in a child would copy all that it shares with this process
     answers = sys.stdout
@@ -86,9 +84,9 @@ def _wait(child: int, reading: int, kill_after: object, start: float) -> Ended:
 def _train(cache: Path, config: TrainConfig, order: dict[str, object]) -> str:
     import torch
 
-    from darht.cache.reader import open_cache
+    from darht.cache.read.reader import open_cache
     from darht.core.errors import DarhtError
-    from darht.trainer.train import train
+    from darht.trainer.student.train import train
 
     if isinstance(order["kill_at_rename"], int):
         _die_at_rename(order["kill_at_rename"])

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from darht.cache.build import SPEC
-from darht.cache.commit import Commit, write_commit
-from darht.cache.layout import layouts
-from darht.cache.seal import seal
-from darht.cache.source import content_sha256
-from darht.cache.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
-from darht.cache.store import Store
-from darht.cache.teachers import Preprocessing
+from darht.cache.builder.seal import seal
+from darht.cache.format.commit import Commit, write_commit
+from darht.cache.format.layout import layouts
+from darht.cache.format.manifest import SPEC
+from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
+from darht.cache.format.store import Store
+from darht.cache.sources.load import content_sha256
 from darht.core.config import canonical_json
 from darht.core.files import write_atomic
-from darht.core.places import place
+from darht.core.nets.classifier import Preprocessing
+from darht.core.storage import place
 from darht.tools.vectors import Floats
 
 PGD = {"eps": 8.0, "step": 2.0, "steps": 10, "random_start": True, "norm": "linf", "objective": "ce"}

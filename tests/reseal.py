@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from darht.cache.commit import read_commit, write_commit
-from darht.cache.layout import layouts
-from darht.cache.seal import read_spec, seal
-from darht.cache.store import Store
-from darht.core.places import place
+from darht.cache.builder.seal import seal
+from darht.cache.format.commit import read_commit, write_commit
+from darht.cache.format.layout import layouts
+from darht.cache.format.manifest import read_spec
+from darht.cache.format.store import Store
+from darht.core.storage import place
 
 
 def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:

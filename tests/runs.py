@@ -5,8 +5,8 @@ import json
 
 import torch
 
-from darht.trainer.checkpoint import BEST, CHECKPOINT, LAST
 from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, StudentConfig, TrainConfig, WarmConfig
+from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST
 
 CPU = torch.device("cpu")
 TIMINGS = ("seconds", "images_per_second")

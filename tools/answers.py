@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.tools.vectors import Floats, blocks
 
 Bools = NDArray[np.bool_]

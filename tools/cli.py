@@ -14,7 +14,7 @@ from darht.core.cli import Command, Group
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from darht.cache.reader import Cache
+    from darht.cache.read.reader import Cache
     from darht.tools.index import Indexes
     from darht.tools.live import Loaded
 
@@ -94,7 +94,7 @@ def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":
 @click.option("--student", type=_FOLDER, help="A run of darht-train, whose features are indexed too.")
 def index(location: str, out: Path | None, student: Path | None, **settings: Any) -> None:
     """Build FAISS indexes over perturbations, images, logits and features; what fits is kept."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.core.device import pick_device
     from darht.tools import live
     from darht.tools.index import IndexSettings, build_indexes, default_folder
@@ -134,7 +134,7 @@ def neighbours(
 
     An index is used when there is one (darht-inspect index); without it every vector is compared.
     """
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.tools.index import CARD, default_folder, open_indexes
     from darht.tools.neighbours import draw, find_neighbours, outside_image
     from darht.tools.tables import neighbour_table
@@ -167,7 +167,7 @@ def subspace(
     location: str, k: int, near: int, gaas: int, folder: Path | None, teachers: tuple[str, ...], device: str
 ) -> None:
     """In which directions attacks work: angles, energy, mixing, effective rank, and orthogonal directions that fool."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.tools.gaas import measure_gaas
     from darht.tools.subspace import subspaces
     from darht.tools.tables import attack_table, gaas_table, pair_table
@@ -191,7 +191,7 @@ def subspace(
 @click.option("--picture", type=_FOLDER, help="Where the heat map goes; beside the cache by default.")
 def transfer(location: str, by_class: bool, balanced: bool, picture: Path | None) -> None:
     """Which teacher falls for which teacher's adversarial examples."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.tools.tables import transfer_table
     from darht.tools.transfer import draw, transfer_matrix
 
@@ -216,7 +216,7 @@ def transfer(location: str, by_class: bool, balanced: bool, picture: Path | None
 @_device_option
 def select(location: str, student: Path | None, teachers: tuple[str, ...], device: str, **options: Any) -> None:
     """Which set of teachers to take: low mutual transfer, subject to floors on accuracy."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.core.device import pick_device
     from darht.tools import live
     from darht.tools.select import rank_sets, spec_snippet
@@ -248,7 +248,7 @@ def rows(
     location: str, out: Path | None, picture: Path | None, root: Path | None, teachers: tuple[str, ...], **options: Any
 ) -> None:
     """Rows that fool all, that one teacher alone gets right, with wrong labels, or repeated in the test split."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.tools.duplicates import find_duplicates
     from darht.tools.live import ask, open_test
     from darht.tools.rows import draw, find_rows, write_rows
@@ -284,7 +284,7 @@ def report(
     location: str, out: Path | None, k: int, gaas: int, folder: Path | None, teachers: tuple[str, ...], device: str
 ) -> None:
     """One self-contained page about a cache: teachers, transfer, subspaces, a map, the hardest rows, the build."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.core.files import write_atomic
     from darht.tools.report import collect
     from darht.tools.report_page import render

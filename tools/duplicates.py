@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.tools.answers import Ints
 from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, read_rows, unit
 

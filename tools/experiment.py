@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from darht.cache.teachers import read_card
+from darht.cache.builder.teachers import read_card
 from darht.core.config import canonical_json, load_mapping, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic

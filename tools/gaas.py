@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from darht.attacks.slots import forward_all
-from darht.cache.reader import Cache
+from darht.attacks.engine.slots import forward_all
+from darht.cache.read.reader import Cache
 from darht.tools.answers import Ints
 from darht.tools.vectors import Floats, read_rows, sample_rows
 

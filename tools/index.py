@@ -16,11 +16,11 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.config import parse
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.core.files import is_free, sha256_bytes, write_atomic
-from darht.core.places import LocalPlace
+from darht.core.storage import LocalPlace
 from darht.tools.answers import Ints
 from darht.tools.nearest import Nearest, recall, without_self
 from darht.tools.project import Method, fit_projection, project

@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from darht.attacks import PGD
-from darht.attacks.exact import encode
-from darht.attacks.slots import forward_all
-from darht.cache.reader import Cache
-from darht.cache.source import load_source
-from darht.cache.teachers import Teacher, load_teacher
+from darht.attacks.encoding import encode
+from darht.attacks.engine.slots import forward_all
+from darht.cache.builder.teachers import load_teacher
+from darht.cache.read.reader import Cache
+from darht.cache.sources.load import load_source
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.files import sha256_file
+from darht.core.nets.classifier import Teacher
 from darht.core.rng import RowRng
 from darht.tools.vectors import Features, Floats, read_rows, sample_rows
-from darht.trainer.checkpoint import BEST, CONFIG, WEIGHTS, load_student
-from darht.trainer.student import Student
+from darht.trainer.state.checkpoint import BEST, CONFIG, WEIGHTS, load_student
+from darht.trainer.student.model import Student
 
 _BATCH = 128  # as large as pays on a CPU, and small enough for a GPU beside another job
 _PGD_STEPS = 10

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError, DataError
 from darht.tools.answers import Ints
 from darht.tools.index import Indexes

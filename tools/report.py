@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from darht.cache.commit import read_commit
-from darht.cache.reader import Cache
+from darht.cache.format.commit import read_commit
+from darht.cache.read.reader import Cache
 from darht.tools.answers import Answers, Ints, read_answers, softmax
 from darht.tools.gaas import Gaas, measure_gaas
 from darht.tools.index import Indexes

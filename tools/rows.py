@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.tools.answers import Answers, Bools, Ints, read_answers, softmax

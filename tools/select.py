@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.tools.answers import Answers, Bools, read_answers, softmax

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 from darht.tools.answers import Ints
 from darht.tools.index import Indexes

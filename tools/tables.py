@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.tools.gaas import ORDERS, Gaas
 from darht.tools.index import Indexes
 from darht.tools.neighbours import Hits, spoken

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from darht.attacks.transfer import balanced_rows, heat_map
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.files import write_atomic
 from darht.core.stats import wilson
 from darht.tools.answers import Answers, Bools, Ints, read_answers

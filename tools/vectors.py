@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 
 Floats = NDArray[np.float32]

@@ -101,14 +101,14 @@ def teacher_train(
     resume: bool,
 ) -> None:
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
-    from darht.cache.source import load_source
-    from darht.cache.teachers import save_teacher
+    from darht.cache.builder.teachers import save_teacher
+    from darht.cache.sources.load import load_source
     from darht.core.config import override, parse
     from darht.core.device import pick_device
-    from darht.trainer import teach
-    from darht.trainer.brake import STOPPING, Brake
-    from darht.trainer.checkpoint import CHECKPOINT
     from darht.trainer.config import TeachConfig
+    from darht.trainer.state.checkpoint import CHECKPOINT
+    from darht.trainer.state.interrupt import STOPPING, Brake
+    from darht.trainer.teacher import train as teach
 
     config, where = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training"), pick_device(device)
     network: dict[str, Any] = {"arch": arch, "kwargs": _json_option(kwargs, "--kwargs"), "resize": resize}
@@ -153,8 +153,9 @@ def teacher_import(
     weights: Path, arch: str, kwargs: str, classes: int, mean: str, std: str, resize: int | None, out: Path
 ) -> None:
     """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors)."""
-    from darht.cache.teachers import Preprocessing, import_teacher
-    from darht.trainer.teach import check_free
+    from darht.cache.builder.teachers import import_teacher
+    from darht.core.nets.classifier import Preprocessing
+    from darht.trainer.teacher.train import check_free
 
     check_free(out)
     preprocessing = Preprocessing(resize, _floats(mean, "--mean"), _floats(std, "--std"))
@@ -182,8 +183,8 @@ def teacher_check(
     eps: float,
 ) -> None:
     """Measure clean and PGD-20 accuracy, parameters and speed, and note the accuracies in the card."""
-    from darht.cache.source import load_source
-    from darht.cache.teachers import load_teacher
+    from darht.cache.builder.teachers import load_teacher
+    from darht.cache.sources.load import load_source
     from darht.core.device import pick_device
 
     where = pick_device(device)
@@ -219,9 +220,9 @@ def teacher_transfer(
     out: Path,
 ) -> None:
     """Attack every teacher and ask every other: which adversarial examples transfer."""
-    from darht.cache.source import load_source
+    from darht.cache.sources.load import load_source
     from darht.core.device import pick_device
-    from darht.trainer.check import transfer_between
+    from darht.trainer.teacher.check import transfer_between
 
     where = pick_device(device)
     source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
@@ -239,7 +240,7 @@ def teacher_transfer(
 
 
 def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:
-    from darht.trainer.check import check_teacher
+    from darht.trainer.teacher.check import check_teacher
 
     result = check_teacher(folder, model, source, eps=eps, device=device)
     click.echo(
@@ -285,13 +286,13 @@ def train_run(
     device: str,
 ) -> None:
     """Train a student from a cache, without any teacher in memory unless the recipe says teachers: live."""
-    from darht.cache.exported import open_shards
+    from darht.cache.read.webdataset import open_shards
     from darht.core.device import pick_device
-    from darht.trainer import train as trainer
     from darht.trainer.config import load_recipe
-    from darht.trainer.exclude import exclude_rows
-    from darht.trainer.monitor import Monitor
-    from darht.trainer.ranks import leave, place
+    from darht.trainer.progress.monitor import Monitor
+    from darht.trainer.student import train as trainer
+    from darht.trainer.student.distributed import leave, place
+    from darht.trainer.student.exclude import exclude_rows
 
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
@@ -350,7 +351,7 @@ def _again(ctx: click.Context, *words: str) -> str:
 )
 def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
     """Write a run's student for use elsewhere."""
-    from darht.trainer.export import export_run
+    from darht.trainer.export.export import export_run
 
     exported = export_run(run, out, kind=kind, which=which)
     click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")

@@ -8,9 +8,9 @@ from darht.attacks import PGD
 from darht.attacks.threat import check_levels
 from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
-from darht.trainer.losses import RECIPES
-from darht.trainer.step import Recipe
-from darht.trainer.student import Dropout
+from darht.trainer.student.losses import RECIPES
+from darht.trainer.student.model import Dropout
+from darht.trainer.student.step import Recipe
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class TrainConfig:
     """A recipe.
 
     Attributes:
-        recipe: the outer loss, one of `darht.trainer.losses.RECIPES`.
+        recipe: the outer loss, one of `darht.trainer.student.losses.RECIPES`.
         loss: the settings of that recipe; see its class.
         student: its network.
         inner: where adversarial examples come from.

@@ -10,7 +10,7 @@ from torch import nn
 
 from darht.attacks import AutoAttack, Engine
 from darht.attacks.autoattack import reference
-from darht.attacks.checks import AttackWarning
+from darht.attacks.validate import AttackWarning
 from darht.core.errors import ConfigError, SpecMismatchError
 
 

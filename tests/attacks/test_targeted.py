@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_engine import NAMES, SMALL
-from tiny import LinearModel, Tiny, images, labelled, rng
+from tiny import NAMES, SMALL, LinearModel, Tiny, images, labelled, rng
 
 from darht.attacks import APGD, APGDT, CW, FABT, FGSM, PGD, SAGA, AutoSAGA, CWLinf, Engine, Transfer
 from darht.attacks.objectives import OBJECTIVES, aimed

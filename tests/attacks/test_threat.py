@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import Tiny, images, labelled, rng
 
 from darht.attacks import ATTACKS, Engine, Threat, parse_eps
-from darht.attacks.exact import check_stored, decode, encode
+from darht.attacks.encoding import check_stored, decode, encode
 from darht.core.config import canonical_json, parse, to_plain
 from darht.core.errors import ConfigError, DataError
 

@@ -7,7 +7,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from darht.attacks import APGD, APGDT, CW, FABT, FGSM, MIM, PGD, CWLinf, Square
 from darht.core.rng import RowRng
+
+SMALL = [
+    PGD(eps=4, step=1, steps=6),
+    PGD(eps=200, step=60, steps=6, norm="l2"),
+    FGSM(eps=4),
+    MIM(eps=4, steps=6),
+    APGD(eps=4, steps=12),
+    APGDT(eps=4, steps=8, targets=2),
+    FABT(eps=4, steps=8, targets=2),
+    CW(eps=300, steps=12, searches=2),
+    CWLinf(eps=4, step=1, steps=6),
+    Square(eps=4, queries=30),
+    MIM(eps=200, step=60, steps=6, norm="l2"),
+    APGD(eps=200, steps=12, norm="l2"),
+    FABT(eps=200, steps=8, targets=2, norm="l2"),
+    Square(eps=200, queries=30, norm="l2"),
+]
+NAMES = [f"{type(attack).__name__}-{attack.norm}" for attack in SMALL]
 
 
 def rng(count: int, seed: int = 0, first: int = 0) -> RowRng:

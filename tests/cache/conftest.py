@@ -13,9 +13,9 @@ import yaml
 from click.testing import CliRunner, Result
 from crash_server import CrashServer
 
-from darht.cache.build import OnUnit, build, plan_build
+from darht.cache.builder.build import OnUnit, build, plan_build
+from darht.cache.builder.plan import Plan
 from darht.cache.cli import cache
-from darht.cache.worker import Plan
 
 sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share
 

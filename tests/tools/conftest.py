@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import levels, one_hot, write_cache
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.tools.index import Indexes, IndexSettings, build_indexes
 from darht.tools.vectors import cache_spaces
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planted import one_hot, write_cache
 from torch import Tensor, nn
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.tools.gaas import ORDERS, Gaas, aligned_directions, measure_gaas, regular_hadamard
 
 

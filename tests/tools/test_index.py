@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from planted import one_hot, write_cache
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.tools.index import CARD, Indexes, IndexSettings, build_indexes, default_folder, make_index, open_indexes
 from darht.tools.nearest import Nearest, recall, without_self

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from darht.cache.reader import Cache, open_cache
-from darht.cache.teachers import Preprocessing
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError, DataError, ModelError
+from darht.core.nets.classifier import Preprocessing
 from darht.tools import live
-from darht.trainer.checkpoint import StudentCard, save_student
-from darht.trainer.student import Student
+from darht.trainer.state.checkpoint import StudentCard, save_student
+from darht.trainer.student.model import Student
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError, DataError
 from darht.tools.index import Indexes, IndexSettings, build_indexes
 from darht.tools.live import load_teachers

@@ -10,7 +10,7 @@ import pytest
 import torch
 from planted import one_hot, write_cache
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.tools import report as report_module
 from darht.tools.answers import read_answers
 from darht.tools.gaas import Gaas

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from planted import one_hot, write_cache
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError
 from darht.tools.duplicates import find_duplicates
 from darht.tools.rows import RowReport, draw, find_rows, write_rows

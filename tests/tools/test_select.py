@@ -8,7 +8,7 @@ import pytest
 import yaml
 from planted import one_hot, write_cache
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError
 from darht.tools.answers import read_answers
 from darht.tools.select import _costs, _greedy_sets, rank_sets, spec_snippet

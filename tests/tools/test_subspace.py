@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from darht.cache.reader import Cache
+from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 from darht.tools.index import Indexes
 from darht.tools.subspace import Geometry, effective_rank, inside, mixing, principal_angles, subspaces, top_directions

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from darht.attacks import FGSM
 from darht.attacks.transfer import transfer_matrix as live_matrix
-from darht.cache.build import build, plan_build
-from darht.cache.reader import open_cache
-from darht.cache.seal import seal
-from darht.cache.source import load_source
-from darht.cache.teachers import Card, Preprocessing, save_teacher
+from darht.cache.builder.build import build, plan_build
+from darht.cache.builder.seal import seal
+from darht.cache.builder.teachers import Card, save_teacher
+from darht.cache.read.reader import open_cache
+from darht.cache.sources.load import load_source
+from darht.core.nets.classifier import Preprocessing
 from darht.tools.cli import inspect
 from darht.tools.transfer import TransferMatrix, draw, transfer_matrix
 

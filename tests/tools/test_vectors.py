@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import one_hot, write_cache
 
-from darht.cache.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError
 from darht.tools import vectors
 from darht.tools.vectors import (

@@ -9,12 +9,12 @@ import torch
 import yaml
 from torch import nn
 
-from darht.cache.build import build, plan_build
-from darht.cache.loader import Jacobian, TrainingSet
-from darht.cache.reader import Cache, open_cache
-from darht.cache.seal import seal
-from darht.cache.views import apply_views, crop_flip_offsets
-from darht.trainer.student import StudentOutput
+from darht.cache.builder.build import build, plan_build
+from darht.cache.builder.seal import seal
+from darht.cache.format.views import apply_views, crop_flip_offsets
+from darht.cache.read.loader import Jacobian, TrainingSet
+from darht.cache.read.reader import Cache, open_cache
+from darht.trainer.student.model import StudentOutput
 
 N, SIDE, T, C, ATTACK_VIEWS = 24, 4, 2, 5, 3
 

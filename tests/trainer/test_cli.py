@@ -13,12 +13,13 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from darht.cache.export import export_webdataset
-from darht.cache.reader import open_cache
-from darht.cache.teachers import CARD, WEIGHTS, load_teacher, read_card
+from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, read_card
+from darht.cache.export.webdataset import export_webdataset
+from darht.cache.read.reader import open_cache
 from darht.core.nets import build
-from darht.trainer import check, teach
 from darht.trainer.cli import _again, evaluate, teacher, train
+from darht.trainer.teacher import check
+from darht.trainer.teacher import train as teach
 
 CPU = torch.device("cpu")
 SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from runs import assert_same_bits
 
 from darht.core.errors import DarhtError
-from darht.trainer import train as trainer
 from darht.trainer.cli import train
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer.student import train as trainer
 
 SETTINGS = ("student.kwargs.width=4", "student.kwargs.blocks=[1, 1, 1, 1]", "inner.steps=1", "optim.batch_size=32")
 
@@ -167,9 +167,9 @@ def test_no_option_lets_test_images_choose(run, tiny_cache, monkeypatch, tmp_pat
     def refuse(*_, **__):
         raise DarhtError("training loads no data source: it reads the cache alone")
 
-    import darht.cache.source
+    import darht.cache.sources.load
 
-    monkeypatch.setattr(darht.cache.source, "load_source", refuse)
+    monkeypatch.setattr(darht.cache.sources.load, "load_source", refuse)
     assert call(*words(tiny_cache, tmp_path / "new", "optim.epochs=1")).exit_code == 0
     spec = json.loads((Path(tiny_cache) / "spec.json").read_text())
     assert spec["data"]["split"] == "train"

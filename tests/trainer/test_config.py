@@ -13,7 +13,7 @@ from darht.trainer.config import (
     WarmConfig,
     load_recipe,
 )
-from darht.trainer.losses import RECIPES, Ard, Darht, Kd, Mtard, Rslad
+from darht.trainer.student.losses import RECIPES, Ard, Darht, Kd, Mtard, Rslad
 
 
 def test_no_file_and_no_assignments_give_the_defaults():

@@ -111,8 +111,8 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
 
 def _config(which: str, options: dict[str, Any]) -> Any:
     from darht.attacks import parse_eps
+    from darht.trainer.evaluation.attacks.substitute import Substitution
     from darht.trainer.evaluation.config import EvalConfig
-    from darht.trainer.evaluation.substitute import Substitution
     from darht.trainer.evaluation.target import ModelOptions
 
     teachers = options["teachers"]
@@ -170,8 +170,8 @@ def _asked(on: str) -> str:
 
 
 def _print(report: Any) -> None:
-    from darht.trainer.evaluation.report import describe
-    from darht.trainer.evaluation.suite import SELF
+    from darht.trainer.evaluation.attacks.suite import SELF
+    from darht.trainer.evaluation.report.write import describe
 
     console = Console()
     table = Table(header_style="bold")
@@ -203,7 +203,7 @@ def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
 
     RUN is a folder that holds eval.json, or such a file. All must have been asked about the same images.
     """
-    from darht.trainer.evaluation.compare import compare_runs
+    from darht.trainer.evaluation.report.compare import compare_runs
 
     result = compare_runs(runs, seed=seed)
     console = Console()

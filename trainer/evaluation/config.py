@@ -8,9 +8,9 @@ from typing import Literal
 from darht.attacks import AutoAttack
 from darht.attacks.threat import Norm
 from darht.core.errors import ConfigError
-from darht.trainer.checkpoint import BEST
-from darht.trainer.evaluation.substitute import Substitution
+from darht.trainer.evaluation.attacks.substitute import Substitution
 from darht.trainer.evaluation.target import ModelOptions
+from darht.trainer.state.checkpoint import BEST
 
 Tier = Literal["quick", "standard", "full"]
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from darht.attacks.engine import Engine
-from darht.attacks.oracle import NoGradientError
-from darht.attacks.slots import forward_all
+from darht.attacks.engine.engine import Engine
+from darht.attacks.engine.query_model import NoGradientError
+from darht.attacks.engine.slots import forward_all
 from darht.attacks.threat import Threat
-from darht.cache.source import Source
+from darht.cache.sources.load import Source
 from darht.core.rng import RowRng, borrowed_generator
-from darht.trainer.evaluate import EVERYONE, Score
 from darht.trainer.evaluation.ledger import Arrays, Ledger
+from darht.trainer.teacher.evaluate import EVERYONE, Score
 
 Family = Literal["white-box", "transfer", "adaptive", "black-box", "check"]
 Craft = Callable[[Tensor, Tensor, RowRng], Tensor]

@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks import AutoAttack, Engine, Threat
-from darht.attacks.checks import is_probability
-from darht.cache.source import Source
-from darht.trainer.checkpoint import BEST
-from darht.trainer.evaluation import adaptive, blackbox
-from darht.trainer.evaluation.calibration import run_corruptions
+from darht.attacks.validate import is_probability
+from darht.cache.sources.load import Source
+from darht.trainer.evaluation.attacks import adaptive, blackbox
+from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers
+from darht.trainer.evaluation.attacks.suite import check_reference, run_autoattack, run_quick, run_reference
+from darht.trainer.evaluation.checks.calibration import run_corruptions
+from darht.trainer.evaluation.checks.leakage import trained_on
+from darht.trainer.evaluation.checks.masking import check_masking
 from darht.trainer.evaluation.config import EvalConfig
-from darht.trainer.evaluation.eot import Expectation, draws_random_numbers
 from darht.trainer.evaluation.ledger import Ledger
-from darht.trainer.evaluation.masking import check_masking
+from darht.trainer.evaluation.load import load_subject, load_surrogates, load_teachers, load_training_split
 from darht.trainer.evaluation.measure import Measurement, OnBatch
-from darht.trainer.evaluation.overlap import trained_on
-from darht.trainer.evaluation.report import Report, write_report
-from darht.trainer.evaluation.standing import check_standing
-from darht.trainer.evaluation.subject import load_subject, load_surrogates, load_teachers, load_training_split
-from darht.trainer.evaluation.suite import check_reference, run_autoattack, run_quick, run_reference
+from darht.trainer.evaluation.report.overwrite_guard import check_standing
+from darht.trainer.evaluation.report.write import Report, write_report
 from darht.trainer.evaluation.target import Target
-from darht.trainer.model_card import write_model_card
-from darht.trainer.student import Student
+from darht.trainer.export.model_card import write_model_card
+from darht.trainer.state.checkpoint import BEST
+from darht.trainer.student.model import Student
 
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
 _MASKING_QUERIES = {"quick": 300, "standard": 1000, "full": 1000}

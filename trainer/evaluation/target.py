@@ -11,17 +11,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from darht.cache.exported import open_shards
-from darht.cache.reader import Cache
-from darht.cache.teachers import CARD, Preprocessing, Teacher, fit_state, load_teacher, read_state
+from darht.cache.builder.teachers import CARD, load_teacher
+from darht.cache.read.reader import Cache
+from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
+from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.weights import fit_state, read_state
 from darht.core.tensors import hash_weights
-from darht.trainer.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run
 from darht.trainer.evaluation.zoo import pretrained
-from darht.trainer.losses import RECIPES
-from darht.trainer.student import Student
+from darht.trainer.state.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run
+from darht.trainer.student.losses import RECIPES
+from darht.trainer.student.model import Student
 
 Kind = Literal["run", "student", "teacher", "weights", "timm", "torchvision", "python"]
 OURS = ("run", "student", "teacher")  # with a card that says what builds them

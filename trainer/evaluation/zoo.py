@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from darht.cache.teachers import Preprocessing
 from darht.core.errors import ModelError
+from darht.core.nets.classifier import Preprocessing
 from darht.core.vision import torchvision
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from darht.cache.reader import open_cache
-from darht.cache.source import load_source
+from darht.cache.read.reader import open_cache
+from darht.cache.sources.load import load_source
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
-from darht.trainer.train import train
+from darht.trainer.student.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))  # frauds.py, which `python:frauds:NAME` names
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from darht.cache.source import Source
+from darht.cache.sources.load import Source
 
 THRESHOLD = 127.5
 HONEST: nn.Module | None = None  # set by the fixture `sound`

@@ -6,10 +6,10 @@ import torch
 from frauds import Brightness
 
 from darht.attacks import FGSM, PGD, Threat
-from darht.attacks.oracle import NoGradientError
+from darht.attacks.engine.query_model import NoGradientError
+from darht.trainer.evaluation.attacks.suite import white_box
 from darht.trainer.evaluation.ledger import Ledger
 from darht.trainer.evaluation.measure import Measurement, Step
-from darht.trainer.evaluation.suite import white_box
 
 CPU = torch.device("cpu")
 

@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from darht.attacks import AutoAttack
-from darht.cache.reader import open_cache
-from darht.cache.source import load_source
-from darht.cache.teachers import Card, Preprocessing, save_teacher
+from darht.cache.builder.teachers import Card, save_teacher
+from darht.cache.read.reader import open_cache
+from darht.cache.sources.load import load_source
 from darht.core.errors import CacheError, ConfigError
 from darht.core.nets import build
+from darht.core.nets.classifier import Preprocessing
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
-from darht.trainer.evaluation import adaptive, calibration, subject
+from darht.trainer.evaluation import load as subject
 from darht.trainer.evaluation import run as run_module
+from darht.trainer.evaluation.attacks import adaptive
+from darht.trainer.evaluation.attacks.substitute import Substitution
+from darht.trainer.evaluation.checks import calibration
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.ledger import Ledger
 from darht.trainer.evaluation.run import evaluate
-from darht.trainer.evaluation.substitute import Substitution
-from darht.trainer.train import train
+from darht.trainer.student.train import train
 
 CPU = torch.device("cpu")
 TINY = AutoAttack(steps=3, queries=20)
@@ -66,7 +69,7 @@ def test_the_same_call_twice_writes_the_same_bytes_and_crafts_nothing(runs, monk
     files = [first.path, first.path.with_suffix(".md"), first.path.with_suffix(".npz"), first.page]
     assert [file.name for file in files] == ["eval-last.json", "eval-last.md", "eval-last.npz", "report-last.html"]
     before = [file.read_bytes() for file in files]
-    monkeypatch.setattr("darht.attacks.engine.Engine.run", None)
+    monkeypatch.setattr("darht.attacks.engine.engine.Engine.run", None)
     ask(runs / "pgd", which="last")
     assert [file.read_bytes() for file in files] == before
 
@@ -176,7 +179,7 @@ def test_quick_takes_a_thousand_images_and_every_class(monkeypatch):
 
 
 def test_a_model_trained_on_the_test_images_is_told(runs, tiny_cache, tmp_path):
-    from darht.trainer.evaluation.overlap import trained_on
+    from darht.trainer.evaluation.checks.leakage import trained_on
 
     cache = open_cache(tiny_cache)
     train = load_source("digits", None, "train", limit=100)

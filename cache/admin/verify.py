@@ -1,0 +1,133 @@
+"""Read every byte of a cache and say everything that is wrong with it, not only the first thing."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from darht.attacks.encoding import check_stored
+from darht.cache.export.webdataset import INDEX
+from darht.cache.format.commit import State, read_commit, unit_state
+from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.manifest import read_manifest, read_spec
+from darht.cache.format.spec import CacheSpec
+from darht.cache.format.store import Store, shard_key
+from darht.cache.format.views import apply_views, view_table
+from darht.cache.read.webdataset import open_shards
+from darht.core.errors import CacheError, DataError
+from darht.core.files import sha256_bytes
+from darht.core.storage import Location, Place, place
+
+OnUnit = Callable[[str, int], None]
+
+
+def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
+    """Everything that is wrong with a sealed cache or an export of one, one line each; empty when nothing is.
+
+    Checked are the manifest and its root hash, the sha256 of every shard and metadata file, the checksum of every
+    chunk, row counts, labels within the classes, finite logits, and that every stored perturbation stays inside its
+    ball and its adversarial image within 0..255.
+
+    Args:
+        location: of the cache or the export.
+        on_unit: told array and shard after each.
+
+    Raises:
+        CacheError: the folder is not a cache, or not sealed.
+        CorruptError: spec or manifest do not parse, so that nothing else could be checked.
+    """
+    folder = place(location)
+    if folder.size(INDEX) is not None:
+        return _verify_export(folder)
+    spec = read_spec(folder)
+    manifest, arrays = read_manifest(folder, spec), layouts(spec)
+    problems = [
+        f"{folder.name(file.path)} is not what was sealed"
+        for file in manifest.metadata
+        if sha256_bytes(folder.read(file.path) or b"") != file.sha256
+    ]
+    sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
+    # Under a wrong description nothing can be decoded: then only bytes are compared.
+    verifier = _Verifier(folder, spec, arrays, Store(folder), described=not problems)
+    for array in arrays.values():
+        for shard in range(array.shards):
+            problems += verifier.unit(array, shard, sealed.get((array.name, shard)))
+            on_unit(array.name, shard)
+    return problems
+
+
+def _verify_export(folder: Place) -> list[str]:
+    """An export is checked as a trainer reads it: index, sizes, sha256 and counts of all tars, every array decoded."""
+    cache = open_shards(folder)
+    try:
+        for name in cache.arrays:
+            cache.read(name)
+    except CacheError as error:
+        return [str(error)]
+    return []
+
+
+@dataclass(frozen=True)
+class _Verifier:
+    """Looks at one unit after the other."""
+
+    folder: Place
+    spec: CacheSpec
+    arrays: dict[str, ArrayLayout]
+    store: Store
+    described: bool
+
+    @property
+    def views(self) -> np.ndarray:
+        """The table that the spec describes."""
+        return view_table(**vars(self.spec.views), seed=self.spec.seed)
+
+    def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
+        """What is wrong with a unit: its record, its bytes, or else its numbers."""
+        state, reason = unit_state(self.folder, array, shard, check_bytes=True)
+        if state is not State.DONE:
+            return [reason]
+        path, rows = self.folder.name(shard_key(array, shard)), array.rows(shard)
+        if sealed != self.recorded(array, shard):
+            return [f"{path} does not have the sha256 of the manifest"]
+        if not self.described:
+            return []
+        try:
+            found = list(self.values(array, rows, self.store.read(array, rows)))
+        except CacheError as error:
+            return [str(error)]
+        return [f"{path}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
+
+    def recorded(self, array: ArrayLayout, shard: int) -> str | None:
+        """The sha256 in a unit's record, which its bytes were compared with."""
+        commit = read_commit(self.folder, array, shard)
+        return None if commit is None else commit.sha256
+
+    def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
+        """What the numbers themselves break, whoever wrote them and whatever their hashes say."""
+        classes = len(self.spec.data.classes)
+        if array.name == "source_index" and not np.array_equal(values, np.arange(rows.start, rows.stop)):
+            yield "the source indices are not the row numbers"
+        if array.name == "label" and (values.min() < 0 or values.max() >= classes):
+            yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
+        if array.name == "views/offset" and values[0].any():
+            yield "view 0 is not the identity"
+        if array.name == "views/offset" and not np.array_equal(values, self.views):
+            yield "the offsets are not the views of the spec"
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            yield "logits that are not finite"
+        if array.name.startswith("delta/"):
+            yield from self.deltas(array, rows, values)
+
+    def deltas(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
+        """Whether perturbations leave the ball, or adversarial images the pixel range."""
+        threat = self.spec.attacks[array.name.removeprefix("delta/")].attack().threat
+        codes, unit = torch.from_numpy(values), float(array.attributes["scale"])
+        images = torch.from_numpy(self.store.read(self.arrays["image"], rows))
+        offsets = torch.from_numpy(self.store.read(self.arrays["views/offset"], slice(0, values.shape[1])))
+        for view, offset in enumerate(offsets):
+            try:
+                check_stored(codes[:, view], apply_views(images, offset.expand(len(images), 3)), threat, unit)
+            except DataError as error:
+                yield f"in view {view} {error}"

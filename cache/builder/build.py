@@ -1,0 +1,227 @@
+"""The offline stage: craft perturbations, ask every teacher, and store both, unit by unit.
+
+The main path is `build`: claim the folder, then for every row block (shard number k of all arrays) compute each unit
+that is not done. `cache/builder/jobs.py` shares the row blocks among workers and jobs.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from darht.cache.builder.compute import GONE, Worker, arithmetic
+from darht.cache.builder.history import growth_problems
+from darht.cache.builder.plan import Plan
+from darht.cache.builder.resolve import resolve
+from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
+from darht.cache.format.commit import Commit, State, environment, unit_state, write_commit
+from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
+from darht.cache.format.manifest import ORIGIN, SPEC
+from darht.cache.format.spec import CacheSpec, data_root, load_config, load_images
+from darht.cache.format.store import Store
+from darht.cache.format.views import view_table
+from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
+from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
+from darht.core.nets import check_pixels
+from darht.core.nets.classifier import Teacher
+from darht.core.storage import LocalPlace, Location, Place, place
+
+OnUnit = Callable[[ArrayLayout, int, float], None]
+
+
+@dataclass
+class BuildReport:
+    """What a build did: units computed and reused, and seconds by array."""
+
+    computed: int = 0
+    reused: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, array: str, seconds: float) -> None:
+        """Count one unit; 0 seconds say that it was there."""
+        self.reused += seconds == 0
+        self.computed += seconds > 0
+        if seconds > 0:
+            self.seconds[array] = self.seconds.get(array, 0.0) + seconds
+
+
+def plan_build(
+    config_path: Path, *, device: torch.device, download: bool = False, known: CacheSpec | None = None
+) -> Plan:
+    """Load data and teachers and resolve the spec.
+
+    Args:
+        config_path: the YAML file.
+        device: where the teachers go.
+        download: fetch CIFAR when its files are not there.
+        known: what the cache to be continued was made from; it stands in for teachers whose folders are gone.
+
+    Raises:
+        ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
+    """
+    config, base = load_config(config_path), config_path.parent
+    root, source = data_root(config.data, base), load_images(config.data, base, download=download)
+    folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
+    loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
+    views = len(view_table(**vars(config.views), seed=config.seed))
+    spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views)
+    offsets = view_table(**vars(spec.views), seed=spec.seed)  # "all" and their number are one spec: one order too
+    arrays = layouts(spec)
+    check_chunks(arrays)
+    for name, (teacher, card) in loaded.items():
+        if teacher is not None:
+            image, fix = torch.from_numpy(source.images[:1]).to(device), "give its card the resize that it needs"
+            check_pixels(teacher, image, f"teacher '{name}'", fix=fix, num_classes=card.num_classes)
+    return Plan(
+        spec=spec,
+        source=source,
+        offsets=torch.from_numpy(offsets),
+        teachers={name: teacher for name, (teacher, _) in loaded.items() if teacher is not None},
+        arrays=arrays,
+        origin={
+            "data_root": None if root is None else str(root.resolve()),
+            "image_size": config.data.image_size,
+            "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
+        },
+    )
+
+
+def spec_in(out: Location) -> CacheSpec | None:
+    """The spec that lies in a folder or behind a URL, or None where there is none that can be read."""
+    data = place(out).read(SPEC)
+    try:
+        return None if data is None else parse_canonical(CacheSpec, data, SPEC)
+    except ConfigError:
+        return None  # whoever claims the folder says what is wrong with it
+
+
+def _load_or_recall(
+    name: str, folder: Path, device: torch.device, known: CacheSpec | None
+) -> tuple[Teacher | None, Card]:
+    if known is None or name not in known.teachers or is_teacher_folder(folder):
+        return load_teacher(folder, device)
+    return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
+
+
+def build(
+    plan: Plan,
+    out: Location,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    shards: Sequence[int] | None = None,
+    on_unit: OnUnit,
+) -> BuildReport:
+    """Compute every unit of `plan` that `out` does not hold yet, or holds damaged.
+
+    Args:
+        plan: from `plan_build`.
+        out: the cache's folder or URL; made when absent, continued when it holds the same spec.
+        device: where teachers and attacks run.
+        batch_size: images in one forward pass; batches are cut inside a shard, so the bytes do not depend on
+            which worker computes it.
+        shards: the row blocks to build; None for all of them.
+        on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
+
+    Raises:
+        SpecMismatchError: the folder holds another spec; the message lists the differing fields.
+        CacheError: the folder holds something that is not a cache.
+        ModelError: a teacher that must answer is not at hand.
+    """
+    folder = place(out)
+    claim_folder(folder, plan)
+    worker, report = Worker(plan, Store(folder), device, batch_size), BuildReport()
+
+    def count(array: ArrayLayout, shard: int, seconds: float) -> None:
+        report.add(array.name, seconds)
+        on_unit(array, shard, seconds)
+
+    for shard in range(plan.shards) if shards is None else shards:
+        build_block(worker, shard, on_unit=count)
+    return report
+
+
+def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = "local", number: int = 0) -> None:
+    """Compute what is not done of one row block: shard number `shard` of every array.
+
+    Args:
+        worker: what computes.
+        shard: number of the row block.
+        on_unit: called after every unit, as in `build`.
+        engine: of the build, for the commit records.
+        number: of the worker, likewise.
+    """
+    folder = worker.store.place
+    facts = environment(worker.device, worker.batch_size, engine=engine, worker=number)
+    with arithmetic(worker.plan.spec.precision):
+        for array in worker.plan.block(shard):
+            if unit_state(folder, array, shard, check_bytes=True)[0] is State.DONE:
+                on_unit(array, shard, 0.0)
+                continue
+            start = time.perf_counter()
+            size, sha256 = worker.store.write(array, shard, worker.compute(array, shard))
+            seconds, rows = time.perf_counter() - start, array.rows(shard)
+            commit = Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, facts)
+            write_commit(folder, array, commit)
+            on_unit(array, shard, seconds)
+
+
+def claim_folder(out: Place, plan: Plan) -> None:
+    """Make `out` the folder of this spec, or check that it is already.
+
+    Raises:
+        SpecMismatchError: it holds another spec.
+        CacheError: it is not empty and not a cache, or it is a file.
+        CorruptError: its spec does not parse.
+        ModelError: a teacher that must answer is not at hand.
+    """
+    text, found = canonical_json(plan.spec).encode(), out.read(SPEC)
+    if found is None and not out.is_free():
+        found = out.read(SPEC)  # another builder may have begun between the two looks; it writes the spec first
+        if found is None:
+            raise CacheError(f"{out} is not empty and holds no {SPEC}: choose a new or empty --out folder")
+    if found is None:
+        out.write(SPEC, text)
+        found = out.read(SPEC)  # of two builders that begin at once, the one with the other spec stops here
+    if found is not None and found != text:
+        _refuse_other_spec(out, found, plan.spec)
+    Store(out).create(plan.arrays)
+    origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalPlace) else plan.origin
+    out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())
+    _check_teachers(out, plan)
+
+
+def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"{out.name(SPEC)} is not a cache spec: {error}; choose another --out folder") from error
+    differences, old = spec_diff(found, to_plain(spec)) or ["only the way it is written"], spec_in(out)
+    grows = old is not None and not growth_problems(old, spec)
+    fix = f"darht-cache extend {out} SPEC.yaml adds that and keeps the rest, or " if grows else ""
+    raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; {fix}choose another --out folder")
+
+
+def _check_teachers(out: Place, plan: Plan) -> None:
+    """A teacher whose folder is gone is missed only where a unit needs it, and then before the first is computed."""
+    absent = plan.spec.teachers.keys() - plan.teachers.keys()
+    for array, shard in plan.units if absent else ():
+        name = array.teacher(plan.spec)
+        if name in absent and unit_state(out, array, shard)[0] is not State.DONE:
+            raise ModelError(f"teacher '{name}' must compute {array.name} shard {shard}, {GONE}")
+
+
+def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:
+    """Paths relative to the cache, so that a folder that holds data, teachers and cache can be moved as a whole."""
+
+    def relative(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: relative(item) for key, item in value.items()}
+        return os.path.relpath(value, out.resolve()) if isinstance(value, str) else value
+
+    return {key: relative(value) for key, value in origin.items()}

@@ -1,0 +1,166 @@
+"""What computes the values of a unit: from the images, the teachers, and units that are done."""
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darht.attacks.encoding import encode
+from darht.cache.builder.history import History, read_history
+from darht.cache.builder.jacobian import as_arrays, jacobian_rows
+from darht.cache.builder.plan import Plan
+from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
+from darht.cache.format.spec import PrecisionSpec
+from darht.cache.format.store import Store
+from darht.cache.format.views import apply_views
+from darht.core.errors import ModelError
+from darht.core.rng import RowRng
+
+GONE = "but its folder is gone: give the path where its card and weights lie now"
+_NOTHING: Mapping[int, np.ndarray] = types.MappingProxyType({})
+
+
+class Worker:
+    """Computes the values of any unit, from the images, the teachers, and units that are done."""
+
+    def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
+        self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
+        self._slopes: tuple[tuple[str, int, int], tuple[np.ndarray, ...]] | None = None
+
+    @functools.cached_property
+    def history(self) -> History:
+        """What the cache was before it was extended."""
+        return read_history(self.store.place)
+
+    def compute(self, array: ArrayLayout, shard: int) -> np.ndarray:
+        """The values of one unit, `[rows, ...]`, in the array's type; answers that a former spec's unit holds stay."""
+        return self.values(
+            array, array.rows(shard), self.history.answers(self.store, array, shard, self.plan.offsets.numpy())
+        )
+
+    def values(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray] = _NOTHING) -> np.ndarray:
+        """The values of any rows; `known` are clean logits `[rows, C]` by view.
+
+        They have the bits of the whole unit's when `rows` is made of the batches that the unit was cut into.
+        """
+        match array.name.split("/"):
+            case ["source_index"]:
+                return np.arange(rows.start, rows.stop, dtype=np.int64)
+            case ["label"]:
+                return self.plan.source.labels[rows].astype(array.dtype)
+            case ["image"]:
+                return self.plan.source.images[rows]
+            case ["views", "offset"]:
+                return self.plan.offsets.numpy()[rows]
+            case ["delta", attack]:
+                return self._perturb(attack, rows)
+            case ["logits", teacher, part] if part in JACOBIAN_PARTS:
+                return self._jacobian(teacher, rows, array)[JACOBIAN_PARTS.index(part)]
+            case ["logits", teacher, "clean"]:
+                return self._ask(teacher, None, rows, array, known)
+            case ["logits", teacher, attack]:
+                return self._ask(teacher, attack, rows, array, _NOTHING)
+        raise AssertionError(f"no rule computes {array.name}")
+
+    def _perturb(self, name: str, rows: slice) -> np.ndarray:
+        spec = self.plan.spec.attacks[name]
+        attack, model = spec.attack(), self._model(spec.teacher)
+        labels = torch.from_numpy(self.plan.source.labels)
+        deltas = torch.empty((rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape), dtype=torch.int8)
+        for row, view in self._batches(rows, range(spec.views)):
+            x = self._views(row, view).to(self.device).float() / 255
+            generator = RowRng.create(
+                self.plan.spec.seed, "attack", name, rows=row.to(self.device), views=view.to(self.device)
+            )
+            x_adv = attack(model, x, labels[row].to(self.device), generator=generator)
+            deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.unit).cpu()
+        return deltas.numpy()
+
+    @torch.no_grad()
+    def _ask(
+        self, teacher: str, attack: str | None, rows: slice, array: ArrayLayout, known: Mapping[int, np.ndarray]
+    ) -> np.ndarray:
+        """What a teacher says about the stored pixels: clean views, or views plus stored perturbation.
+
+        Views in `known` are not asked about again.
+        """
+        values = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+        for number, answers in known.items():
+            values[:, number] = answers
+        todo = [view for view in range(array.shape[1]) if view not in known]
+        model = self._model(teacher) if todo else None
+        unit = 1.0 if attack is None else self.plan.spec.attacks[attack].unit
+        delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
+        for row, view in self._batches(rows, todo):
+            x, at = self._views(row, view), ((row - rows.start).numpy(), view.numpy())
+            if delta is not None:
+                x = x + unit * torch.from_numpy(delta[at])
+            assert model is not None
+            with np.errstate(over="ignore"):  # the next lines say it better
+                values[at] = model(x.to(self.device).float() / 255).cpu().numpy()
+        if not np.isfinite(values).all():
+            where = f"rows {rows.start}..{rows.stop - 1}"
+            raise ModelError(
+                f"teacher '{teacher}' gave logits that are not finite in {array.dtype} on {where}; "
+                f"use store.logits: float32, or another teacher"
+            )
+        return values
+
+    def _jacobian(self, teacher: str, rows: slice, array: ArrayLayout) -> tuple[np.ndarray, ...]:
+        """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
+        key = (teacher, rows.start, rows.stop)
+        if self._slopes is None or self._slopes[0] != key:
+            labels, model, parts = torch.from_numpy(self.plan.source.labels), self._model(teacher), []
+            for row, view in self._batches(rows, range(1)):
+                x = self._views(row, view).to(self.device).float() / 255
+                try:
+                    parts.append(jacobian_rows(model, x, labels[row].to(self.device), array.shape[1]))
+                except ModelError as error:
+                    where = f"rows {int(row[0])}..{int(row[-1])}"
+                    raise ModelError(f"teacher '{teacher}' on {where}: {error}; leave it out of 'jacobians'") from error
+            self._slopes = (key, as_arrays(parts))
+        return self._slopes[1]
+
+    def _model(self, name: str) -> Callable[[Tensor], Tensor]:
+        if name not in self.plan.teachers:
+            raise ModelError(f"teacher '{name}' must answer, {GONE}")
+        teacher = self.plan.teachers[name]
+        if not self.plan.spec.precision.amp:
+            return teacher
+
+        def answer(x: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logits: Tensor = teacher(x)
+            return logits.float()
+
+        return answer
+
+    def _batches(self, rows: slice, views: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and their view, one view after the other: the batch that a view's answer is computed in, and so its
+        last bits, do not depend on which other views there are. So views can be added later.
+        """
+        for view in views:
+            for row in torch.arange(rows.start, rows.stop).split(self.batch_size):
+                yield row, torch.full_like(row, view)
+
+    def _views(self, row: Tensor, view: Tensor) -> Tensor:
+        return apply_views(torch.from_numpy(self.plan.source.images)[row], self.plan.offsets[view])
+
+
+@contextlib.contextmanager
+def arithmetic(precision: PrecisionSpec) -> Iterator[None]:
+    """The precision flags of a spec, until the block ends."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision.tf32
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value

@@ -1,0 +1,100 @@
+"""From the YAML of a cache to its spec: paths become hashes, and everything is checked against what is there."""
+
+import dataclasses
+
+from darht.cache.builder.teachers import Card
+from darht.cache.format.spec import (
+    CacheConfig,
+    CacheSpec,
+    DataConfig,
+    DataSpec,
+    JacobianSpec,
+    TeacherSpec,
+    ViewConfig,
+    ViewSpec,
+    attack_spec,
+)
+from darht.cache.sources.load import Source
+from darht.core.errors import ConfigError
+
+_JACOBIAN_CLASSES = 10  # 30 kB a row and teacher on CIFAR; beyond the strongest ten logits hardly move softmax
+
+
+def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: int) -> CacheSpec:
+    """Replace paths by content: the spec that the cache is identified by.
+
+    Args:
+        config: as read by `load_config`.
+        source: the images.
+        cards: of every teacher in the config.
+        views: V, how many views the config enumerates.
+
+    Raises:
+        ConfigError: a teacher with another class count than the data, or an attack on more views than there are.
+    """
+    C = len(source.classes)
+    problems = [
+        f"teacher '{name}' has {card.num_classes} classes, the data has {C}"
+        for name, card in cards.items()
+        if card.num_classes != C
+    ]
+    attacks = {name: attack_spec(name, raw, tuple(config.teachers)) for name, raw in config.attacks.items()}
+    problems += [
+        f"attack '{name}' asks for {attack.views} views, the cache has {views}"
+        for name, attack in attacks.items()
+        if attack.views > views
+    ]
+    problems += _jacobian_problems(config, C)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return CacheSpec(
+        data=_data_spec(config.data, source),
+        views=_view_spec(config.views, views),
+        teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
+        attacks=attacks,
+        jacobians={
+            name: JacobianSpec(jacobian.classes or min(C, _JACOBIAN_CLASSES))
+            for name, jacobian in config.jacobians.items()
+        },
+        store=config.store,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+def _jacobian_problems(config: CacheConfig, classes: int) -> list[str]:
+    names = ", ".join(config.teachers)
+    return [
+        f"jacobians names teacher '{name}', which is not there; teachers are {names}"
+        for name in config.jacobians
+        if name not in config.teachers
+    ] + [
+        f"jacobians of '{name}' asks for {wanted.classes} classes, there are {classes}"
+        for name, wanted in config.jacobians.items()
+        if (wanted.classes or 1) > classes
+    ]
+
+
+def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
+    """Settings without effect are not part of the identity: those of crops when there are none."""
+    if config.kind == "identity":
+        return ViewSpec(kind="identity", padding=0, flip=False, count=count)
+    return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
+
+
+def _data_spec(config: DataConfig, source: Source) -> DataSpec:
+    return DataSpec(
+        source=source.name,
+        split=source.split,
+        rows=len(source.images),
+        image_shape=source.images.shape[1:],
+        classes=source.classes,
+        sha256=source.sha256,
+        holdout=config.holdout,
+    )
+
+
+def teacher_spec(card: Card, role: str) -> TeacherSpec:
+    """What a spec holds of a teacher's card."""
+    names = [f.name for f in dataclasses.fields(TeacherSpec) if f.name != "role"]
+    return TeacherSpec(**{name: getattr(card, name) for name in names}, role=role)

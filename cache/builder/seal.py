@@ -1,0 +1,71 @@
+"""Seal a cache: check every unit, then write the manifest whose root hash is the cache's identity."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from darht.cache.builder.history import former_of
+from darht.cache.format.commit import State, read_commit, unit_state
+from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    holdout_rows,
+    read_spec,
+    root_hash,
+)
+from darht.cache.format.spec import CacheSpec
+from darht.cache.format.store import Store, shard_key
+from darht.core.config import canonical_json, fingerprint
+from darht.core.errors import CorruptError, IncompleteError
+from darht.core.files import sha256_bytes
+from darht.core.storage import Location, Place, place
+
+_READERS = 4  # shards in memory at a time: one with Jacobians has some 30 MB
+
+
+def seal(location: Location) -> Manifest:
+    """Check every unit's bytes and write the manifest; sealing a sealed cache again gives the same manifest.
+
+    Raises:
+        IncompleteError: units are missing; the message counts them.
+        CorruptError: a shard differs from its record.
+    """
+    folder = place(location)
+    spec = read_spec(folder)
+    arrays = layouts(spec)
+    units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
+    former = former_of(folder)
+    with ThreadPoolExecutor(_READERS) as pool:  # reading and hashing release the interpreter's lock
+        states = list(pool.map(lambda unit: unit_state(folder, *unit, check_bytes=True, former=former), units))
+    for state, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
+        reasons = [reason for found, reason in states if found is state]
+        if reasons:
+            raise error(
+                f"{folder}: {len(reasons)} of {len(units)} units are {state.value}, first: {reasons[0]}; "
+                "run darht-cache build again"
+            )
+    shards = tuple(_record(folder, array, shard) for array, shard in units)
+    described = sorted(Store(folder).create(arrays).items())
+    metadata = tuple(FileRecord(key, len(data), sha256_bytes(data)) for key, data in described)
+    manifest = _manifest(spec, shards, metadata)
+    folder.write(MANIFEST, canonical_json(manifest).encode())
+    return manifest
+
+
+def _record(folder: Place, array: ArrayLayout, shard: int) -> ShardRecord:
+    commit = read_commit(folder, array, shard)
+    assert commit is not None  # its state was done a moment ago
+    return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256)
+
+
+def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[FileRecord, ...]) -> Manifest:
+    body = Manifest(
+        fingerprint=fingerprint(spec),
+        rows=spec.data.rows,
+        holdout=holdout_rows(spec.data.rows, spec.data.holdout, spec.seed),
+        shards=shards,
+        metadata=metadata,
+        root_hash="",
+    )
+    return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})

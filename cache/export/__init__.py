@@ -1,0 +1,1 @@
+"""A sealed cache in other forms: WebDataset tars, and Croissant metadata."""

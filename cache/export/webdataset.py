@@ -1,0 +1,155 @@
+"""A sealed cache as WebDataset shards: tar files that any WebDataset user can read, and darht-train as well.
+
+Two layouts. `samples` has one entry per row (`.png`, `.cls`, `.delta.npy`, `.logits.npz`, `.json`), for people who
+train with their own code. `blocks` has one `.npz` per block of rows (256, see `layout.block_rows`), which reads many
+times faster. `index.json` beside the tars lists rows, bytes and sha256 of each, and is written last. The same cache
+gives the same bytes, and however large it is, one block of it is held in memory at a time.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from darht.cache.format.layout import block_rows
+from darht.cache.format.manifest import Manifest
+from darht.cache.format.spec import CacheSpec
+from darht.cache.read.reader import Cache
+from darht.core.config import canonical_json, fingerprint, to_plain
+from darht.core.errors import CacheError
+from darht.core.files import is_free, whole_file, write_atomic
+
+INDEX, FORMAT = "index.json", "darht-webdataset"
+# Zeros after a tar's end, which tar ignores: without them the npz of the last sample lies within the last 64 KiB, where
+# Python's zipfile (and so mlcroissant) looks for the end of a zip and takes the tar for one.
+_TAIL = 1 << 17
+Layout = Literal["samples", "blocks"]
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TarRecord:
+    """One tar in the index: its rows [first, past the last], its entries, bytes and sha256."""
+
+    path: str
+    rows: tuple[int, ...]
+    entries: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """The contents of `index.json`: what was exported, how, and the tars; `sha256` is that of all the rest."""
+
+    layout: Layout
+    spec: CacheSpec
+    manifest: Manifest
+    offsets: tuple[tuple[int, ...], ...]
+    tars: tuple[TarRecord, ...]
+    format: str = FORMAT
+    format_version: int = 1
+    sha256: str = ""
+
+    def checksum(self) -> str:
+        """The sha256 of the canonical JSON without `sha256`."""
+        return fingerprint({key: value for key, value in to_plain(self).items() if key != "sha256"})
+
+
+def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
+    """Write a sealed cache as tar shards, one for each shard of rows, and `index.json` last.
+
+    Raises:
+        CacheError: the folder is not empty.
+        CorruptError: a checksum of the cache fails.
+    """
+    if not is_free(out):
+        raise CacheError(f"{out} is not empty: choose a new or empty --out folder")
+    step = cache.spec.store.rows_per_shard
+    shards = [slice(first, min(first + step, cache.rows)) for first in range(0, cache.rows, step)]
+    tars = [_write_tar(cache, out, f"shard-{k:05d}.tar", rows, layout) for k, rows in enumerate(shards)]
+    offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
+    index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
+    index = replace(index, sha256=index.checksum())
+    write_atomic(out / INDEX, canonical_json(index).encode())
+    return index
+
+
+class _Hashed:
+    """A file that is hashed and counted while it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+def _write_tar(cache: Cache, out: Path, path: str, rows: slice, layout: Layout) -> TarRecord:
+    count = 0
+    with whole_file(out / path) as file:
+        hashed = _Hashed(file)
+        writer = webdataset.TarWriter(hashed, user="darht", group="darht", encoder=False, mtime=0)
+        for entry in _entries(cache, rows, layout):
+            writer.write(entry)
+            count += 1
+        writer.close()
+        hashed.write(bytes(_TAIL))
+    return TarRecord(path, (rows.start, rows.stop), count, hashed.size, hashed.digest.hexdigest())
+
+
+def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
+    step, names = block_rows(cache.spec.store), [name for name in cache.arrays if name != "views/offset"]
+    for first in range(rows.start, rows.stop, step):
+        block = slice(first, min(first + step, rows.stop))
+        arrays = {name: cache.read(name, block) for name in names}
+        if layout == "samples":
+            yield from _samples(cache, arrays, block)
+        else:
+            yield {"__key__": f"{first:08d}", "npz": _npz(arrays)}
+
+
+def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
+    attacks, classes = cache.spec.attacks, cache.spec.data.classes
+    for i in range(rows.stop - rows.start):
+        label = int(arrays["label"][i])
+        about = {
+            "source_index": rows.start + i,
+            "class": classes[label],
+            "delta": {name: attack.views for name, attack in attacks.items()},
+            "cache": cache.root_hash,
+        }
+        entry = {"__key__": f"{rows.start + i:08d}", "png": _png(arrays["image"][i]), "cls": str(label).encode()}
+        entry["json"] = canonical_json(about).encode()
+        entry["logits.npz"] = _npz(
+            {n.removeprefix("logits/"): v[i] for n, v in arrays.items() if n.startswith("logits/")}
+        )
+        if attacks:
+            entry["delta.npy"] = _npy(np.concatenate([arrays[f"delta/{name}"][i] for name in attacks]))
+        yield entry
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(values), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

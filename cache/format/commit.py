@@ -1,0 +1,154 @@
+"""Completion records: one small JSON per unit, written last.
+
+A unit is done when its record says so and its shard fits the record.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+
+import darht
+from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.store import shard_key
+from darht.core.config import canonical_json, parse_canonical
+from darht.core.errors import ConfigError, CorruptError
+from darht.core.files import sha256_bytes
+from darht.core.storage import Place
+
+COMMITS = "commits"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What is recorded of a finished unit.
+
+    Attributes:
+        array: its name.
+        shard: its number.
+        rows: first row and one past the last.
+        fingerprint: of the array, so that another spec's unit is never taken for this one's.
+        size: of the shard in bytes.
+        sha256: of the shard.
+        seconds: what computing and writing it took.
+        environment: device, versions, threads, batch size, host, engine, worker; facts that are not part of the spec.
+    """
+
+    array: str
+    shard: int
+    rows: tuple[int, ...]
+    fingerprint: str
+    size: int
+    sha256: str
+    seconds: float
+    environment: dict[str, Any] = field(default_factory=dict)
+    format_version: int = 1
+
+
+def environment(device: torch.device, batch_size: int, *, engine: str = "local", worker: int = 0) -> dict[str, Any]:
+    """The facts of this machine, and of who works on it, that a spec does not hold."""
+    return {
+        "darht": darht.__version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "engine": engine,
+        "worker": worker,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def commit_key(array: ArrayLayout, shard: int) -> str:
+    """Where the record of a unit lies in a cache."""
+    return f"{COMMITS}/{array.name}/{shard:05d}.json"
+
+
+def write_commit(place: Place, array: ArrayLayout, commit: Commit) -> None:
+    """Declare a unit done."""
+    place.write(commit_key(array, commit.shard), canonical_json(commit).encode())
+
+
+def read_commit(place: Place, array: ArrayLayout, shard: int) -> Commit | None:
+    """The record of a unit, or None while there is none.
+
+    Raises:
+        CorruptError: a record that is there but does not parse.
+    """
+    key = commit_key(array, shard)
+    data = place.read(key)
+    if data is None:
+        return None
+    try:
+        return parse_canonical(Commit, data, key.rsplit("/", 1)[-1])
+    except ConfigError as error:
+        raise CorruptError(
+            f"{place.name(key)} is not a commit record: {error}; run darht-cache build again, which replaces it"
+        ) from error
+
+
+Former = Callable[[str], Collection[str]]
+"""The fingerprints that an array had before the cache was extended; asked only about records of another fingerprint."""
+
+
+def _none(name: str) -> Collection[str]:
+    return ()
+
+
+class State(Enum):
+    """Whether a unit counts."""
+
+    DONE = "done"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+
+
+def unit_state(
+    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
+) -> tuple[State, str]:
+    """Whether a unit is done, and the reason when it is not.
+
+    Done means: the record exists, names this unit and its array's fingerprint, and the shard has the recorded size and,
+    with `check_bytes`, the recorded sha256. A unit without a record is missing, whatever else is there, and so is one
+    whose record has one of the fingerprints that `former` names for the array: those before the cache was extended.
+    """
+    return inspect_unit(place, array, shard, check_bytes=check_bytes, former=former)[:2]
+
+
+def inspect_unit(
+    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
+) -> tuple[State, str, Commit | None]:
+    """What `unit_state` tells, and the unit's record where it is done."""
+    try:
+        commit = read_commit(place, array, shard)
+    except CorruptError as error:
+        return State.CORRUPT, str(error), None
+    if commit is None:
+        return State.MISSING, f"{array.name} shard {shard} has no commit record", None
+    record = place.name(commit_key(array, shard))
+    if (commit.array, commit.shard, commit.fingerprint) != (array.name, shard, array.fingerprint):
+        if (commit.array, commit.shard) == (array.name, shard) and commit.fingerprint in former(array.name):
+            return State.MISSING, f"{array.name} shard {shard} is that of a former spec", None
+        return State.CORRUPT, f"{record} belongs to another unit or another spec", None
+    fault = _shard_fault(place, shard_key(array, shard), commit, record, check_bytes)
+    return (State.CORRUPT, fault, None) if fault else (State.DONE, "", commit)
+
+
+def _shard_fault(place: Place, key: str, commit: Commit, record: str, check_bytes: bool) -> str:
+    """Where a shard does not fit its record; empty when it does."""
+    data = place.read(key) if check_bytes else None
+    size = place.size(key) if data is None else len(data)
+    if size is None:
+        return f"{place.name(key)} is missing although its record {record} exists"
+    if size != commit.size:
+        return f"{place.name(key)} has {size} bytes, its record says {commit.size}"
+    if data is not None and sha256_bytes(data) != commit.sha256:
+        return f"{place.name(key)} does not have the sha256 of its record"
+    return ""

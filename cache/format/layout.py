@@ -1,0 +1,212 @@
+"""Which arrays a spec asks for: names, shapes, types, how they are cut, and what each of them depends on."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from darht.cache.format.spec import AttackSpec, CacheSpec, StoreSpec
+from darht.cache.format.views import view_table
+from darht.core.config import fingerprint, to_plain
+from darht.core.errors import ConfigError
+
+_MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
+_BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
+
+
+JACOBIAN = "jacobian"
+JACOBIAN_PARTS = (JACOBIAN, f"{JACOBIAN}-scale", f"{JACOBIAN}-class")  # of logits/<teacher>/
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array of a cache.
+
+    Attributes:
+        name: path inside `data.zarr`.
+        shape: the whole array; axis 0 is cut into shards.
+        dtype: numpy's name.
+        rows_per_shard: rows of a unit.
+        rows_per_chunk: rows of the smallest read.
+        packed: compressed (pixels, perturbations) or stored plain (logits, labels).
+        fingerprint: of every part of the spec that changes this array's bytes.
+        attributes: stored beside the array.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows_per_shard: int
+    rows_per_chunk: int
+    packed: bool
+    fingerprint: str
+    attributes: dict[str, Any]
+
+    @property
+    def shards(self) -> int:
+        """How many units the array has."""
+        return -(-self.shape[0] // self.rows_per_shard)
+
+    def rows(self, shard: int) -> slice:
+        """The rows of a unit."""
+        return slice(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.shape[0]))
+
+    def shards_of(self, rows: slice) -> range:
+        """The units that hold `rows`."""
+        return range(rows.start // self.rows_per_shard, -(-rows.stop // self.rows_per_shard))
+
+    def overlap(self, shard: int, rows: slice) -> tuple[slice, slice]:
+        """The part of a unit that lies in `rows`: counted from the unit's first row, and from that of `rows`."""
+        own = self.rows(shard)
+        first, last = max(own.start, rows.start), min(own.stop, rows.stop)
+        return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
+
+    def teacher(self, spec: CacheSpec) -> str | None:
+        """The teacher that computes it: the one attacked, the one asked, or none."""
+        match self.name.split("/"):
+            case ["delta", attack]:
+                return spec.attacks[attack].teacher
+            case ["logits", teacher, _]:
+                return teacher
+        return None
+
+    @property
+    def fill_value(self) -> float | int:
+        """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
+        return float("nan") if np.dtype(self.dtype).kind == "f" else 0
+
+
+def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
+    """Every chunk fits the codec.
+
+    Raises:
+        ConfigError: chunks that are too large, with the most rows that fit.
+    """
+    rows = {name: math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for name, array in arrays.items()}
+    worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
+    if arrays[worst].rows_per_chunk * rows[worst] > _MAX_CHUNK:
+        raise ConfigError(
+            f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
+            f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
+        )
+
+
+def block_rows(store: StoreSpec) -> int:
+    """Rows that are exported, read and shuffled together: whole chunks, about 256 rows, at most a shard."""
+    chunk = store.rows_per_chunk
+    return min(max(1, _BLOCK // chunk) * chunk, store.rows_per_shard)
+
+
+def row_blocks(spec: CacheSpec) -> np.ndarray:
+    """Every block as (first row, one past the last), int64 `[K, 2]`; the last block of a shard may be short."""
+    N, shard, size = spec.data.rows, spec.store.rows_per_shard, block_rows(spec.store)
+    cuts = [
+        (first, min(first + size, start + shard, N))
+        for start in range(0, N, shard)
+        for first in range(start, min(start + shard, N), size)
+    ]
+    return np.array(cuts, dtype=np.int64).reshape(-1, 2)
+
+
+def label_dtype(classes: int) -> str:
+    """int16 holds the labels of any data set below 32,768 classes."""
+    return "int16" if classes <= np.iinfo(np.int16).max else "int32"
+
+
+def is_jacobian(name: str) -> bool:
+    """Whether an array is a part of a teacher's Jacobian."""
+    return name.rsplit("/", 1)[-1] in JACOBIAN_PARTS
+
+
+def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
+    """Every array of a cache, in the order in which a shard is computed: inputs before what is made from them."""
+    plain = to_plain(spec)
+    base = {key: plain[key] for key in ("format_version", "store")} | {"data": _content(plain["data"])}
+    table = view_table(**plain["views"], seed=spec.seed)
+    N, image, V = spec.data.rows, spec.data.image_shape, spec.views.count
+    arrays = [
+        _array(spec, "source_index", (N,), "int64", base),
+        _array(spec, "label", (N,), label_dtype(len(spec.data.classes)), base),
+        _array(spec, "image", (N, *image), "uint8", base, packed=True),
+        _views(spec, base | {"views": table.tolist()}),
+    ]
+    computed = base | {"precision": plain["precision"]}
+    for name, attack in spec.attacks.items():
+        arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
+    for name, teacher in spec.teachers.items():
+        own = computed | {"teacher": _without_role(plain["teachers"][name])}
+        C = teacher.num_classes
+        clean = own | {"views": table.tolist()}
+        arrays.append(_array(spec, f"logits/{name}/clean", (N, V, C), spec.store.logits, clean))
+        for attack_name, attack in spec.attacks.items():
+            shape = (N, attack.views, C)
+            inputs = own | _attack_inputs(plain, attack_name, table)
+            arrays.append(_array(spec, f"logits/{name}/{attack_name}", shape, spec.store.logits, inputs))
+        if name in spec.jacobians:
+            arrays += _jacobian(spec, name, own)
+    return {array.name: array for array in arrays}
+
+
+def _content(data: dict[str, Any]) -> dict[str, Any]:
+    """The part of the data that changes bytes: which rows are held out does not."""
+    return {key: value for key, value in data.items() if key != "holdout"}
+
+
+def _attack_inputs(plain: dict[str, Any], name: str, table: np.ndarray) -> dict[str, Any]:
+    """What an attack's perturbations depend on; of the views only the first few, which it runs on."""
+    attack = plain["attacks"][name]
+    return {
+        "seed": plain["seed"],
+        "attack": {"name": name, **attack},
+        "attack_views": table[: attack["views"]].tolist(),
+        "victim": _without_role(plain["teachers"][attack["teacher"]]),
+    }
+
+
+def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in teacher.items() if key != "role"}
+
+
+def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
+    shape = (spec.data.rows, attack.views, *spec.data.image_shape)
+    about = {"scale": attack.unit, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
+    return _array(spec, f"delta/{name}", shape, "int8", inputs, packed=True, attributes=about)
+
+
+def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:
+    N, K = spec.data.rows, spec.jacobians[teacher].classes
+    inputs = own | {"jacobian": {"classes": K}}
+    values, scales, classes = (f"logits/{teacher}/{part}" for part in JACOBIAN_PARTS)
+    return [
+        _array(spec, values, (N, K, *spec.data.image_shape), "int8", inputs, packed=True),
+        _array(spec, scales, (N, K), "float32", inputs),
+        _array(spec, classes, (N, K), "int16", inputs),
+    ]
+
+
+def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
+    V = spec.views.count
+    return ArrayLayout("views/offset", (V, 3), "int8", V, V, False, fingerprint(inputs), {"columns": "dy, dx, flip"})
+
+
+def _array(
+    spec: CacheSpec,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    inputs: dict[str, Any],
+    *,
+    packed: bool = False,
+    attributes: dict[str, Any] | None = None,
+) -> ArrayLayout:
+    return ArrayLayout(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        rows_per_shard=spec.store.rows_per_shard,
+        rows_per_chunk=spec.store.rows_per_chunk,
+        packed=packed,
+        fingerprint=fingerprint({"array": name, **inputs}),
+        attributes=attributes or {},
+    )

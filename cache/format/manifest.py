@@ -1,0 +1,115 @@
+"""The manifest of a sealed cache, whose root hash is its identity, and the spec that it belongs to."""
+
+from dataclasses import dataclass
+
+import torch
+
+from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
+from darht.core.config import fingerprint, parse_canonical, to_plain
+from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.rng import RowRng
+from darht.core.storage import Location, place
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard in the manifest's table."""
+
+    array: str
+    shard: int
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One metadata file in the manifest's table."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Attributes:
+        fingerprint: sha256 of `spec.json`.
+        rows: N.
+        holdout: source indices kept from training, for selection.
+        shards: every shard of every array.
+        root_hash: sha256 of the canonical JSON of the manifest without `metadata` and `root_hash`.
+        metadata: every `zarr.json`; its bytes may differ between releases of zarr, so it is checked but is not part of
+            the identity.
+        format_version: of the cache.
+    """
+
+    fingerprint: str
+    rows: int
+    holdout: tuple[int, ...]
+    shards: tuple[ShardRecord, ...]
+    root_hash: str
+    metadata: tuple[FileRecord, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_version(self.format_version)
+
+
+def read_spec(location: Location) -> CacheSpec:
+    """Read `spec.json`.
+
+    Raises:
+        CacheError: there is none.
+        CorruptError: it is not a spec.
+    """
+    folder = place(location)
+    data, name = folder.read(SPEC), folder.name(SPEC)
+    if data is None:
+        raise CacheError(f"{folder} is not a cache: {name} is missing; darht-cache build SPEC.yaml --out DIR makes one")
+    try:
+        return parse_canonical(CacheSpec, data, SPEC)
+    except ConfigError as error:
+        fix = "restore it, or run darht-cache build into another folder"
+        raise CorruptError(f"{name} is not a cache spec: {error}; {fix}") from error
+
+
+def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
+    """The rows kept from training: each by a hash of its own index, so the choice does not move when rows are added."""
+    words = RowRng.create(seed, "holdout", rows=torch.arange(rows)).words((1,))[:, 0]
+    return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())
+
+
+def root_hash(manifest: Manifest) -> str:
+    """The sha256 over the fields of a manifest that identify the contents."""
+    body = to_plain(manifest)
+    return fingerprint({key: value for key, value in body.items() if key not in ("metadata", "root_hash")})
+
+
+def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        IncompleteError: the cache is not sealed.
+        CorruptError: the manifest does not parse, its root hash is wrong, or it belongs to another spec.
+    """
+    folder = place(location)
+    data, name = folder.read(MANIFEST), folder.name(MANIFEST)
+    if data is None:
+        raise IncompleteError(f"{folder} is not sealed: {name} is missing; finish it with darht-cache build, then seal")
+    try:
+        manifest = parse_canonical(Manifest, data, MANIFEST)
+    except ConfigError as error:
+        raise CorruptError(f"{name} is not a manifest: {error}; run darht-cache seal again") from error
+    if manifest.root_hash != root_hash(manifest):
+        raise CorruptError(f"{name} does not have the root hash it names; run darht-cache seal again")
+    if manifest.fingerprint != fingerprint(spec):
+        raise CorruptError(f"{name} belongs to another spec than {folder.name(SPEC)}; run darht-cache seal again")
+    return manifest
+
+
+SPEC, ORIGIN = "spec.json", "origin.json"

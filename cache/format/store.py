@@ -1,0 +1,221 @@
+"""The arrays on disk: the only module that knows zarr.
+
+A shard is encoded whole in memory and written by us, in one atomic step, because zarr itself neither fsyncs nor
+writes through a temporary name, and takes nine times as long to fill a shard chunk by chunk.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.shards import Index, decode_rows, index_size, read_index
+from darht.core.errors import CorruptError, IncompleteError
+from darht.core.files import sha256_bytes
+from darht.core.storage import Location, place
+
+DATA = "data.zarr"
+
+
+class Store:
+    """The arrays of one cache."""
+
+    def __init__(self, location: Location) -> None:
+        self.place = place(location)
+
+    @staticmethod
+    def describe(arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        """The metadata of the group and of every array, by key."""
+        return _metadata(arrays.values())
+
+    def create(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
+        metadata = self.describe(arrays)
+        for key in sorted(metadata):
+            if self.place.read(key) != metadata[key]:
+                self.place.write(key, metadata[key])
+        return metadata
+
+    def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str]:
+        """Write one whole shard, read it back, and return its size in bytes and its sha256.
+
+        Raises:
+            CorruptError: the file system gave back other bytes than were written.
+        """
+        data, key = encode_shard(array, shard, values), shard_key(array, shard)
+        self.place.write(key, data)
+        expected, found = sha256_bytes(data), sha256_bytes(self.place.read(key) or b"")
+        if found != expected:
+            raise CorruptError(
+                f"{self.place.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
+            )
+        return len(data), expected
+
+    def shard(self, array: ArrayLayout, shard: int) -> bytes:
+        """The bytes of a shard.
+
+        Raises:
+            IncompleteError: it is missing (zarr would give the fill value in silence).
+            CorruptError: it is empty (zarr would give the fill value here too).
+        """
+        data, name = self.place.read(shard_key(array, shard)), self.place.name(shard_key(array, shard))
+        if data is None:
+            raise IncompleteError(f"{name} is missing: run darht-cache build again")
+        if not data:
+            raise CorruptError(f"{name} is empty: run darht-cache build again")
+        return data
+
+    def read(self, array: ArrayLayout, rows: slice) -> np.ndarray:
+        """Read rows of an array.
+
+        Raises:
+            IncompleteError: a shard is missing.
+            CorruptError: a shard is empty, or a checksum fails.
+        """
+        values = np.empty((max(0, rows.stop - rows.start), *array.shape[1:]), dtype=array.dtype)
+        for shard in array.shards_of(rows):
+            part, wanted = array.overlap(shard, rows)
+            self.decode_into(array, shard, self.shard(array, shard), part, values[wanted])
+        return values
+
+    def decode(self, array: ArrayLayout, shard: int, data: bytes) -> np.ndarray:
+        """The rows of a unit from the bytes of its shard.
+
+        Raises:
+            CorruptError: a checksum fails.
+        """
+        rows = array.rows(shard)
+        values = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+        self.decode_into(array, shard, data, slice(0, len(values)), values)
+        return values
+
+    def decode_into(self, array: ArrayLayout, shard: int, data: bytes, part: slice, out: np.ndarray) -> None:
+        """Rows of a unit, counted from its first, from the bytes of its shard into `out`.
+
+        Raises:
+            CorruptError: a checksum fails.
+        """
+        with self._explained(array, shard):
+            index = read_index(array, data[-index_size(array) :])
+            decode_rows(array, index, lambda start, stop: data[start:stop], part, out)
+
+    def read_index(self, array: ArrayLayout, shard: int, size: int) -> Index:
+        """Where the chunks of a shard of `size` bytes lie.
+
+        Raises:
+            IncompleteError: the shard is missing.
+            CorruptError: its checksum fails.
+        """
+        with self._explained(array, shard):
+            return read_index(array, self._piece(array, shard, max(0, size - index_size(array)), size))
+
+    def read_part(self, array: ArrayLayout, shard: int, index: Index, part: slice, out: np.ndarray) -> None:
+        """As `decode_into`, but reads only the chunks that hold the rows.
+
+        Args:
+            array: the array.
+            shard: which of its units.
+            index: from `read_index`.
+            part: rows of the unit.
+            out: where they go.
+
+        Raises:
+            IncompleteError: the shard is missing.
+            CorruptError: a checksum fails.
+        """
+        with self._explained(array, shard):
+            decode_rows(array, index, functools.partial(self._piece, array, shard), part, out)
+
+    def _piece(self, array: ArrayLayout, shard: int, start: int, stop: int) -> bytes:
+        key = shard_key(array, shard)
+        data = self.place.read(key, start, stop)
+        if data is None:
+            raise IncompleteError(f"{self.place.name(key)} is missing: run darht-cache build again")
+        return data
+
+    @contextlib.contextmanager
+    def _explained(self, array: ArrayLayout, shard: int) -> Iterator[None]:
+        """Damage as an error that says where it is."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            rows = array.rows(shard)
+            what = f"rows {rows.start}..{rows.stop - 1} of {array.name} do not decode: {error}"
+            raise CorruptError(
+                f"{self.place.name(shard_key(array, shard))}: {what}; run darht-cache build again"
+            ) from error
+
+
+def shard_key(array: ArrayLayout, shard: int) -> str:
+    """Where a shard lies in a cache."""
+    return "/".join([DATA, array.name, "c", str(shard), *("0" for _ in array.shape[1:])])
+
+
+def _inside(key: str) -> str:
+    return key.removeprefix(f"{DATA}/")
+
+
+def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
+    """The bytes of one shard, the same for the same values on any machine.
+
+    Args:
+        array: the array.
+        shard: which of its units.
+        values: all rows of the unit, `[rows, ...]`.
+    """
+    rows = array.rows(shard)
+    expected = (rows.stop - rows.start, *array.shape[1:])
+    assert values.shape == expected and values.dtype == array.dtype, (array.name, values.shape, values.dtype)
+    store = MemoryStore()
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        _create(store, array)[rows] = values
+    return _items(store)[_inside(shard_key(array, shard))]
+
+
+def _metadata(arrays: Any) -> dict[str, bytes]:
+    store = MemoryStore()
+    zarr.create_group(store, zarr_format=3)
+    for array in arrays:
+        for depth in range(1, array.name.count("/") + 1):
+            zarr.open_group(store, path="/".join(array.name.split("/")[:depth]), mode="a", zarr_format=3)
+        _create(store, array)
+    return {f"{DATA}/{key}": data for key, data in _items(store).items()}
+
+
+def _create(store: MemoryStore, array: ArrayLayout) -> Any:
+    rest = array.shape[1:]
+    compressors: list[BytesBytesCodec] = [Crc32cCodec()]
+    if array.packed:
+        # Perturbations crowd at the edge of the ball, which entropy coding alone turns into 2.4 to 3.8 bits a value;
+        # level 1 decodes above 1 GB/s per core, bit shuffling first is larger and slower: docs/benchmarks-cache.md.
+        compressors.insert(0, ZstdCodec(level=1, checksum=False))
+    return zarr.create_array(
+        store,
+        name=array.name,
+        shape=array.shape,
+        chunks=(array.rows_per_chunk, *rest),
+        shards=(array.rows_per_shard, *rest),
+        dtype=array.dtype,
+        compressors=compressors,
+        fill_value=array.fill_value,
+        attributes=array.attributes,
+        zarr_format=3,
+    )
+
+
+def _items(store: MemoryStore) -> dict[str, bytes]:
+    async def collect() -> dict[str, bytes]:
+        prototype = default_buffer_prototype()
+        values = {key: await store.get(key, prototype) async for key in store.list()}
+        return {key: value.to_bytes() for key, value in values.items() if value is not None}
+
+    return sync(collect())

@@ -1,0 +1,236 @@
+"""The arrays a trainer needs, as tensors: of a whole cache, or of some of its rows."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darht.cache.format.layout import JACOBIAN, JACOBIAN_PARTS, is_jacobian
+from darht.cache.read.reader import Cache
+from darht.core.errors import ConfigError
+
+GIB = 2**30
+THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on another device; a GPU is not waited for."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """Rows of a teacher's Jacobian on view 0, as they are stored.
+
+    Attributes:
+        values: int8 `[n, K, 3, H, W]`.
+        scales: float32 `[n, K]`: `values * scales` is the change of a logit per pixel level.
+        classes: int16 `[n, K]`, of which logits.
+    """
+
+    values: Tensor
+    scales: Tensor
+    classes: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Jacobian":
+        """The same rows after a change of every tensor."""
+        return Jacobian(change(self.values), change(self.scales), change(self.classes))
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Rows of a cache in memory: n of them, all N or a part.
+
+    Attributes:
+        rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
+        images: uint8 `[n, 3, H, W]`.
+        labels: int64 `[n]`.
+        offsets: int8 `[V, 3]`.
+        teachers: the names on axis T.
+        attacks: the names of `deltas` and `adversarial`, in order.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view.
+        deltas: by attack, int8 `[n, Va, 3, H, W]`.
+        units: by attack, pixel levels for each unit of `deltas`.
+        adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
+        jacobians: by teacher; empty when they are not needed.
+        robust: bool `[T]`, false for teachers whose role is `vanilla`.
+        training: int64, rows of the cache to train on.
+        holdout: int64, rows of the cache kept for selection.
+    """
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    offsets: Tensor
+    teachers: tuple[str, ...]
+    attacks: tuple[str, ...]
+    clean: Tensor
+    deltas: tuple[Tensor, ...]
+    units: tuple[float, ...]
+    adversarial: tuple[Tensor, ...]
+    jacobians: tuple[Jacobian, ...]
+    robust: Tensor
+    training: np.ndarray
+    holdout: np.ndarray
+
+    def to(self, device: torch.device) -> "TrainingSet":
+        """The same on another device."""
+        moved = self._each(lambda tensor: tensor.to(device))
+        return dataclasses.replace(moved, offsets=self.offsets.to(device), robust=self.robust.to(device))
+
+    def send(self, device: torch.device) -> "TrainingSet":
+        """The same on another device, from pinned memory and without waiting for it: for the rows of a step."""
+        moved = self._each(lambda tensor: send(tensor, device))
+        return dataclasses.replace(moved, offsets=send(self.offsets, device), robust=send(self.robust, device))
+
+    def take(self, at: Tensor) -> "TrainingSet":
+        """Only the rows at positions `at`, int64 `[B]`, in that order."""
+        return self._each(lambda tensor: tensor.index_select(0, at))
+
+    def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
+        """Replace the first rows by those at positions `at` of another set of the same cache."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[: len(at)] = theirs.index_select(0, at)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that has a row for each row held."""
+        slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
+        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
+        return dataclasses.replace(
+            self,
+            rows=change(self.rows),
+            images=change(self.images),
+            labels=change(self.labels),
+            clean=change(self.clean),
+            deltas=tuple(map(change, self.deltas)),
+            adversarial=tuple(map(change, self.adversarial)),
+            jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+        )
+
+
+def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False) -> int:
+    """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
+    names = [name for name in cache.arrays if name == "image" or name.startswith(("logits/", "delta/"))]
+    left_out = {name for name in names if _is_adversarial(name, cache) and not adversarial}
+    left_out |= {name for name in names if is_jacobian(name) and not jacobians}
+    held = [cache.arrays[name] for name in names if name not in left_out]
+    return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
+
+
+def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False) -> int:
+    """What `load_training_set` will hold in memory."""
+    return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians)
+
+
+def _is_adversarial(name: str, cache: Cache) -> bool:
+    return name.startswith("delta/") or name.rsplit("/", 1)[-1] in cache.spec.attacks
+
+
+def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False) -> TrainingSet:
+    """A set with room for `rows` rows, whose contents `fill` brings.
+
+    Raises:
+        ConfigError: a Jacobian is needed that the cache does not hold.
+    """
+    spec, kept = cache.spec, np.array(cache.manifest.holdout, dtype=np.int64)
+    teachers, attacks = tuple(spec.teachers), tuple(spec.attacks) if adversarial else ()
+    T, image = len(teachers), spec.data.image_shape
+
+    def logits(kind: str) -> Tensor:
+        _, views, classes = cache.arrays[f"logits/{teachers[0]}/{kind}"].shape
+        return _room(rows, views, T, classes, dtype=spec.store.logits)
+
+    def slopes(teacher: str) -> Jacobian:
+        if teacher not in spec.jacobians:
+            raise ConfigError(f"teacher '{teacher}' has no Jacobian in {cache.folder}; list it under 'jacobians'")
+        K = cache.arrays[f"logits/{teacher}/{JACOBIAN}"].shape[1]
+        values = torch.empty(rows, K, *image, dtype=torch.int8)
+        return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
+
+    return TrainingSet(
+        rows=_room(rows, dtype="int64"),
+        images=_room(rows, *image, dtype="uint8"),
+        labels=_room(rows, dtype="int64"),
+        offsets=torch.from_numpy(cache.read("views/offset")),
+        teachers=teachers,
+        attacks=attacks,
+        clean=logits("clean"),
+        deltas=tuple(_room(rows, spec.attacks[name].views, *image, dtype="int8") for name in attacks),
+        units=tuple(spec.attacks[name].unit for name in attacks),
+        adversarial=tuple(logits(name) for name in attacks),
+        jacobians=tuple(slopes(name) for name in teachers) if jacobians else (),
+        robust=torch.tensor([teacher.role == "robust" for teacher in spec.teachers.values()]),
+        training=np.setdiff1d(np.arange(cache.rows), [*kept, *cache.excluded]),
+        holdout=kept,
+    )
+
+
+def _room(*shape: int, dtype: str) -> Tensor:
+    """Memory from numpy, which asks for huge pages, and torch does not: random rows are then read a quarter faster."""
+    return torch.from_numpy(np.empty(shape, dtype=dtype))
+
+
+def array_names(data: TrainingSet) -> list[str]:
+    """The arrays of a cache that a set holds."""
+    kinds = ["clean", *data.attacks]
+    logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
+    slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
+    return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
+
+
+def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
+    """Read rows of a cache into a set, from position `at` on.
+
+    Raises:
+        CorruptError: a checksum fails.
+    """
+    here = slice(at, at + rows.stop - rows.start)
+    labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
+    out = {"label": labels, "image": data.images[here].numpy()}
+    out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
+    for logits, kind in zip((data.clean, *data.adversarial), ("clean", *data.attacks), strict=True):
+        out |= {f"logits/{name}/{kind}": logits[here, :, t].numpy() for t, name in enumerate(data.teachers)}
+    for name, jacobian in zip(data.teachers, data.jacobians, strict=False):
+        parts = (jacobian.values, jacobian.scales, jacobian.classes)
+        out |= {f"logits/{name}/{part}": t[here].numpy() for part, t in zip(JACOBIAN_PARTS, parts, strict=True)}
+    cache.read_into(out, rows)
+    data.labels[here] = torch.from_numpy(labels).long()
+    data.rows[here] = torch.arange(rows.start, rows.stop)
+
+
+def load_training_set(
+    cache: Cache, *, device: torch.device, adversarial: bool, budget_gib: float, jacobians: bool = False
+) -> TrainingSet:
+    """Read a sealed cache into tensors on `device`.
+
+    Args:
+        cache: opened by `open_cache`.
+        device: where the tensors go.
+        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
+        budget_gib: the most that may be held.
+        jacobians: whether the teachers' Jacobians are needed.
+
+    Raises:
+        ConfigError: it does not fit the budget.
+        CorruptError: a checksum fails.
+    """
+    needed = needed_bytes(cache, adversarial=adversarial, jacobians=jacobians)
+    if needed > budget_gib * GIB:
+        raise ConfigError(
+            f"{cache.folder} needs {needed / GIB:.1f} GiB in memory, the budget is {budget_gib:g} GiB: "
+            f"raise --memory, or build with fewer views ({cache.spec.views.count} now)"
+        )
+    data, label = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians), cache.arrays["label"]
+    with ThreadPoolExecutor(THREADS) as pool:
+        shards = [label.rows(shard) for shard in range(label.shards)]
+        list(pool.map(lambda rows: fill(cache, data, rows.start, rows), shards))
+    return data.to(device)

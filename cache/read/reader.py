@@ -1,0 +1,176 @@
+"""Read a sealed cache."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.manifest import ORIGIN, Manifest, read_manifest, read_spec
+from darht.cache.format.shards import Index
+from darht.cache.format.spec import CacheSpec
+from darht.cache.format.store import Store, shard_key
+from darht.core.errors import ConfigError, CorruptError, IncompleteError
+from darht.core.files import sha256_bytes
+from darht.core.storage import LocalPlace, Location, Place, open_file, place, sizes
+
+
+class Cache:
+    """A sealed cache, opened for reading.
+
+    Attributes:
+        folder: the place where it lies.
+        spec: what it was made from.
+        manifest: its shards and root hash.
+        arrays: the layout of every array by name.
+        excluded: rows that are not trained on, though they are not held out for selection either.
+    """
+
+    def __init__(self, folder: Place, spec: CacheSpec, manifest: Manifest) -> None:
+        self.folder, self.spec, self.manifest = folder, spec, manifest
+        self.arrays: dict[str, ArrayLayout] = layouts(spec)
+        self.excluded: tuple[int, ...] = ()
+        self._store = Store(folder)
+        self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
+        self._checked: set[tuple[str, int]] = set()
+        self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
+
+    @property
+    def root_hash(self) -> str:
+        """The identity of the cache's contents."""
+        return self.manifest.root_hash
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.spec.data.rows
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """Rows of an array (all of them by default), decoded and checked.
+
+        Every chunk is checked against its crc32c, and every shard, the first time it is touched, against the sha256 of
+        the manifest: chunks of another shard, or of another cache, have checksums that fit.
+
+        Raises:
+            ConfigError: no such array.
+            CorruptError: a checksum fails, or logits hold NaN.
+        """
+        array = self._array(name)
+        rows = slice(*(rows or slice(None)).indices(array.shape[0]))
+        values = np.empty((max(0, rows.stop - rows.start), *array.shape[1:]), dtype=array.dtype)
+        self.read_into({name: values}, rows)
+        return values
+
+    def read_into(self, out: Mapping[str, np.ndarray], rows: slice) -> None:
+        """The same rows of several arrays, into numpy arrays of their shape and type that are there already.
+
+        Whole shards are read at once; of others only the chunks that hold the rows.
+
+        Raises:
+            ConfigError, IncompleteError, CorruptError: as `read`.
+        """
+        for name, values in out.items():
+            array = self._array(name)
+            for shard in array.shards_of(rows):
+                part, wanted = array.overlap(shard, rows)
+                self._decode(array, shard, part, values[wanted])
+            self._check_finite(name, values, rows)
+
+    def check(self, name: str, shard: int) -> None:
+        """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.
+
+        Raises:
+            IncompleteError: it is missing.
+            CorruptError: it was changed.
+        """
+        if (name, shard) not in self._checked:
+            sealed = self._sealed[name, shard]
+            with open_file(self.folder, sealed.path, sealed.size) as file:
+                self._accept(name, shard, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def _array(self, name: str) -> ArrayLayout:
+        if name not in self.arrays:
+            raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
+        return self.arrays[name]
+
+    def _decode(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
+        rows = array.rows(shard)
+        if part == slice(0, rows.stop - rows.start):
+            data = self._store.shard(array, shard)
+            if (array.name, shard) not in self._checked:
+                self._accept(array.name, shard, sha256_bytes(data))
+            self._store.decode_into(array, shard, data, part, out)
+            return
+        self.check(array.name, shard)
+        key = (array.name, shard)
+        if key not in self._indices:
+            self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
+        self._store.read_part(array, shard, self._indices[key], part, out)
+
+    def _accept(self, name: str, shard: int, sha256: str) -> None:
+        if sha256 != self._sealed[name, shard].sha256:
+            array = self.arrays[name]
+            span, path = array.rows(shard), self.folder.name(shard_key(array, shard))
+            raise CorruptError(
+                f"{path} (rows {span.start}..{span.stop - 1} of {name}) does not have the sha256 that was sealed: run "
+                "darht-cache build again, then seal"
+            )
+        self._checked.add((name, shard))
+
+    def _check_finite(self, name: str, values: np.ndarray, rows: slice) -> None:
+        if values.dtype.kind == "f" and not _all_finite(values):
+            raise CorruptError(
+                f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"
+            )
+
+    def origin(self) -> dict[str, Any]:
+        """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it."""
+        data = self.folder.read(ORIGIN)
+        found: dict[str, Any] = {} if data is None else json.loads(data)
+        return _absolute(found, self.folder.folder) if isinstance(self.folder, LocalPlace) else found
+
+    def size(self, name: str) -> int:
+        """The bytes of an array on disk."""
+        return sum(shard.size for shard in self.manifest.shards if shard.array == name)
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    # An exponent of ones; 17 times as fast as isfinite, which goes through float32.
+    return not values.size or int((values.view(np.uint16) & 0x7C00).max()) < 0x7C00
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    return str((folder / value).resolve()) if isinstance(value, str) else value
+
+
+def open_cache(location: Location) -> Cache:
+    """Open a sealed cache in a folder or behind a URL.
+
+    Raises:
+        CacheError: it is not a cache.
+        IncompleteError: it is not sealed, or a shard is missing.
+        CorruptError: the manifest is not the spec's, or a shard has another size than recorded.
+    """
+    folder = place(location)
+    spec = read_spec(folder)
+    manifest = read_manifest(folder, spec)
+    found = sizes(folder, [shard.path for shard in manifest.shards])
+    for shard, size in zip(manifest.shards, found, strict=True):
+        if size is None:
+            raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
+        if size != shard.size:
+            raise CorruptError(
+                f"{folder.name(shard.path)} has {size} bytes, the manifest says {shard.size}; build again"
+            )
+    for file in manifest.metadata:
+        if sha256_bytes(folder.read(file.path) or b"") != file.sha256:
+            name = folder.name(file.path)
+            raise CorruptError(f"{name} is not what was sealed: run darht-cache seal again, which writes it anew")
+    return Cache(folder, spec, manifest)

@@ -1,0 +1,244 @@
+"""Read WebDataset shards that `darht-cache export` wrote, as if they were the cache that they came from.
+
+A tar is compared with its sha256 when it is touched first, and its headers are read for where each entry begins. From
+then on the entries that hold some rows are one read, so that an export can be streamed and is never held whole.
+"""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from braceexpand import braceexpand
+from PIL import Image
+
+from darht.cache.export.webdataset import INDEX, Index, TarRecord
+from darht.cache.read.reader import Cache, open_cache
+from darht.core.config import fingerprint, parse_canonical
+from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.storage import Location, Place, open_file, place, sizes
+
+Arrays = dict[str, np.ndarray]
+_BROKEN = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Where the entries of a tar lie: first row of each, and where it begins; one more offset for the end."""
+
+    firsts: np.ndarray
+    offsets: np.ndarray
+
+
+class ExportedCache(Cache):
+    """An export, opened for reading."""
+
+    def __init__(self, folder: Place, index: Index) -> None:
+        super().__init__(folder, index.spec, index.manifest)
+        self._index = index
+        self._tables: dict[int, _Table] = {}
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """Rows of an array (all of them by default).
+
+        Raises:
+            ConfigError: no such array.
+            IncompleteError: a tar is missing.
+            CorruptError: a tar is cut or changed.
+        """
+        if name == "views/offset":
+            return np.array(self._index.offsets, dtype=np.int8)[rows or slice(None)]
+        return super().read(name, rows)
+
+    def read_into(self, out: Mapping[str, np.ndarray], rows: slice) -> None:
+        """The same rows of several arrays, into numpy arrays of their shape and type that are there already.
+
+        Raises:
+            ConfigError, IncompleteError, CorruptError: as `read`.
+        """
+        arrays = [self._array(name) for name in out]
+        for shard in arrays[0].shards_of(rows):
+            part, wanted = arrays[0].overlap(shard, rows)
+            tar, first = self._index.tars[shard], arrays[0].rows(shard).start
+            try:
+                self._read_tar(shard, slice(first + part.start, first + part.stop), out, wanted.start)
+            except _BROKEN as error:
+                raise CorruptError(f"{self.folder.name(tar.path)} does not decode: {error}; export again") from error
+        for name, values in out.items():
+            self._check_finite(name, values, rows)
+
+    def check(self, name: str, shard: int) -> None:
+        """Compare a tar with the sha256 of the index, once.
+
+        Raises:
+            IncompleteError: it is missing.
+            CorruptError: it was changed.
+        """
+        self._table(shard)
+
+    def origin(self) -> dict[str, Any]:
+        """Empty: an export travels, so it does not say where data and teachers lay."""
+        return {}
+
+    def size(self, name: str) -> int:
+        """Bytes of an array when it is decoded; a tar does not keep arrays apart."""
+        array = self.arrays[name]
+        return int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+
+    @property
+    def tars(self) -> tuple[TarRecord, ...]:
+        """The tars of the index."""
+        return self._index.tars
+
+    def _read_tar(self, shard: int, rows: slice, out: Mapping[str, np.ndarray], start: int) -> None:
+        table = self._table(shard)
+        low = int(np.searchsorted(table.firsts, rows.start, "right")) - 1
+        high = int(np.searchsorted(table.firsts, rows.stop, "left"))
+        data = self.folder.read(self._index.tars[shard].path, int(table.offsets[low]), int(table.offsets[high]))
+        for key, entry in _entries(data or b""):
+            first = int(key)
+            found = _block(entry, out) if self._index.layout == "blocks" else self._sample(entry, first, out)
+            for name, values in found.items():
+                last = min(first + len(values), rows.stop)
+                kept = values[max(0, rows.start - first) : last - first]
+                at = start + max(first, rows.start) - rows.start
+                out[name][at : at + len(kept)] = kept
+
+    def _table(self, shard: int) -> _Table:
+        if shard not in self._tables:
+            self._tables[shard] = _checked(self.folder, self._index.tars[shard])
+        return self._tables[shard]
+
+    def _sample(self, entry: dict[str, bytes], row: int, names: Iterable[str]) -> Arrays:
+        found: Arrays = {}
+        with np.load(io.BytesIO(entry["logits.npz"]), allow_pickle=False) as logits:
+            for name in names:
+                if name == "image":
+                    found[name] = _pixels(entry["png"])
+                elif name == "label":
+                    found[name] = np.asarray(int(entry["cls"]))
+                elif name == "source_index":
+                    found[name] = np.asarray(row)
+                elif name.startswith("logits/"):
+                    found[name] = logits[name.removeprefix("logits/")]
+                else:
+                    found[name] = self._delta(entry["delta.npy"], name.removeprefix("delta/"))
+        return {name: value[None] for name, value in found.items()}
+
+    def _delta(self, data: bytes, name: str) -> np.ndarray:
+        """The perturbations of one attack: those of all attacks lie one behind the other."""
+        attacks, deltas = self.spec.attacks, np.load(io.BytesIO(data), allow_pickle=False)
+        before = list(attacks)[: list(attacks).index(name)]
+        at = sum(attacks[other].views for other in before)
+        values: np.ndarray = deltas[at : at + attacks[name].views]
+        return values
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image).transpose(2, 0, 1)
+
+
+def _block(entry: dict[str, bytes], names: Iterable[str]) -> Arrays:
+    with np.load(io.BytesIO(entry["npz"]), allow_pickle=False) as block:
+        return {name: block[name] for name in names}
+
+
+def _entries(data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The entries of a piece of a tar that begins and ends between two of them: key, and files by suffix."""
+    key, files = "", dict[str, bytes]()
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            found, _, suffix = member.name.partition(".")
+            if found != key and files:
+                yield key, files
+                files = {}
+            key, file = found, archive.extractfile(member)
+            files[suffix] = b"" if file is None else file.read()
+    yield key, files
+
+
+def _checked(folder: Place, tar: TarRecord) -> _Table:
+    """The table of a tar whose bytes are those that the index names.
+
+    Raises:
+        CorruptError: they are not, or the tar holds other entries.
+    """
+    name = folder.name(tar.path)
+    with open_file(folder, tar.path, tar.size) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != tar.sha256:
+            raise CorruptError(f"{name} does not have the sha256 that the index names; export again")
+        file.seek(0)
+        firsts: list[int] = []
+        offsets: list[int] = []
+        with tarfile.open(fileobj=file) as archive:
+            for member in archive:
+                first = int(member.name.partition(".")[0])
+                if not firsts or firsts[-1] != first:
+                    firsts.append(first)
+                    offsets.append(member.offset)
+            end = archive.offset
+    if len(firsts) != tar.entries or firsts[0] != tar.rows[0]:
+        raise CorruptError(f"{name} holds {len(firsts)} entries, the index says {tar.entries}; export again")
+    return _Table(np.array(firsts), np.array([*offsets, end]))
+
+
+def open_shards(location: Location) -> Cache:
+    """Open a sealed cache or an export of one.
+
+    Args:
+        location: a folder or a URL; of an export also a pattern of its tars, `DIR/shard-{00000..00003}.tar`, with
+            `index.json` beside them.
+
+    Raises:
+        CacheError: it is neither.
+        ConfigError: a pattern that does not name every tar of the index.
+        IncompleteError: the cache is not sealed, or something is missing.
+        CorruptError: the index or the manifest is not what was written, or a tar is cut.
+    """
+    pattern = str(location)
+    if "{" not in pattern:
+        folder = place(location)
+        return open_cache(folder) if folder.read(INDEX) is None else _open_export(folder)
+    parts = [path.rpartition("/") for path in braceexpand(pattern)]
+    folder = place(parts[0][0] or ".")
+    if len({part[0] for part in parts}) > 1:
+        raise ConfigError(f"{pattern} names tars in several folders; an export lies in one")
+    cache = _open_export(folder)
+    named, held = {part[2] for part in parts}, {tar.path for tar in cache.tars}
+    if named != held:
+        wrong = [f"lacks {name}" for name in sorted(held - named)] + [
+            f"names {name}, which the index does not hold" for name in sorted(named - held)
+        ]
+        raise ConfigError(f"{pattern} does not name the {len(held)} tars of {folder.name(INDEX)}: it {wrong[0]}")
+    return cache
+
+
+def _open_export(folder: Place) -> ExportedCache:
+    data, name = folder.read(INDEX), folder.name(INDEX)
+    if data is None:
+        raise CacheError(f"{folder} is not an export: {name} is missing; darht-cache export writes it")
+    try:
+        index = parse_canonical(Index, data, INDEX)
+    except ConfigError as error:
+        raise CorruptError(f"{name} is not an export's index: {error}; export again") from error
+    if index.sha256 != index.checksum():
+        raise CorruptError(f"{name} does not have the sha256 that it names; export again")
+    if index.manifest.fingerprint != fingerprint(index.spec):
+        raise CorruptError(f"{name} holds a manifest of another spec; export again")
+    cache = ExportedCache(folder, index)
+    rows = cache.arrays["label"]
+    if [tar.rows for tar in index.tars] != [(rows.rows(k).start, rows.rows(k).stop) for k in range(rows.shards)]:
+        raise CorruptError(f"{name} does not list one tar for each shard of rows; export again")
+    for tar, size in zip(index.tars, sizes(folder, [tar.path for tar in index.tars]), strict=True):
+        if size is None:
+            raise IncompleteError(f"{folder.name(tar.path)} is missing: export the cache again")
+        if size != tar.size:
+            raise CorruptError(
+                f"{folder.name(tar.path)} has {size} bytes, the index says {tar.size}: it is cut; export again"
+            )
+    return cache

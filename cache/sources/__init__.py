@@ -1,0 +1,1 @@
+"""Images and labels, from whatever files they come."""

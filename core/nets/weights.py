@@ -1,0 +1,105 @@
+"""Read foreign weights without running anything in them, and fit them to a network."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from darht.core.errors import ModelError
+from darht.core.tensors import first_sentence
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema")
+
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
+    """Read the weights of a foreign file (`.pt`, `.pth`, `.th`, `.safetensors`) without executing anything in it.
+
+    Containers such as `{"state_dict": ...}` are opened and prefixes such as `module.` are stripped where every key
+    has them.
+
+    Args:
+        path: the file.
+        own: the names in the network that the weights are for; a prefix that they all have is its own and stays.
+
+    Raises:
+        ModelError: a missing file, a web page saved under the name of weights, or something else than tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: give a .pt, .pth, .th or .safetensors file of weights")
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ModelError(
+            f"{path} is a web page, not weights: the download link gave an HTML page; fetch the file again"
+        )
+    loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    return _strip_prefixes(_open_containers(loaded, path), own)
+
+
+def _load_safetensors(path: Path) -> Any:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle protocol: the file then loads or fails
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
+        raise ModelError(
+            f"{path} does not load as plain weights (weights_only=True): {first_sentence(error)}; save "
+            "model.state_dict() alone"
+        ) from error
+
+
+def _open_containers(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for key in _CONTAINERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError(f"{path} holds {type(loaded).__name__}, not a state_dict of tensors: save model.state_dict()")
+    return dict(loaded)
+
+
+def _strip_prefixes(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        is_own = bool(own) and all(name.startswith(prefix) for name in own)
+        if not is_own and all(name.startswith(prefix) for name in state):
+            return _strip_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()}, own)
+    return state
+
+
+def fit_state(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        ModelError: lists missing, unexpected and differently shaped entries.
+    """
+    own = net.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+        text = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in parts if names)
+        raise ModelError(f"{where} does not fit the architecture: {text}")
+    net.load_state_dict(dict(state), strict=True)
+
+
+def _listed(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

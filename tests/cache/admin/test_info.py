@@ -1,0 +1,40 @@
+"""A cache in words."""
+
+from pathlib import Path
+
+from darht.cache.admin.info import summarise
+from darht.cache.read.reader import open_cache
+
+
+def test_the_facts(tiny_cache: Path):
+    cache = open_cache(tiny_cache)
+    facts = dict(summarise(cache).facts)
+    total = sum(
+        path.stat().st_size for path in (tiny_cache / "data.zarr").rglob("*") if path.name.isdigit() and path.is_file()
+    )
+    assert facts["data"] == "digits train, 100 rows, 11 of them held out"
+    assert facts["classes"] == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert facts["views"] == "9 (crop-flip, padding 1, mirrored: False)"
+    assert facts["teacher cnn"] == f"resnet18, robust, weights {cache.spec.teachers['cnn'].weights_sha256[:12]}"
+    assert facts["attack pgd-vit"] == (
+        "pgd on vit, 2 views, eps 32.0, norm linf, objective ce, random_start True, step 8.0, steps 2"
+    )
+    assert facts["size"] == f"{total / 1e6:.2f} MB, {total / 100:.0f} bytes a row"
+    assert facts["root hash"] == cache.root_hash
+
+
+def test_a_line_for_every_array(tiny_cache: Path):
+    cache = open_cache(tiny_cache)
+    rows = {row[0]: row[1:] for row in summarise(cache).arrays}
+    assert list(rows) == list(cache.arrays)
+    kind, shape, megabytes, per_row, share, seconds = rows["logits/cnn/clean"]
+    size = cache.size("logits/cnn/clean")
+    assert (kind, shape) == ("float16", "100 x 9 x 10")
+    assert (megabytes, per_row) == (f"{size / 1e6:.2f}", f"{size / 100:.1f}")
+    assert share == f"{100 * size / (100 * 9 * 10 * 2):.0f} %"
+    assert float(seconds) >= 0
+
+
+def test_records_that_are_gone_cost_only_the_seconds(copied: Path):
+    (copied / "commits/label/00000.json").unlink()
+    assert summarise(open_cache(copied)).arrays

@@ -1,0 +1,1 @@
+"""What else an evaluation asks: masked gradients, calibration, corruptions, leakage."""

@@ -1,0 +1,104 @@
+"""The model that is evaluated, the images it is asked about, and the other models that help to attack it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from darht.cache.builder.teachers import load_teacher
+from darht.cache.sources.load import Source, content_sha256, load_source
+from darht.core.errors import ConfigError, DarhtError
+from darht.core.nets import check_pixels
+from darht.trainer.evaluation.config import EvalConfig
+from darht.trainer.evaluation.target import OURS, ModelOptions, Target, check_classes, find, load
+
+QUICK_IMAGES = 1000
+
+
+def load_subject(text: str, config: EvalConfig, device: torch.device) -> tuple[Target, Source]:
+    """The model and the images it is asked about; foreign models are built for the data's classes."""
+    if find(text, config.model) in OURS:
+        target = load(text, config.model, device, which=config.which)
+        source = _test_split(target.data, target.origin, config)
+    else:
+        source = _test_split(None, {}, config)
+        target = load(text, config.model, device, which=config.which, classes=len(source.classes))
+    image = torch.from_numpy(source.images[:1]).to(device)
+    check_pixels(target.model, image, target.name)
+    check_classes(target, target.model, image.float() / 255, source.classes)
+    return target, source
+
+
+def _test_split(known: str | None, origin: Mapping[str, Any], config: EvalConfig) -> Source:
+    name = config.data or known
+    if name is None:
+        raise ConfigError("the model does not say what data it belongs to: give --data NAME, and --root DIR")
+    lay = origin.get("data_root") if config.data in (None, known) else None
+    where = config.root or (Path(lay) if lay else None)
+    size = config.image_size or (origin.get("image_size") if config.data in (None, known) else None)
+    source = load_source(name, where, "test", limit=config.limit, image_size=size, download=config.download)
+    return _first(source, QUICK_IMAGES) if config.tier == "quick" and config.limit is None else source
+
+
+def _first(source: Source, count: int) -> Source:
+    """The first images, or evenly spaced ones where the first lack a class."""
+    if len(source.images) <= count:
+        return source
+    rows = np.arange(count)
+    if len(np.unique(source.labels[rows])) < len(source.classes):
+        rows = np.linspace(0, len(source.images) - 1, count).astype(np.int64)
+    images, labels = source.images[rows], source.labels[rows]
+    return Source(source.name, source.split, images, labels, source.classes,
+                  content_sha256(images, labels, source.classes))  # fmt: skip
+
+
+def load_training_split(test: Source, target: Target, config: EvalConfig) -> Source | str:
+    """The training images of the same data, or why they are not there."""
+    same = config.data in (None, target.data)
+    lay = target.origin.get("data_root") if same else None
+    where = config.root or (Path(lay) if lay else None)
+    size = config.image_size or (target.origin.get("image_size") if same else None)
+    try:
+        train = load_source(test.name, where, "train", image_size=size)
+    except DarhtError as error:
+        return str(error)
+    return train if train.images.shape[2:] == test.images.shape[2:] else "they have another size than the test images"
+
+
+def load_teachers(target: Target, config: EvalConfig, device: torch.device) -> dict[str, nn.Module]:
+    """The teachers by name, frozen: those that the cache was built from and those that were given.
+
+    Raises:
+        ConfigError: one is not there, or has other classes.
+    """
+    if config.teachers is None:
+        return {}
+    folders = {**target.origin.get("teachers", {}), **config.teachers}
+    try:
+        loaded = {name: load_teacher(Path(folder), device) for name, folder in folders.items()}
+    except DarhtError as error:
+        raise ConfigError(f"{error}; give --teacher NAME=FOLDER, or --no-transfer") from error
+    C = target.num_classes
+    others = [f"'{name}' has {card.num_classes}" for name, (_, card) in loaded.items() if card.num_classes != C]
+    if others:
+        raise ConfigError(f"the student has {C} classes, teacher {', '.join(others)}: they cannot transfer")
+    return {name: teacher for name, (teacher, _) in loaded.items()}
+
+
+def load_surrogates(config: EvalConfig, classes: int, device: torch.device) -> dict[str, nn.Module]:
+    """The independently trained models by name.
+
+    Raises:
+        ConfigError: one has other classes.
+        ModelError, CacheError: one cannot be loaded; a file of weights does not say what builds it.
+    """
+    loaded: dict[str, nn.Module] = {}
+    for text in config.surrogates:
+        model = load(text, ModelOptions(), device, classes=classes)
+        if model.num_classes != classes:
+            raise ConfigError(f"--surrogate {text} has {model.num_classes} classes, the data has {classes}")
+        loaded[model.name if model.name not in loaded else f"{model.name} {len(loaded)}"] = model.model
+    return loaded

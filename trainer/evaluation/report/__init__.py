@@ -1,0 +1,1 @@
+"""What an evaluation leaves behind, and evaluations side by side."""

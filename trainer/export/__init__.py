@@ -1,0 +1,1 @@
+"""A student for use elsewhere: converted, compared, and described by a model card."""

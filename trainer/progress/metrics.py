@@ -1,0 +1,128 @@
+"""What an epoch's batches gave so far: mean loss and training accuracy, from forward passes that happen anyway."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from darht.trainer.student.model import StudentOutput
+
+_STEPS, _LOSS, _CLEAN, _CLEAN_RIGHT, _ADVERSARIAL, _ADVERSARIAL_RIGHT = range(6)
+
+
+class Batch(Protocol):
+    """The part of a training step that a tally looks at.
+
+    Attributes:
+        x: what the student trains on, pixels `[B, 3, H, W]`; rows that differ from `clean` count as adversarial.
+        clean: the views that `x` was made from.
+        y: labels `[B]`.
+    """
+
+    @property
+    def x(self) -> Tensor: ...  # noqa: D102
+    @property
+    def clean(self) -> Tensor: ...  # noqa: D102
+    @property
+    def y(self) -> Tensor: ...  # noqa: D102
+
+
+class Reading(NamedTuple):
+    """Figures of the epoch so far.
+
+    Attributes:
+        loss: mean over its steps.
+        clean: training accuracy on clean rows in per cent; None while there were none.
+        adversarial: the same on adversarial rows.
+    """
+
+    loss: float
+    clean: float | None
+    adversarial: float | None
+
+
+class Tally:
+    """Sums of one epoch on the training device.
+
+    Attributes:
+        counts: float64 `[6]`: steps, sum of losses, clean rows, right ones, adversarial rows, right ones. Processes
+            that train together may add theirs up before `row`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.zeros(6, dtype=torch.float64, device=device)
+        self._copy: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    @contextmanager
+    def listening(self, student: nn.Module, batch: Batch) -> Iterator[None]:
+        """Count the student's answers to `batch.x` and `batch.clean` themselves while the block computes the loss.
+
+        Other forward passes (of an inner loop, on points between) are passed over. Nothing waits for the device.
+        """
+
+        def hear(module: nn.Module, inputs: tuple[Any, ...], out: StudentOutput) -> None:
+            if inputs[0] is batch.x and batch.x is not batch.clean:
+                moved = (batch.x != batch.clean).flatten(1)
+                # The largest byte of a row is found eighty times faster than `any` on a CPU.
+                self._count(out.logits, batch.y, moved.view(torch.uint8).amax(1).bool())
+            elif inputs[0] is batch.clean:
+                self._count(out.logits, batch.y, torch.zeros_like(batch.y, dtype=torch.bool))
+
+        hook = student.register_forward_hook(hear)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def _count(self, logits: Tensor, y: Tensor, adversarial: Tensor) -> None:
+        right = logits.argmax(-1) == y
+        self.counts[_CLEAN] += (~adversarial).sum()
+        self.counts[_CLEAN_RIGHT] += (right & ~adversarial).sum()
+        self.counts[_ADVERSARIAL] += adversarial.sum()
+        self.counts[_ADVERSARIAL_RIGHT] += (right & adversarial).sum()
+
+    def add(self, loss: Tensor, share: float = 1.0) -> None:
+        """Count one step with its loss, a scalar on the device; or a share of a step, with the mean loss of that."""
+        self.counts[_STEPS] += share
+        self.counts[_LOSS] += share * loss.detach()
+
+    def reading(self) -> Reading:
+        """The figures as they stand; waits for a GPU."""
+        return _reading(self.counts)
+
+    def glance(self) -> Reading | None:
+        """The figures a few steps ago at the latest, without waiting for a GPU; None while there are none."""
+        if self.counts.device.type != "cuda":
+            return self.reading() if self.counts[_STEPS] else None
+        seen = None
+        if self._copied is not None and self._copied.query():
+            assert self._copy is not None
+            seen = _reading(self._copy)
+        if self._copied is None or seen is not None:
+            self._copy = torch.empty(6, dtype=torch.float64, pin_memory=True)
+            self._copy.copy_(self.counts, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return seen
+
+    def row(self) -> dict[str, float | None]:
+        """The part of the log's row that the batches tell; accuracies of rows that were not seen are None."""
+        loss, clean, adversarial = self.reading()
+        return {"loss": round(loss, 6), "train_clean": _rounded(clean), "train_adversarial": _rounded(adversarial)}
+
+
+def _reading(counts: Tensor) -> Reading:
+    steps, loss, clean, clean_right, adversarial, adversarial_right = counts.tolist()
+    return Reading(
+        loss / max(1.0, steps),
+        100 * clean_right / clean if clean else None,
+        100 * adversarial_right / adversarial if adversarial else None,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -1,0 +1,185 @@
+"""What a run leaves behind: the student's folder in the hub layout, and a checkpoint to go on from."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from darht.core.config import canonical_json, parse, spec_diff
+from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
+from darht.core.files import is_free, write_atomic
+from darht.core.nets.classifier import Preprocessing
+from darht.core.nets.weights import fit_state, read_state
+from darht.core.rng import borrowed_generator
+from darht.core.tensors import load_tensors, save_tensors
+from darht.trainer.student.model import Dropout, Student
+
+WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
+PAUSED = "paused.pt"  # a checkpoint in the middle of an epoch; gone when that epoch is finished
+BEST, LAST = "student", "last"
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """What is needed to build a student again, and where it came from.
+
+    Attributes:
+        arch, kwargs: of the backbone.
+        teachers: names of the map's rows; none for a plain student, whoever supervised it.
+        num_classes: C.
+        preprocessing: of pixels in [0, 1].
+        classes: their names.
+        cache_root_hash: of the cache that it was trained from.
+        recipe: all of it, as plain data.
+        epoch: after which it was saved.
+        selection: accuracies on the held-out training rows, in per cent.
+        image_size: H and W of the images it was trained on.
+        mc_dropout, mc_samples: Monte-Carlo dropout; 0 for none.
+    """
+
+    arch: str
+    kwargs: dict[str, Any]
+    teachers: tuple[str, ...]
+    num_classes: int
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    cache_root_hash: str
+    recipe: dict[str, Any]
+    epoch: int
+    selection: dict[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, ...] = ()
+    mc_dropout: float = 0.0
+    mc_samples: int = 1
+    format_version: int = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: finished epochs, their log, the best score so far, and how often `inner: warm` collapsed."""
+
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    collapses: int = 0
+
+
+def save_student(folder: Path, student: Student, card: StudentCard) -> None:
+    """Write `model.safetensors` and `config.json`, each atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
+    write_atomic(folder / CONFIG, (json.dumps(json.loads(canonical_json(card)), indent=2) + "\n").encode())
+
+
+def read_student_card(folder: Path) -> StudentCard:
+    """`config.json` of a hub-layout folder.
+
+    Raises:
+        ModelError: it is missing, or is no student's card.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no student: {path} is missing; darht-train --out RUN makes RUN/{BEST}")
+    try:
+        return parse(StudentCard, json.loads(path.read_text()), CONFIG)
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise ModelError(f"{path} is not a student's card: {error}") from error
+
+
+def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCard]:
+    """The student of a hub-layout folder, frozen, in eval mode.
+
+    Raises:
+        ModelError: files are missing or do not fit.
+    """
+    card = read_student_card(folder)
+    with borrowed_generator(0, "load"):
+        student = Student(
+            card.arch,
+            card.kwargs,
+            teachers=len(card.teachers),
+            num_classes=card.num_classes,
+            preprocessing=card.preprocessing,
+            dropout=Dropout(card.mc_dropout, card.mc_samples),
+        )
+    fit_state(student, read_state(folder / WEIGHTS, student.state_dict()), str(folder / WEIGHTS))
+    return student.to(device).eval().requires_grad_(False), card
+
+
+def claim_run(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
+    """Make `out` the folder of this run, or check that it may be gone on with.
+
+    Raises:
+        CacheError: it holds a run and `resume` was not asked for, or it is not empty.
+        SpecMismatchError: it holds a run of another recipe or cache.
+    """
+    path = out / RUN
+    if path.is_file():
+        differences = spec_diff(json.loads(path.read_text())["identity"], json.loads(canonical_json(identity)))
+        if differences:
+            raise SpecMismatchError(f"{out} holds another run: {'; '.join(differences)}; choose another --out folder")
+        if not resume:
+            raise CacheError(f"{out} holds a run of this recipe already: add --resume, or choose another --out folder")
+    elif not is_free(out):
+        raise CacheError(f"{out} is not empty and holds no run: choose a new or empty --out folder")
+
+
+def write_run(out: Path, identity: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Write `run.json`: what identifies the run, and notes (paths) that do not."""
+    write_atomic(out / RUN, (json.dumps({"identity": identity, **notes}, indent=2) + "\n").encode())
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Read `run.json`.
+
+    Raises:
+        CacheError: the folder holds no run.
+    """
+    path = out / RUN
+    if not path.is_file():
+        raise CacheError(f"{out} is not a run: {path} is missing; darht-train --shards CACHE --out DIR makes one")
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+def save_checkpoint(
+    path: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
+) -> None:
+    """Everything that the next step depends on, in one atomic file; `more` holds tensors and plain values."""
+    own = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    save_tensors(path, own | more)
+
+
+def load_checkpoint(
+    path: Path, student: Student, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[Progress, dict[str, Any]]:
+    """Go on where the checkpoint stands, and give what else it holds; nothing when there is none.
+
+    Raises:
+        CacheError: it is damaged.
+        SpecMismatchError: it belongs to another run than that of `identity`.
+    """
+    if not path.is_file():
+        return Progress(), {}
+    state = load_tensors(path)
+    differences = spec_diff(state.pop("identity"), json.loads(canonical_json(identity)))
+    if differences:
+        raise SpecMismatchError(f"{path} belongs to another run: {'; '.join(differences)}; remove it")
+    student.load_state_dict(state.pop("student"))
+    optimizer.load_state_dict(state.pop("optimizer"))
+    return Progress(**state.pop("progress")), state
+
+
+def write_log(out: Path, history: list[dict[str, Any]]) -> None:
+    """The log of all finished epochs as `log.jsonl` and `log.csv`; what was not measured is null, or an empty cell."""
+    write_atomic(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomic(out / "log.csv", text.getvalue().encode())

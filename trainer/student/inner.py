@@ -1,0 +1,186 @@
+"""The inner maximisation: one training step's images and targets, from the cache and, unless `cached`, the student."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from darht.attacks.pgd import PGD, ascend
+from darht.attacks.threat import LEVELS
+from darht.cache.format.views import apply_views
+from darht.cache.read.loader import TrainingSet
+from darht.cache.read.sampler import coin, draw_choices
+from darht.core.rng import RowRng
+from darht.trainer.config import TrainConfig
+from darht.trainer.student.losses import At, Darht
+from darht.trainer.student.step import Recipe, Step
+from darht.trainer.student.targets import Answer, clean_answer, first_order_answer, live_answer, nearest_answer
+from darht.trainer.student.warm import WarmMemory, warm_step
+
+CAREFUL_STEPS = 2  # of PGD, in steps that are to cure a collapsed warm student
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Where the examples of a run come from.
+
+    Attributes:
+        config: the recipe's file.
+        recipe: its outer loss.
+        memory: of `inner: warm`.
+        teachers: loaded for `teachers: live`, in the cache's order.
+    """
+
+    config: TrainConfig
+    recipe: Recipe
+    memory: WarmMemory | None = None
+    teachers: Sequence[nn.Module] = ()
+
+    def draw(
+        self, student: nn.Module, data: TrainingSet, at: Tensor, *, epoch: int, number: int, done: float, careful: float
+    ) -> Step:
+        """Decide what one step sees, and fetch it.
+
+        Args:
+            student: for `warm` and `pgd`; taken in the mode it is in.
+            data: rows of the cache in memory.
+            at: int64 `[B]`, positions in `data`; `data.rows[at]` are the rows' source indices, which key all draws.
+            epoch: keys the draws of views and random starts.
+            number: of the step in the whole run; keys the coins and the choice of a cached attack.
+            done: share of the run that is done.
+            careful: share of the `warm` steps that are PGD steps instead.
+        """
+        draw = _Draw(self, data, epoch, number, done, careful)
+        if self.recipe.examples == "never":
+            return draw.clean(at)
+        if self.recipe.examples == "always":
+            return draw.adversarial(student, at)
+        assert isinstance(self.recipe, Darht | At)  # the recipes whose examples are adversarial sometimes
+        share = self.recipe.clean_share
+        if self.recipe.clean_by == "batch":
+            return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
+        clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.rows[at]).uniform((1,))[:, 0] < share
+        others = int((~clean).sum())
+        if others <= (0 if self.memory is None else 1):  # a warm step on one row would have no batch statistics
+            return draw.clean(at)
+        adversarial = draw.adversarial(student, at[~clean])
+        return adversarial if others == len(at) else _together(draw.clean(at[clean]), adversarial)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """One step's draws."""
+
+    examples: Examples
+    data: TrainingSet
+    epoch: int
+    number: int
+    done: float
+    careful: float
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.examples.config
+
+    def clean(self, at: Tensor) -> Step:
+        """A view of each row, and what every teacher said about exactly that view."""
+        return self._clean(at, ask=True)[0]
+
+    def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
+        """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
+        data = self.data
+        views = draw_choices(data.rows[at], len(data.offsets), self.config.seed, self.epoch, "view")
+        x = apply_views(data.images[at], data.offsets[views]).float() / LEVELS
+        targets = data.clean[at, views].float()
+        if ask and self.examples.teachers:
+            with torch.no_grad():
+                targets = live_answer(self.examples.teachers)(x)
+        supervises = data.robust.new_ones(len(at), len(data.robust))
+        answer = clean_answer(targets)
+        step = Step(x, x, data.labels[at], answer, targets, targets, supervises, data.robust, self.done)
+        return step, data.offsets[views]
+
+    def adversarial(self, student: nn.Module, at: Tensor) -> Step:
+        """Stored adversarial images, or the student's own with what stands for the teachers' answers to them.
+
+        Live teachers are asked once, as in released code: about the examples, or about clean images by the recipes that
+        quote them on these.
+        """
+        if self.config.inner.kind == "cached":
+            return self._cached(at)
+        data, rows = self.data, self.data.rows[at]
+        asks = self.examples.recipe.asks
+        step, offsets = self._clean(at, ask=not asks)
+        step = step._replace(
+            supervises=data.robust.expand(len(at), -1),
+            answer=self._answer(at, offsets, step.clean, step.clean_targets),
+        )
+        inner, memory = self.config.inner, self.examples.memory
+        if memory is not None and not coin(self.careful, self.config.seed, self.number, "careful"):
+            memory.begin(data, at, inner.pgd().threat, inner, self.config.seed)
+            step = warm_step(student, step, memory, rows, offsets, recipe=self.examples.recipe, inner=inner)
+        else:
+            generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
+            attack = inner.pgd(CAREFUL_STEPS) if memory is not None else inner.pgd()
+            step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
+        if not asks:
+            return step
+        with torch.no_grad():
+            return step._replace(targets=step.answer(step.x))
+
+    def _cached(self, at: Tensor) -> Step:
+        """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
+        data, config = self.data, self.config
+        attack = int(draw_choices(torch.tensor([self.number]), len(data.attacks), config.seed, 0, "attack"))
+        deltas, answers = data.deltas[attack], data.adversarial[attack]
+        views = draw_choices(data.rows[at], deltas.shape[1], config.seed, self.epoch, "view")
+        pixels = apply_views(data.images[at], data.offsets[views])
+        x = (pixels + data.units[attack] * deltas[at, views]).float() / LEVELS
+        clean, targets = data.clean[at, views].float(), answers[at, views].float()
+        robust = data.robust.expand(len(at), -1)
+        answer = nearest_answer(data, at, data.offsets[views], pixels.float() / LEVELS, clean)
+        return Step(x, pixels.float() / LEVELS, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
+
+    def _answer(self, at: Tensor, offsets: Tensor, clean: Tensor, clean_targets: Tensor) -> Answer:
+        if self.examples.teachers:
+            return live_answer(self.examples.teachers)
+        if self.config.targets == "nearest":
+            return nearest_answer(self.data, at, offsets, clean, clean_targets)
+        if self.config.targets == "first-order":
+            return first_order_answer(self.data, at, offsets, clean, clean_targets)
+        return clean_answer(clean_targets)
+
+
+def maximise(student: nn.Module, step: Step, attack: PGD, recipe: Recipe, generator: RowRng) -> Tensor:
+    """PGD on the student against its recipe's inner objective, in eval mode so that batch statistics stay out of it."""
+    was_training = student.training
+    student.eval()
+    try:
+        objective = recipe.inner(student, step)
+        start = attack.threat.random_start(step.clean.shape, generator)
+        delta = ascend(
+            lambda x: objective(student(x).logits, x),
+            step.clean,
+            start,
+            threat=attack.threat,
+            step=attack.step,
+            steps=attack.steps,
+        )
+    finally:
+        student.train(was_training)
+    return (step.clean * LEVELS + delta).round() / LEVELS
+
+
+def _together(clean: Step, adversarial: Step) -> Step:
+    """One batch of two parts, for the coin that is tossed for each row."""
+    n = len(clean.y)
+    return adversarial._replace(
+        x=torch.cat([clean.x, adversarial.x]),
+        clean=torch.cat([clean.clean, adversarial.clean]),
+        y=torch.cat([clean.y, adversarial.y]),
+        answer=lambda x: torch.cat([clean.answer(x[:n]), adversarial.answer(x[n:])]),
+        targets=torch.cat([clean.targets, adversarial.targets]),
+        clean_targets=torch.cat([clean.clean_targets, adversarial.clean_targets]),
+        supervises=torch.cat([clean.supervises, adversarial.supervises]),
+    )

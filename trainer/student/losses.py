@@ -1,0 +1,342 @@
+"""Recipes: outer losses and the inner objectives that go with them, each a frozen dataclass of its settings.
+
+A recipe looks at one `Step` and at what the student said about its images; what the teachers said is in the step.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darht.core.errors import ConfigError
+from darht.trainer.student.model import StudentOutput
+from darht.trainer.student.step import Learned, Listens, Objective, Recipe, Step, When
+
+
+def kl_rows(target_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) over the last axis, in nats."""
+    target = F.log_softmax(target_logits, dim=-1)
+    return (target.exp() * (target - F.log_softmax(logits, dim=-1))).sum(-1)
+
+
+def teacher_weights(targets: Tensor, y: Tensor, per: str) -> Tensor:
+    """`w_t = exp(-CE(T_t, y))` as `[B, T]`: with the mean CE of the batch as released, or with each row's own."""
+    B, T, C = targets.shape
+    ce = F.cross_entropy(targets.reshape(B * T, C), y.repeat_interleave(T), reduction="none").view(B, T)
+    return torch.exp(-(ce.mean(0, keepdim=True).expand(B, T) if per == "batch" else ce))
+
+
+def mean_log_probabilities(logits: Tensor, tau: float = 1.0) -> Tensor:
+    """The teachers `[B, T, C]` as one: their mean probability at temperature `tau`, as its logarithm `[B, C]`."""
+    return F.log_softmax(logits / tau, dim=-1).exp().mean(1).clamp(min=1e-12).log()
+
+
+def _cross_entropy(student: nn.Module, step: Step) -> Objective:
+    return lambda logits, x: F.cross_entropy(logits, step.y, reduction="none")
+
+
+def _check(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    if not low <= value <= high:
+        span = f"in [{low:g}, {high:g}]" if high < float("inf") else f"of at least {low:g}"
+        raise ConfigError(f"{name} must be a number {span}; got {value:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Darht:
+    """The released DARHT objective in its three phases: CE; CE + sum_t w_t KD_t; sum_t w_t KD_t (arXiv 2402.15586).
+
+    Attributes:
+        phases: shares of the run at which KD joins CE, and at which CE leaves; 50 and 118 of 350 epochs. Only CE
+            reaches the head: in a short run a later end is better.
+        kd: `kl` on probabilities or `mse` on raw logits.
+        weights: exp(-CE(T_t, y)) with the CE of the batch, as released, or of each row.
+        clean_share: of the batches or rows; the released code tosses a fair coin for each batch.
+        clean_by: whether the coin is tossed for each batch or for each row.
+    """
+
+    phases: tuple[float, ...] = (50 / 350, 118 / 350)
+    kd: Literal["kl", "mse"] = "kl"
+    weights: Literal["batch", "row"] = "batch"
+    clean_share: float = 0.5
+    clean_by: Literal["batch", "row"] = "batch"
+    examples: ClassVar[When] = "some"
+    listens: ClassVar[Listens] = "any"
+    asks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
+            raise ConfigError(f"phases are two rising shares in [0, 1]; got {list(self.phases)}")
+        _check("clean_share", self.clean_share)
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """CE on z in the first two phases; the weighted distances of the map's rows in the last two."""
+        if step.done < self.phases[0]:
+            return F.cross_entropy(out.logits, step.y)
+        weights = teacher_weights(step.targets, step.y, self.weights) * step.supervises
+        if self.kd == "kl":
+            distances = kl_rows(step.targets, out.feature_map)
+        else:
+            distances = (step.targets - out.feature_map).square().mean(-1)
+        distillation = (weights * distances).sum(1).mean()
+        if step.done < self.phases[1]:
+            return F.cross_entropy(out.logits, step.y) + distillation
+        return distillation
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """Cross-entropy."""
+        return _cross_entropy(student, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rslad:
+    """RSLAD (Zi et al. 2021, equation 8): KL to the teacher's clean probabilities, on clean and adversarial images.
+
+    Several teachers are averaged as probabilities; the paper has one.
+
+    Attributes:
+        clean_weight: of the clean term; 1/6 in the paper.
+    """
+
+    clean_weight: float = 1 / 6
+    examples: ClassVar[When] = "always"
+    listens: ClassVar[Listens] = "robust"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("clean_weight", self.clean_weight)
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """A blend of the two distances."""
+        target = mean_log_probabilities(step.clean_targets[:, step.robust])
+        clean = kl_rows(target, student(step.clean).logits).mean()
+        return self.clean_weight * clean + (1 - self.clean_weight) * kl_rows(target, out.logits).mean()
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """The distance from the teacher's clean probabilities."""
+        target = mean_log_probabilities(step.clean_targets[:, step.robust])
+        return lambda logits, x: kl_rows(target, logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ard:
+    """ARD (Goldblum et al. 2020, equation 2): on adversarial images match the teacher's clean probabilities.
+
+    Attributes:
+        tau: temperature; 30 in the paper.
+        alpha: share of distillation, the rest is CE on clean images; 1 in the paper's CIFAR-10 runs.
+    """
+
+    tau: float = 30.0
+    alpha: float = 1.0
+    examples: ClassVar[When] = "always"
+    listens: ClassVar[Listens] = "robust"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("alpha", self.alpha)
+        _check("tau", self.tau, 1e-3, float("inf"))
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """`alpha * tau^2 * KL(T^tau(x) || S^tau(x')) + (1 - alpha) * CE(S(x), y)`."""
+        target = mean_log_probabilities(step.clean_targets[:, step.robust], self.tau)
+        loss = self.alpha * self.tau**2 * kl_rows(target, out.logits / self.tau).mean()
+        if self.alpha < 1:
+            loss = loss + (1 - self.alpha) * F.cross_entropy(student(step.clean).logits, step.y)
+        return loss
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """Cross-entropy."""
+        return _cross_entropy(student, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mtard:
+    """MTARD (Zhao et al. 2022): vanilla teachers on clean images, robust ones on adversarial images, learned weights.
+
+    The weights follow the two losses relative to their first values (equations 7-9), so that the student learns from
+    both at the same pace. The released code also divides both distances by C and steps on the student at 2/255 from a
+    tiny Gaussian; here distances are those of the paper, and `inner` says where examples start.
+
+    Attributes:
+        rate: of the weights; 0.025 in the paper.
+        beta: how hard the slower one is preferred; 1 in the paper.
+        milestones: shares of the run at which the rate falls to a tenth: where its released code drops the learning
+            rate, epochs 215, 260 and 285 of 300.
+    """
+
+    rate: float = 0.025
+    beta: float = 1.0
+    milestones: tuple[float, ...] = (215 / 300, 260 / 300, 285 / 300)
+    examples: ClassVar[When] = "always"
+    listens: ClassVar[Listens] = "both"
+    asks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check("rate", self.rate)
+        _check("beta", self.beta, 0.0, float("inf"))
+        for milestone in self.milestones:
+            _check("milestones", milestone)
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """`(1 - w) KL(T_vanilla(x) || S(x)) + w KL(T_robust(x') || S(x'))`."""
+        vanilla = mean_log_probabilities(step.clean_targets[:, ~step.robust])
+        robust = mean_log_probabilities(step.targets[:, step.robust])
+        clean = kl_rows(vanilla, student(step.clean).logits).mean()
+        adversarial = kl_rows(robust, out.logits).mean()
+        rate = self.rate * 0.1 ** sum(step.done >= milestone for milestone in self.milestones)
+        weight = self._learn(learned, clean.detach(), adversarial.detach(), rate)
+        return (1 - weight) * clean + weight * adversarial
+
+    def _learn(self, learned: Learned, clean: Tensor, adversarial: Tensor, rate: float) -> Tensor:
+        if not learned:
+            learned |= {"clean": clean, "adversarial": adversarial, "weight": torch.full_like(clean, 0.5)}
+        slow = (adversarial / learned["adversarial"].clamp(min=1e-12)) ** self.beta
+        fast = (clean / learned["clean"].clamp(min=1e-12)) ** self.beta
+        share = slow / (slow + fast).clamp(min=1e-12)
+        learned["weight"] = rate * share + (1 - rate) * learned["weight"]
+        return learned["weight"]
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """Cross-entropy."""
+        return _cross_entropy(student, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaAd:
+    """AdaAD (Huang et al. 2023): inner and outer loop both ask the teacher about x'; with IGDM's term on request.
+
+    Live teachers answer exactly; from a cache, `targets: first-order` gives `T(x) + J(x) delta` and its gradient.
+
+    Attributes:
+        alpha: share of the adversarial distance, the rest is on clean images; 1 in the paper's CIFAR-10 runs.
+        igdm: weight at the end of the run of `KL(softmax(T(x+d) - T(x-d)) || softmax(S(x+d) - S(x-d)))` (Lee et al.
+            2025, arXiv 2312.03286); 20 in its released code, 0 for none. It grows in proportion to the share of the run
+            that is done, as there with the epoch.
+    """
+
+    alpha: float = 1.0
+    igdm: float = 0.0
+    examples: ClassVar[When] = "always"
+    listens: ClassVar[Listens] = "robust"
+    asks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check("alpha", self.alpha)
+        _check("igdm", self.igdm, 0.0, float("inf"))
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ...`."""
+        loss = self.alpha * kl_rows(mean_log_probabilities(step.targets[:, step.robust]), out.logits).mean()
+        if self.alpha < 1:
+            target = mean_log_probabilities(step.clean_targets[:, step.robust])
+            loss = loss + (1 - self.alpha) * kl_rows(target, student(step.clean).logits).mean()
+        if self.igdm:
+            mirrored = 2 * step.clean - step.x
+            theirs = (step.targets - step.answer(mirrored))[:, step.robust].mean(1)
+            loss = loss + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
+        return loss
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """The distance between teacher and student at the very point, with the gradient of both."""
+        return lambda logits, x: kl_rows(mean_log_probabilities(step.answer(x)[:, step.robust]), logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kd:
+    """Knowledge distillation on clean images (Hinton et al. 2015), from all teachers.
+
+    Attributes:
+        tau: temperature; 4 is customary on CIFAR.
+        alpha: share of distillation, the rest is CE; 0.9 is customary.
+    """
+
+    tau: float = 4.0
+    alpha: float = 0.9
+    examples: ClassVar[When] = "never"
+    listens: ClassVar[Listens] = "any"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("alpha", self.alpha)
+        _check("tau", self.tau, 1e-3, float("inf"))
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """`alpha * tau^2 * KL(T^tau || S^tau) + (1 - alpha) * CE`."""
+        target = mean_log_probabilities(step.clean_targets, self.tau)
+        distillation = self.tau**2 * kl_rows(target, out.logits / self.tau).mean()
+        return self.alpha * distillation + (1 - self.alpha) * F.cross_entropy(out.logits, step.y)
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """Cross-entropy: what the student is scored with on held-out rows."""
+        return _cross_entropy(student, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class At:
+    """Adversarial training without teachers (Madry et al. 2018).
+
+    Attributes:
+        clean_share: of the batches or rows; 0 in the paper.
+        clean_by: whether the coin is tossed for each batch or for each row.
+    """
+
+    clean_share: float = 0.0
+    clean_by: Literal["batch", "row"] = "batch"
+    examples: ClassVar[When] = "some"
+    listens: ClassVar[Listens] = "none"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("clean_share", self.clean_share)
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """Cross-entropy on `x`."""
+        return F.cross_entropy(out.logits, step.y)
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """Cross-entropy."""
+        return _cross_entropy(student, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trades:
+    """TRADES without teachers (Zhang et al. 2019): CE on clean images, and the student's own distance from them.
+
+    The inner loop starts as `inner` says, not at the paper's small Gaussian step.
+
+    Attributes:
+        beta: weight of the distance; 6 in the paper.
+    """
+
+    beta: float = 6.0
+    examples: ClassVar[When] = "always"
+    listens: ClassVar[Listens] = "none"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("beta", self.beta, 0.0, float("inf"))
+
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+        """`CE(S(x), y) + beta KL(S(x) || S(x'))`."""
+        clean = student(step.clean).logits
+        return F.cross_entropy(clean, step.y) + self.beta * kl_rows(clean, out.logits).mean()
+
+    def inner(self, student: nn.Module, step: Step) -> Objective:
+        """The distance from what the student says about the clean images now."""
+        with torch.no_grad():
+            clean = student(step.clean).logits
+        return lambda logits, x: kl_rows(clean, logits)
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "darht": Darht,
+    "rslad": Rslad,
+    "ard": Ard,
+    "mtard": Mtard,
+    "adaad": AdaAd,
+    "kd": Kd,
+    "at": At,
+    "trades": Trades,
+}

@@ -1,0 +1,147 @@
+"""A run: everything that changes while a student is trained, and how it is kept and taken up again."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from darht.core.config import canonical_json
+from darht.core.tensors import load_tensors
+from darht.trainer.export.model_card import write_model_card
+from darht.trainer.state.checkpoint import (
+    BEST,
+    CHECKPOINT,
+    LAST,
+    PAUSED,
+    Progress,
+    StudentCard,
+    load_checkpoint,
+    save_checkpoint,
+    save_student,
+    write_log,
+)
+from darht.trainer.state.pause import Pause
+from darht.trainer.student.distributed import Ranks
+from darht.trainer.student.model import Student
+from darht.trainer.student.step import Learned
+from darht.trainer.student.warm import WarmMemory
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything that changes while a student is trained, and so everything that its checkpoint holds.
+
+    Attributes:
+        student: trained.
+        forward: the same, compiled when the recipe says so.
+        optimizer: of its parameters.
+        memory: of `inner: warm`.
+        average: of the student's weights, when they are averaged.
+        learned: what the recipe carries from step to step.
+        progress: finished epochs and their log.
+        pause: how far the epoch after them is; None at its beginning.
+        identity: of the run, as `run.json` has it; a checkpoint of another one is refused.
+        stopping: whether this process was asked to stop and the others, who train with it, do not know yet.
+    """
+
+    student: Student
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    memory: WarmMemory | None
+    average: AveragedModel | None = None
+    learned: Learned = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    pause: Pause | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    stopping: bool = False
+
+    @property
+    def result(self) -> Student:
+        """The student to score and to keep."""
+        if self.average is None or not int(self.average.n_averaged):
+            return self.student
+        return cast(Student, self.average.module)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint."""
+        more = {
+            "identity": json.loads(canonical_json(self.identity)),
+            "memory": None if self.memory is None else self.memory.state(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "learned": self.learned,
+            "pause": None if self.pause is None else vars(self.pause),
+        }
+        save_checkpoint(path, self.student, self.optimizer, self.progress, more)
+
+    def load(self, path: Path) -> None:
+        """Go on where the checkpoint stands, if there is one.
+
+        Raises:
+            CacheError: it is damaged.
+            SpecMismatchError: it belongs to another run.
+        """
+        self.progress, more = load_checkpoint(path, self.student, self.optimizer, self.identity)
+        device = next(self.student.parameters()).device
+        self.learned.clear()
+        self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}
+        self.pause = Pause.read(more["pause"]) if more.get("pause") else None
+        if self.memory is not None and more:
+            self.memory.load(more["memory"])
+        if self.average is not None and more:
+            self.average.load_state_dict(more["average"])
+
+
+def pause_file(out: Path, ranks: Ranks) -> Path:
+    """Where this process keeps a run that is paused: until the epoch ends, each holds a part of what it depends on."""
+    return out / (PAUSED if ranks.first else PAUSED.replace(".", f"-{ranks.rank}."))
+
+
+def load_furthest(run: Run, ranks: Ranks, out: Path) -> str | None:
+    """Go on from a pause where every process has its part of the same one, and from the last epoch otherwise.
+
+    Returns:
+        A sentence about a pause that is not taken up; None when there is nothing to say.
+    """
+    path, mark, world = pause_file(out, ranks), None, 0
+    if path.is_file():
+        state = load_tensors(path, lazily=True)
+        pause = Pause.read(state["pause"])
+        mark, world = (state["progress"]["epoch"], pause.steps, pause.world), pause.world
+    together = ranks.same(mark) and world == ranks.world
+    run.load(path if together else out / CHECKPOINT)
+    if mark is None or together:
+        return None
+    return f"the pause was kept by {world} processes, these are {ranks.world}: on from epoch {run.progress.epoch}'s end"
+
+
+def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -> None:
+    """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
+    remove_pauses(out)  # first: where they lie, they are further than the checkpoint
+    progress = Progress(**vars(run.progress) | {"history": list(run.progress.history)})
+    best = advance(progress, row)
+    save_student(out / LAST, run.result, card)
+    if best:
+        save_student(out / BEST, run.result, card)
+        write_model_card(out, BEST)
+    write_model_card(out, LAST)
+    write_log(out, progress.history)
+    replace(run, progress=progress).save(out / CHECKPOINT)
+
+
+def remove_pauses(out: Path) -> None:
+    """Forget what every process kept in the middle of an epoch."""
+    for path in out.glob(PAUSED.replace(".", "*.")):
+        path.unlink(missing_ok=True)
+
+
+def advance(progress: Progress, row: dict[str, Any]) -> bool:
+    """Note a finished epoch; True when none before scored better. With nothing held out the last is the best."""
+    score = row.get("holdout_pgd", float(row["epoch"]))
+    best = bool(score >= progress.best)
+    progress.epoch, progress.best = row["epoch"], max(score, progress.best)
+    progress.history.append(row)
+    return best

@@ -1,0 +1,146 @@
+"""What a run needs before its first step, and what it says about itself: checks, identity, student, held-out rows."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import darht
+from darht.cache.builder.teachers import load_teacher
+from darht.cache.read.reader import Cache
+from darht.cache.read.stream import Feed, FeedPlan, plan_feed
+from darht.core.config import fingerprint, to_plain
+from darht.core.errors import ConfigError
+from darht.core.nets import check_pixels
+from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.layout import to_channels_last
+from darht.core.rng import borrowed_generator
+from darht.core.storage import LocalPlace, Place
+from darht.trainer.config import TrainConfig
+from darht.trainer.state.checkpoint import StudentCard
+from darht.trainer.student.model import Student, check_folds
+
+
+def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gib: float) -> FeedPlan:
+    """Where the rows of the cache will be while this recipe trains.
+
+    Raises:
+        ConfigError: the budget is too small even to stream them.
+    """
+    starts = config.inner.kind == "warm" and config.inner.warm.start == "cached"
+    return plan_feed(
+        cache,
+        device=device,
+        adversarial=config.inner.kind == "cached" or config.targets == "nearest" or starts,
+        jacobians=config.targets == "first-order",
+        batch=config.optim.batch_size,
+        budget_gib=memory_gib,
+    )
+
+
+def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:
+    """What makes two runs the same: recipe, cache, code version, rows left out and, when streamed, how many meet."""
+    left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
+    streamed = {"window_rows": plan.window_rows} if plan.kind == "streamed" else {}
+    recipe = to_plain(config) | {"loss": to_plain(config.objective())}
+    return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": darht.__version__, **left_out, **streamed}
+
+
+def cache_from(folder: Place, out: Path) -> str:
+    """Where the cache lies: relative to the run, so that both can be moved together, or its URL."""
+    if isinstance(folder, LocalPlace):
+        return os.path.relpath(folder.folder.resolve(), out.resolve())
+    return str(folder)
+
+
+def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> Student:
+    """The untrained student on the feed's device; its weights follow from the seed.
+
+    Raises:
+        ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
+    """
+    with borrowed_generator(config.seed, "student"):
+        student = Student(
+            config.student.arch,
+            config.student.kwargs,
+            teachers=len(feed.cache.spec.teachers) if config.student.feature_map else 0,
+            num_classes=len(classes),
+            preprocessing=normalisation(feed.pixel_counts()),
+            dropout=config.student.dropout(),
+        ).to(feed.plan.device)
+        pixels = feed.fetch(feed.training[:2])[0].to(feed.plan.device)
+        check_pixels(student, pixels, config.student.arch)
+        check_folds(student, pixels.float() / 255)
+        if config.compute.channels_last:
+            to_channels_last(student, pixels.float() / 255)
+    return student
+
+
+def normalisation(counts: Tensor) -> Preprocessing:
+    """Mean and standard deviation per channel, to four digits, in units of [0, 1].
+
+    Args:
+        counts: how often each level occurs, `[3, 256]`; see `stream.level_counts`.
+    """
+    counts = counts.double()
+    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ levels
+    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt().clamp(min=1e-2)
+    return Preprocessing(mean=tuple(round(v, 4) for v in mean.tolist()), std=tuple(round(v, 4) for v in std.tolist()))
+
+
+def live_teachers(
+    config: TrainConfig, cache: Cache, given: Mapping[str, Path], device: torch.device
+) -> tuple[Teacher, ...]:
+    """The cache's teachers in its order, loaded when the recipe asks them; `given` overrides where their folders lie.
+
+    Raises:
+        ConfigError: a folder is not known or not wanted, or its weights are not those that the cache was made with.
+        ModelError: a folder holds no teacher.
+    """
+    unknown = [name for name in given if name not in cache.spec.teachers]
+    if unknown:
+        raise ConfigError(f"the cache has no teacher {', '.join(unknown)}; it has {', '.join(cache.spec.teachers)}")
+    if config.teachers == "cached":
+        if given:
+            raise ConfigError("--teacher says where live teachers lie; set teachers: live, or leave it out")
+        return ()
+    folders = {name: Path(folder) for name, folder in cache.origin().get("teachers", {}).items()} | dict(given)
+    teachers = []
+    for name, spec in cache.spec.teachers.items():
+        if name not in folders:
+            raise ConfigError(f"teachers: live needs the folder of teacher '{name}'; give --teacher {name}=FOLDER")
+        teacher, card = load_teacher(folders[name], device)
+        if card.weights_sha256 != spec.weights_sha256:
+            raise ConfigError(
+                f"{folders[name]} holds weights {card.weights_sha256[:12]}, teacher '{name}' of the cache has "
+                f"{spec.weights_sha256[:12]}; give --teacher {name}=FOLDER"
+            )
+        if config.compute.channels_last:
+            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
+            to_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
+        teachers.append(teacher)
+    return tuple(teachers)
+
+
+def student_card(config: TrainConfig, cache: Cache, student: Student, row: dict[str, Any]) -> StudentCard:
+    """What is written beside a student's weights after the epoch of `row`."""
+    return StudentCard(
+        arch=student.arch,
+        kwargs=student.kwargs,
+        teachers=tuple(cache.spec.teachers) if config.student.feature_map else (),
+        num_classes=student.num_classes,
+        preprocessing=student.preprocessing,
+        classes=cache.spec.data.classes,
+        cache_root_hash=cache.root_hash,
+        recipe=to_plain(config),
+        epoch=row["epoch"],
+        selection={key: value for key, value in row.items() if key.startswith("holdout")},
+        image_size=cache.spec.data.image_shape[-2:],
+        mc_dropout=student.dropout.p,
+        mc_samples=student.dropout.samples,
+    )

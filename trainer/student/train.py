@@ -1,0 +1,317 @@
+"""Train a student from a sealed cache. Unless `teachers: live`, none is loaded; what they said is looked up."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from darht.cache.read.loader import TrainingSet
+from darht.cache.read.reader import Cache
+from darht.cache.read.stream import Feed, FeedPlan
+from darht.cache.sources.load import Source
+from darht.core.device import keep_memory
+from darht.core.errors import DarhtError
+from darht.core.nets.layout import layout_note
+from darht.core.rng import borrowed_generator
+from darht.trainer.config import AverageConfig, TrainConfig
+from darht.trainer.export.model_card import teacher_notes
+from darht.trainer.progress.metrics import Tally
+from darht.trainer.schedule import learning_rate, make_optimizer, take_step
+from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, write_run
+from darht.trainer.state.pause import Pause
+from darht.trainer.student.distributed import Ranks, joined
+from darht.trainer.student.inner import Examples
+from darht.trainer.student.run import Run, advance, load_furthest, pause_file, remove_pauses, save_epoch
+from darht.trainer.student.score import DIVERGED_HINT, holdout_source, score, watched_source
+from darht.trainer.student.setup import (
+    cache_from,
+    feed_plan,
+    live_teachers,
+    make_student,
+    run_identity,
+    student_card,
+)
+from darht.trainer.student.validate import check_parts, check_recipe, short_phases
+from darht.trainer.student.warm import WarmMemory
+
+OnStep = Callable[[int, int, int, Tally], None]
+OnEpoch = Callable[[dict[str, Any]], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """Who is told what; see `train`."""
+
+    on_step: OnStep
+    on_epoch: OnEpoch
+    on_note: OnNote
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """What stays as it is while a student is trained.
+
+    Attributes:
+        feed: batches of the cache.
+        examples: draws what is trained on, as the recipe says.
+        ranks: the processes.
+        out: the run's folder.
+        hooks: who is told what.
+    """
+
+    feed: Feed
+    examples: Examples
+    ranks: Ranks
+    out: Path
+    hooks: Hooks
+
+
+def train(
+    config: TrainConfig,
+    cache: Cache,
+    out: Path,
+    *,
+    device: torch.device,
+    memory_gib: float = 8.0,
+    resume: bool = False,
+    teachers: Mapping[str, Path] | None = None,
+    on_step: OnStep = lambda step, total, images, tally: None,
+    on_epoch: OnEpoch = lambda row: None,
+    on_note: OnNote = lambda text: None,
+) -> Progress:
+    """Train the student that `config` describes and leave it in `out`.
+
+    Args:
+        config: the recipe.
+        cache: a sealed cache.
+        out: the run's folder: `student/` (best on held-out rows), `last/`, `log.csv`, `log.jsonl`, `checkpoint.pt`.
+        device: where to train.
+        memory_gib: the most that the cache may take in memory; a larger one is streamed.
+        resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
+            A KeyboardInterrupt from `on_step` leaves `paused.pt`, from which the next step goes on; one from elsewhere,
+            or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or at the
+            epoch's end when that comes first, and as many must go on, or the epoch is begun again.
+        teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
+        on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
+        on_epoch: told the log's row after each epoch.
+        on_note: told what a person should know, a sentence at a time.
+
+    Raises:
+        ConfigError, ModelError: recipe and cache do not go together, or the network and the images.
+        CacheError: the folder cannot be used as asked.
+    """
+    check_recipe(config, cache)
+    plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
+    hooks, identity = Hooks(on_step=on_step, on_epoch=on_epoch, on_note=on_note), run_identity(config, cache, plan)
+    with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+        if ranks.first:
+            claim_run(out, identity, resume=resume)
+        run = _start(config, cache, feed, identity)
+        check_parts(run.student, config, len(feed.training), ranks)
+        examples = Examples(config, config.objective(), run.memory, live)
+        setting = Setting(feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
+        if ranks.first:
+            write_run(out, identity, _notes(cache, out, plan))
+        layout = layout_note(run.student) if config.compute.channels_last else ""
+        for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(run, ranks, out))):
+            on_note(note)
+        _train(run, setting)
+    return run.progress
+
+
+def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
+    """What `run.json` says beside the identity: where things were."""
+    return {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+
+
+def _train(run: Run, setting: Setting) -> None:
+    """Every epoch that is left, and what is kept after each."""
+    config, cache, ranks, hooks = setting.examples.config, setting.feed.cache, setting.ranks, setting.hooks
+    held, watched = holdout_source(setting.feed), watched_source(setting.feed, config)
+    while run.progress.epoch < config.optim.epochs:
+        row = _epoch_or_pause(run, setting)
+        scores = _scores(run, held, watched, config, setting.feed.plan.device) if ranks.first else {}
+        row |= cast(dict[str, float], ranks.agree(scores))
+        if _collapsed(row, run.progress, len(cache.spec.data.classes)):
+            hooks.on_note(_go_back(run, setting, row))
+            continue
+        if ranks.first:
+            save_epoch(setting.out, run, row=row, card=student_card(config, cache, run.student, row))
+        advance(run.progress, row)
+        try:
+            hooks.on_epoch(row)
+        except KeyboardInterrupt:
+            run.stopping = True
+        if ranks.any(run.stopping):  # and nobody goes on before the checkpoint is there
+            raise KeyboardInterrupt
+
+
+def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> Run:
+    keep_memory()
+    student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
+    if config.inner.kind == "warm":
+        offsets = torch.from_numpy(cache.read("views/offset"))
+        memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
+    if config.average.kind != "none":
+        average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
+    forward = Compiled(student) if config.compute.compile else student
+    return Run(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
+
+
+class Compiled(nn.Module):
+    """A compiled network within one that is not, on which a hook does not make it compile anew."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = cast(nn.Module, torch.compile(net))
+
+    def forward(self, x: Tensor) -> Any:
+        """What the network says."""
+        return self.net(x)
+
+
+def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """How a mean takes in one more; counters, which have no mean, are copied."""
+
+    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        if not mean.is_floating_point():
+            return new
+        return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
+
+    return average
+
+
+def _epoch_or_pause(run: Run, setting: Setting) -> dict[str, Any]:
+    """`_epoch`; when it is stopped between two steps, that moment is kept."""
+    try:
+        return _epoch(run, setting)
+    except KeyboardInterrupt:
+        if run.pause is not None:
+            run.save(pause_file(setting.out, setting.ranks))
+            steps, of = run.pause.steps, setting.feed.steps
+            setting.hooks.on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {steps} of {of}")
+        raise
+
+
+def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
+    """One pass over the rows to train on; the first part of its row in the log."""
+    config, feed, ranks, epoch = setting.examples.config, setting.feed, setting.ranks, run.progress.epoch
+    total, first = feed.steps * config.optim.epochs, epoch * feed.steps
+    pause, run.pause, wishes = run.pause or Pause(), None, None
+    start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
+    run.student.train()
+    if run.memory is not None:
+        run.memory.look(torch.from_numpy(feed.training))
+    with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
+        pause.set_generators()
+        for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
+            done = number / total
+            _compute_gradients(run, setting, tally, data, batch, number=number, done=done)
+            before, wishes = wishes, ranks.add_gradients(run.student, stop=run.stopping)
+            take_step(run.student, run.optimizer, config.optim, done)
+            _average(run, config, step=True, done=done)
+            images += len(batch)
+            try:
+                setting.hooks.on_step(number + 1, total, len(batch), tally)
+            except KeyboardInterrupt:
+                run.stopping = True
+            if ranks.stop(run.stopping, before):  # between two steps: nothing is half done
+                run.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, tally, ranks.world)
+                raise KeyboardInterrupt
+    _average(run, config, step=False, done=(first + feed.steps) / total)
+    ranks.share(run.student, run.memory, run.learned)
+    ranks.total(tally.counts)
+    check_finite(tally.reading().loss, epoch + 1)
+    seconds = time.perf_counter() - start
+    return {
+        "epoch": epoch + 1,
+        **tally.row(),
+        "lr": round(learning_rate(config.optim, (first + feed.steps - 1) / total), 8),
+        "images_per_second": round(images / seconds, 1),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _compute_gradients(
+    run: Run, setting: Setting, tally: Tally, data: TrainingSet, batch: Tensor, *, number: int, done: float
+) -> None:
+    """The gradient of this process's part of a global batch, a piece after the other."""
+    examples, student, config = setting.examples, run.forward, setting.examples.config
+    compute = config.compute
+    careful = min(1.0, run.progress.collapses / 2)
+    run.optimizer.zero_grad(set_to_none=True)
+    for at in filter(len, setting.ranks.part(batch).tensor_split(compute.accumulate)):
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
+            epoch = run.progress.epoch
+            step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
+            with tally.listening(student, step):
+                out = student(step.x)
+                loss = examples.recipe.loss(student, step, out, run.learned)
+            if step.start is not None:
+                loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
+        share = len(at) / len(batch)
+        (loss * share).backward()
+        tally.add(loss, share)
+
+
+def _average(run: Run, config: TrainConfig, *, step: bool, done: float) -> None:
+    """Take the weights into the mean: after every step for `ema`, after every epoch past the start for `swa`."""
+    wanted = config.average.kind == "ema" if step else config.average.kind == "swa" and done >= config.average.start
+    if run.average is not None and wanted:
+        run.average.update_parameters(run.student)
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
+    if not math.isfinite(loss):
+        raise DarhtError(f"the loss is {loss} in epoch {epoch}: {DIVERGED_HINT}")
+
+
+def _drift(logits: Tensor, start: Tensor) -> Tensor:
+    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
+    return (logits[-len(start) :] - start).square().mean()
+
+
+def _scores(run: Run, held: Source, watched: Source, config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Accuracies in per cent for the log: of what is kept on held-out rows; for `warm`, of what is trained on its rows.
+
+    A mean of weights hides for long that the student itself has collapsed.
+    """
+    scores, attack = {}, config.inner.pgd()
+    if len(held.images):
+        scores["holdout_clean"], scores["holdout_pgd"] = score(run.result, held, attack, device, config.seed)
+    if len(watched.images):
+        scores["training_pgd"] = score(run.student, watched, attack, device, config.seed)[1]
+    return scores
+
+
+def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
+    """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
+
+    Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse.
+    """
+    before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
+    if not before or progress.collapses >= 2 or max(before) < 200 / classes:
+        return False
+    return bool(row["training_pgd"] < max(before) / 2)
+
+
+def _go_back(run: Run, setting: Setting, row: dict[str, Any]) -> str:
+    """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
+    collapses = run.progress.collapses + 1
+    remove_pauses(setting.out)
+    run.load(setting.out / CHECKPOINT)
+    run.progress.collapses = collapses
+    share = "half of" if collapses == 1 else "all"
+    return (
+        f"epoch {row['epoch']}: PGD accuracy on training rows collapsed to {row['training_pgd']:.1f} %; back to epoch "
+        f"{run.progress.epoch}, and {share} the adversarial steps are PGD steps from here on"
+    )

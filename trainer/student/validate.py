@@ -1,0 +1,89 @@
+"""What is refused, or told, before a run's first step."""
+
+from collections.abc import Iterator
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from darht.cache.read.reader import Cache
+from darht.core.errors import ConfigError
+from darht.trainer.config import TrainConfig
+from darht.trainer.student.distributed import Ranks
+from darht.trainer.student.losses import AdaAd, Darht
+from darht.trainer.student.model import Student
+
+_HEAD_EPOCHS = 30  # the released schedule has 118
+
+
+def check_recipe(config: TrainConfig, cache: Cache) -> None:
+    """Raise ConfigError where the recipe asks for what the cache does not hold."""
+    problems = [*_missing_parts(config, cache), *_missing_teachers(config, cache)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
+    attacks, inner = cache.spec.attacks, config.inner
+    without = f"{cache.folder} has no attacks"
+    if inner.kind == "cached" and not attacks:
+        yield f"inner: cached needs stored perturbations, {without}; use inner.kind: pgd"
+    if inner.kind == "warm" and inner.warm.start == "cached" and not attacks:
+        yield f"inner.warm.start: cached needs stored perturbations, {without}; use start: noise"
+    if config.targets == "nearest" and not attacks:
+        yield f"targets: nearest needs stored answers, {without}; use targets: clean"
+    lacking = [name for name in cache.spec.teachers if name not in cache.spec.jacobians]
+    if config.targets == "first-order" and lacking:
+        yield (
+            f"targets: first-order needs the Jacobian of every teacher, {cache.folder} lacks {', '.join(lacking)}; "
+            "list them under 'jacobians' and run darht-cache extend, or use targets: clean"
+        )
+    recipe, answers = config.objective(), (config.teachers, config.targets)
+    if isinstance(recipe, AdaAd) and recipe.igdm and answers not in (("live", None), ("cached", "first-order")):
+        yield (
+            "loss.igdm compares what teachers say at x' and at its mirror image, which quoted answers do not tell "
+            "apart; use targets: first-order or teachers: live, or igdm: 0"
+        )
+    others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
+    if inner.kind == "cached" and others:
+        stored = ", ".join(f"{eps:g}" for eps in sorted(others))
+        yield f"inner.eps is {inner.eps:g}, attacks of the cache have {stored}; set inner.eps to theirs"
+
+
+def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
+    roles, recipe = {teacher.role for teacher in cache.spec.teachers.values()}, config.objective()
+    only_clean = isinstance(recipe, Darht) and recipe.clean_share == 1
+    wants_robust = recipe.listens in ("robust", "both") or (recipe.listens == "any" and recipe.examples != "never")
+    if wants_robust and not only_clean and "robust" not in roles:
+        yield (
+            f"recipe {config.recipe} needs a robust teacher on adversarial images; those of {cache.folder} are all "
+            "vanilla"
+        )
+    if recipe.listens == "both" and "vanilla" not in roles:
+        yield (
+            f"recipe {config.recipe} needs a teacher whose role is vanilla on clean images; those of {cache.folder} "
+            "are all robust"
+        )
+
+
+def short_phases(config: TrainConfig) -> str | None:
+    """A sentence for a run of `darht` that leaves its head, which only CE reaches, after a few epochs."""
+    recipe, epochs = config.objective(), config.optim.epochs
+    if not isinstance(recipe, Darht) or recipe.phases[1] >= 0.5 or recipe.phases[1] * epochs >= _HEAD_EPOCHS:
+        return None
+    trained = recipe.phases[1] * epochs
+    return (
+        f"the head is trained in the first {trained:.1f} of {epochs} epochs only; short runs do better with "
+        "loss.phases: [0.1, 0.8]"
+    )
+
+
+def check_parts(student: Student, config: TrainConfig, rows: int, ranks: Ranks) -> None:
+    """Raise ConfigError where a batch of `rows` to train on is cut too small for the processes or for batch norm."""
+    batch, parts = min(config.optim.batch_size, rows), ranks.world * config.compute.accumulate
+    if batch < ranks.world:
+        raise ConfigError(f"batches of {batch} rows do not reach for {ranks.world} processes: raise optim.batch_size")
+    normed = any(isinstance(module, _BatchNorm) for module in student.modules())
+    if normed and max(1, batch // parts) < 2:
+        raise ConfigError(
+            f"batch norm takes statistics over at least 2 rows; batches of {batch} in {parts} parts leave 1: raise "
+            "optim.batch_size, or lower compute.accumulate"
+        )
