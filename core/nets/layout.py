@@ -70,6 +70,23 @@ def layout_note(model: nn.Module) -> str:
     return f"compute.channels_last: {points} strided 1x1 convolutions of few channels run as convolutions of stride 1"
 
 
+def to_contiguous(model: nn.Module) -> None:
+    """Undo `to_channels_last`: the weights are contiguous, and every layer is the one that was built."""
+    _set_layout(model, torch.contiguous_format)
+    for name, part in list(model.named_modules()):
+        if isinstance(part, PointConv2d):
+            plain = nn.Conv2d(
+                part.in_channels,
+                part.out_channels,
+                1,
+                (part.stride[0], part.stride[1]),
+                bias=part.bias is not None,
+                device="meta",
+            )
+            plain.weight, plain.bias = part.weight, part.bias
+            model.set_submodule(name, plain.train(part.training))
+
+
 def _turn(model: nn.Module, probe: Tensor) -> bool:
     want = _ask(model, probe)
     if probe.device.type == "cpu":

@@ -28,7 +28,7 @@ _FORMS = {
 _SNIPPETS = {
     "hub": """import torch
 from pathlib import Path
-from darht.trainer.checkpoint import load_student
+from darht.trainer.state.checkpoint import load_student
 
 student, card = load_student(Path("FOLDER"), torch.device("cpu"))
 classifier = student.fold()  # pixels [B, 3, H, W] in [0, 1] to logits [B, C]""",

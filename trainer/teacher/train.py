@@ -26,7 +26,7 @@ from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
 from darht.core.nets.classifier import Preprocessing, Teacher
-from darht.core.nets.layout import to_channels_last
+from darht.core.nets.layout import to_channels_last, to_contiguous
 from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
 from darht.trainer.config import TeachConfig
@@ -123,7 +123,7 @@ def teach(
         to_channels_last(teacher, images[:2].float() / LEVELS)
         keep_memory()
         _fit(teacher, config, (images, labels), keeper=Keeper(checkpoint, identity), on_step=on_step)
-    teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    to_contiguous(teacher)
     return teacher.eval().requires_grad_(False), card
 
 

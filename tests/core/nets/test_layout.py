@@ -10,7 +10,7 @@ from torch import nn
 
 from darht.attacks import PGD, Engine
 from darht.core.nets import build
-from darht.core.nets.layout import PointConv2d, is_unsafe, layout_note, to_channels_last
+from darht.core.nets.layout import PointConv2d, is_unsafe, layout_note, to_channels_last, to_contiguous
 from darht.core.rng import RowRng
 
 PIXELS = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -168,6 +168,14 @@ def test_a_network_that_draws_is_compared_on_the_same_draws_and_the_callers_stre
 class Always(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, 0.5, training=True)
+
+
+def test_back_in_contiguous_layout_it_is_the_network_that_was_built():
+    net, kept = (make("resnet18", width=4, blocks=[1, 1, 1, 1]) for _ in range(2))
+    assert to_channels_last(net, PIXELS)
+    to_contiguous(net)
+    assert [type(part) for part in net.modules()] == [type(part) for part in kept.modules()]
+    assert torch.equal(net.eval()(PIXELS), kept.eval()(PIXELS))
 
 
 def test_constant_weights_take_no_gradient_and_keep_their_layers():

@@ -45,11 +45,11 @@ RUN = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from darht.cache.reader import Cache, open_cache
+    from darht.cache.read.reader import Cache, open_cache
     from darht.core.config import load_mapping, parse
     from darht.trainer.config import TrainConfig
-    from darht.trainer.ranks import leave, place
-    from darht.trainer.train import train
+    from darht.trainer.student.distributed import leave, place
+    from darht.trainer.student.train import train
 
     def stop(step, *rest):
         if sys.argv[4] == f"{place()[0]}:{step}":

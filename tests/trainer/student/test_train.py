@@ -23,7 +23,7 @@ from darht.core.rng import RowRng
 from darht.trainer.config import StudentConfig, WarmConfig
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
-from darht.trainer.student import setup
+from darht.trainer.student import score as score_module
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.run import Run, save_epoch
 from darht.trainer.student.score import holdout_source, score
@@ -293,7 +293,7 @@ def test_scores_are_those_of_the_student_by_hand_and_of_any_number_of_rows_at_on
     clean, robust = score(student, held, attack, CPU, CONFIG.seed)
     assert clean == pytest.approx(100 * right[0].mean(), abs=1e-3)
     assert robust <= 100 * (right[0] & right[1]).mean() + 1e-3  # a step on the way may fool where the last fails
-    monkeypatch.setattr(setup, "_SCORED", 5)
+    monkeypatch.setattr(score_module, "_SCORED", 5)
     assert score(student, held, attack, CPU, CONFIG.seed) == (clean, robust)
 
 
