@@ -25,6 +25,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/house_rules.py
 
 # One process for each core, each with one thread: threads of several processes on the same cores wait for each other.
 test: lint

@@ -10,7 +10,6 @@ fastest counts, so that a busy machine disturbs all alike. A library that is not
 import argparse
 import datetime
 import importlib.util
-import io
 import json
 import os
 import pickle
@@ -20,37 +19,29 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from torch import Tensor
+from cache_build import building
+from cache_readers import BATCH, CLASSES, PACKAGES, READERS, TEACHERS, WORKERS, WRITERS
 
 from darht.attacks import PGD
-from darht.cache.builder import build as builder
 from darht.cache.builder.seal import seal
-from darht.cache.builder.teachers import Card, save_teacher
 from darht.cache.format.commit import Commit, write_commit
 from darht.cache.format.layout import layouts
 from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
 from darht.cache.format.store import Store
-from darht.cache.read.reader import Cache, open_cache
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.reader import open_cache
 from darht.core.config import canonical_json, to_plain
-from darht.core.nets import build as build_net
 from darht.core.nets.classifier import Preprocessing
 from darht.core.rng import RowRng
 from darht.core.storage import place
-from darht.core.vision import torchvision
 
-BATCH, TEACHERS, CLASSES = 256, ("a", "b", "c"), 10
 NETS = {"resnet4b_adv": "a robust ResNet", "resnet20": "an undefended ResNet"}
 CPU = torch.device("cpu")
-Batches = Iterator[tuple[Tensor, ...]]
 
 
 # Real images and real perturbations --------------------------------------------------------------------------------
@@ -162,152 +153,6 @@ def write_cache(out: Path, images: np.ndarray, labels: np.ndarray, delta: np.nda
     seal(where)
 
 
-def rows_of(cache: Cache) -> Iterator[dict[str, np.ndarray]]:
-    """Row by row: image, perturbation, label and six rows of logits."""
-    for first in range(0, cache.rows, 1024):
-        rows = slice(first, min(first + 1024, cache.rows))
-        image, delta, label = (cache.read(name, rows) for name in ("image", "delta/pgd", "label"))
-        logits = np.stack([cache.read(f"logits/{t}/{kind}", rows)[:, 0] for kind in ("clean", "pgd") for t in TEACHERS])
-        for i in range(len(image)):
-            yield {"image": image[i], "delta": delta[i, 0], "logits": logits[:, i], "label": label[i]}
-
-
-# Reading: shuffled batches of 256 from each ------------------------------------------------------------------------
-
-
-def gather(folder: Path, _: argparse.Namespace) -> Callable[[int], Batches]:
-    """What nothing can beat: tensors in memory, and an index."""
-    cache = open_cache(folder)
-    logits = [cache.read(f"logits/{t}/{kind}") for kind in ("clean", "pgd") for t in TEACHERS]
-    held = [torch.from_numpy(cache.read(name)) for name in ("image", "delta/pgd", "label")]
-    held.append(torch.from_numpy(np.concatenate(logits, axis=1)))
-
-    def epoch(number: int) -> Batches:
-        order = torch.randperm(cache.rows, generator=torch.Generator().manual_seed(number))
-        for at in order.split(BATCH):
-            yield tuple(tensor.index_select(0, at) for tensor in held)
-
-    return epoch
-
-
-def darht(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batches]:
-    """Every tensor of the rows of a batch, in memory or streamed, as a training step picks them."""
-    from darht.cache.read.webdataset import open_shards
-
-    cache = open_shards(folder)
-    budget = arguments.budget / 1024 if arguments.workers else 8.0
-    plan = plan_feed(cache, device=CPU, adversarial=True, batch=BATCH, budget_gib=budget, threads=2)
-    assert (plan.kind == "streamed") is bool(arguments.workers), plan
-    feed = Feed(cache, plan, seed=0, epochs=arguments.epochs)
-
-    def epoch(number: int) -> Batches:
-        for data, at in feed.batches(number):
-            yield tuple(tensor.index_select(0, at) for tensor in data.tensors()[1:])
-
-    return epoch
-
-
-def litdata(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batches]:
-    from litdata import StreamingDataLoader, StreamingDataset
-
-    # By default it decodes a whole run of rows for each one that is asked for, which shuffled rows waste.
-    data = StreamingDataset(str(folder), shuffle=True, batch_decode=False)
-    loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
-    return lambda number: iter(loader)
-
-
-def litdata_write(cache: Cache, out: Path) -> None:
-    from litdata.streaming.cache import Cache as Writer
-
-    out.mkdir()
-    writer = Writer(str(out), chunk_bytes="64MB")
-    for i, row in enumerate(rows_of(cache)):
-        writer[i] = {name: torch.from_numpy(np.asarray(value)) for name, value in row.items()}
-    writer.done()
-    writer.merge()
-
-
-def mosaicml(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batches]:
-    stand_in()
-    from streaming import StreamingDataset
-
-    data = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
-    return lambda number: iter(loader)
-
-
-def mosaicml_write(cache: Cache, out: Path) -> None:
-    stand_in()
-    from streaming import MDSWriter
-
-    columns = {"image": "ndarray:uint8:3,32,32", "delta": "ndarray:int8:3,32,32", "logits": "ndarray:float16:6,10"}
-    with MDSWriter(out=str(out), columns={**columns, "label": "int"}) as writer:
-        for row in rows_of(cache):
-            writer.write({**row, "label": int(row["label"])})
-
-
-def stand_in() -> None:
-    """`streaming` imports three classes of transformers that image data never meets; empty ones do."""
-    torchvision()
-    if importlib.util.find_spec("transformers"):
-        return
-    names = {
-        "feature_extraction_utils": "BatchFeature",
-        "tokenization_utils_base": "BatchEncoding",
-        "models.auto.tokenization_auto": "AutoTokenizer",
-    }
-    for module, name in names.items():
-        parts = ["transformers", *module.split(".")]
-        for depth in range(1, len(parts) + 1):
-            sys.modules.setdefault(".".join(parts[:depth]), types.ModuleType(".".join(parts[:depth])))
-        setattr(sys.modules[".".join(parts)], name, type(name, (), {}))
-
-
-def webdataset(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batches]:
-    import webdataset as wds
-
-    names = ("image.npy", "delta.npy", "logits.npy", "label.npy")
-    data = wds.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=100, empty_check=False)
-    data = data.shuffle(2000).decode().to_tuple(*names)
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
-    return lambda number: iter(loader)
-
-
-def webdataset_write(cache: Cache, out: Path) -> None:
-    import webdataset as wds
-
-    out.mkdir()
-    with wds.ShardWriter(str(out / "%05d.tar"), maxcount=2000, verbose=0) as writer:
-        for i, row in enumerate(rows_of(cache)):
-            writer.write({"__key__": f"{i:08d}", **{f"{name}.npy": npy(value) for name, value in row.items()}})
-
-
-def npy(value: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, value)
-    return buffer.getvalue()
-
-
-def blocks_write(cache: Cache, out: Path) -> None:
-    from darht.cache.export.webdataset import export_webdataset
-
-    export_webdataset(cache, out, "blocks")
-
-
-READERS = {
-    "tensor gather": gather, "darht, resident": darht, "darht, streamed": darht, "darht, streamed from tars": darht,
-    "LitData": litdata, "MosaicML Streaming": mosaicml, "WebDataset, entry per sample": webdataset,
-}  # fmt: skip
-WRITERS = {
-    "LitData": litdata_write, "MosaicML Streaming": mosaicml_write, "WebDataset, entry per sample": webdataset_write,
-    "darht, streamed from tars": blocks_write,
-}  # fmt: skip
-PACKAGES = {"LitData": "litdata", "MosaicML Streaming": "streaming", "WebDataset, entry per sample": "webdataset"}
-WORKERS = {  # processes of the others; of ours 1 means "streamed", in threads
-    "tensor gather": (0,), "darht, resident": (0,), "darht, streamed": (1,), "darht, streamed from tars": (1,),
-}  # fmt: skip
-
-
 def memory(what: str) -> int:
     """VmRSS or VmHWM of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -395,80 +240,6 @@ def reading_table(best: dict[str, tuple[dict[str, float], int]], arguments: argp
             f"{found['cpu']:.1f} | {factor} | {found['rows_s'] / gathered:.2f} |"
         )
     return lines
-
-
-# A build -----------------------------------------------------------------------------------------------------------
-
-
-def building(work: Path, arguments: argparse.Namespace) -> list[str]:
-    """Build the CIFAR recipe's cache with untrained teachers, whose arithmetic costs what that of trained ones does."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    torchvision()
-    recipe = yaml.safe_load(Path("recipes/cifar10-small.yaml").read_text())
-    for name, teacher in recipe["teachers"].items():
-        torch.manual_seed(0)
-        net = build_net(teacher["arch"], CLASSES, teacher.get("kwargs", {}))
-        options = {"arch": teacher["arch"], "kwargs": teacher.get("kwargs", {}), "num_classes": CLASSES}
-        card = Card(**options, preprocessing=Preprocessing(), weights_sha256="")
-        save_teacher(work / "teachers" / name, net, card)
-    config = {
-        "data": {"source": "cifar10", "root": str(arguments.data.resolve()), "limit": arguments.build_rows},
-        "teachers": {name: {"path": f"teachers/{name}"} for name in recipe["teachers"]},
-        **recipe["cache"],
-    }
-    (work / "cache.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    plan = builder.plan_build(work / "cache.yaml", device=CPU)
-    folder = work / "built"
-    shutil.rmtree(folder, ignore_errors=True)
-    spent = [0.0]
-    with arithmetic_timed(plan, spent):
-        start = time.perf_counter()
-        builder.build(plan, folder, device=CPU, on_unit=lambda *_: None)
-        seal(folder)
-        wall = time.perf_counter() - start
-    rest = wall - spent[0]
-    lines = ["| rows | wall s | attacks and teachers s | the rest | share | ms a row |", "|---|---|---|---|---|---|"]
-    lines.append(
-        f"| {arguments.build_rows} | {wall:.1f} | {spent[0]:.1f} | {rest:.2f} | {100 * rest / wall:.1f} % | "
-        f"{1000 * rest / arguments.build_rows:.2f} |"
-    )
-    return lines
-
-
-class arithmetic_timed:  # noqa: N801
-    """Adds up, in the block, the seconds inside an attack and inside a teacher's own forward pass."""
-
-    def __init__(self, plan: builder.Plan, spent: list[float]) -> None:
-        self.plan, self.spent, self.inside, self.start = plan, spent, False, 0.0
-
-    def __enter__(self) -> None:
-        original = self.original = PGD.__call__
-
-        def attack(*words: object, **options: object) -> object:
-            start, self.inside = time.perf_counter(), True
-            try:
-                return original(*words, **options)
-            finally:
-                self.inside = False
-                self.spent[0] += time.perf_counter() - start
-
-        def before(*_: object) -> None:
-            self.start = time.perf_counter()
-
-        def after(*_: object) -> None:
-            self.spent[0] += 0.0 if self.inside else time.perf_counter() - self.start
-
-        PGD.__call__ = attack
-        hooks = [(t.register_forward_pre_hook(before), t.register_forward_hook(after)) for t in self.teachers()]
-        self.hooks = [hook for pair in hooks for hook in pair]
-
-    def __exit__(self, *_: object) -> None:
-        PGD.__call__ = self.original
-        for hook in self.hooks:
-            hook.remove()
-
-    def teachers(self) -> list[torch.nn.Module]:
-        return list(self.plan.teachers.values())
 
 
 # Size --------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,36 +37,43 @@ def cases() -> Iterator[dict[str, Any]]:
         yield {"channels": channels, "kernel": kernel, "dtype": dtype, "wanted": "input"}
 
 
-def measure(
-    channels: int,
-    kernel: int,
-    *,
-    outputs: int = 8,
-    stride: int = 2,
-    dtype: str = "float32",
-    layout: str = "channels-last",
-    groups: int = 1,
-    kind: str = "conv",
-    wanted: str = "both",
-) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A convolution, its arithmetic, and whose gradient is wanted."""
+
+    channels: int
+    kernel: int
+    outputs: int = 8
+    stride: int = 2
+    dtype: str = "float32"
+    layout: str = "channels-last"
+    groups: int = 1
+    kind: str = "conv"
+    wanted: str = "both"
+
+    def make(self) -> nn.Module:
+        """The layer with random weights."""
+        layer = {"conv": nn.Conv2d, "transposed": nn.ConvTranspose2d}[self.kind]
+        options: dict[str, Any] = {"stride": self.stride, "padding": self.kernel // 2, "groups": self.groups}
+        return layer(self.channels, self.outputs, self.kernel, bias=False, **options)
+
+
+def measure(case: Case) -> float:
     """The largest difference of a gradient from that in float64, as a share of the largest gradient."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    make = {"conv": nn.Conv2d, "transposed": nn.ConvTranspose2d}[kind]
-    options: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "bias": False, "groups": groups}
-    exact = make(channels, outputs, kernel, **options).double()
-    conv = make(channels, outputs, kernel, **options)
+    exact, conv = case.make().double(), case.make()
     conv.load_state_dict(exact.state_dict())
-    x = torch.rand(64, channels, 8, 8)
-    if layout == "channels-last":
+    x = torch.rand(64, case.channels, 8, 8)
+    if case.layout == "channels-last":
         conv, x = conv.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    conv.requires_grad_(wanted == "both")
-    exact.requires_grad_(wanted == "both")
+    conv.requires_grad_(case.wanted == "both")
+    exact.requires_grad_(case.wanted == "both")
     weight = torch.randn(exact(x.double()).shape)
     want = _gradients(exact, x.double(), weight.double(), "float64")
     worst = 0.0
     for _ in range(PASSES):
-        for mine, theirs in zip(_gradients(conv, x, weight, dtype), want, strict=True):
+        for mine, theirs in zip(_gradients(conv, x, weight, case.dtype), want, strict=True):
             worst = max(worst, float((mine.double() - theirs).abs().max() / theirs.abs().max()))
     return worst
 
@@ -101,6 +109,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(measure(**json.loads(sys.argv[1])))
+        print(measure(Case(**json.loads(sys.argv[1]))))
     else:
         main()
