@@ -300,13 +300,14 @@ def export(location: str, kind: str, layout: Literal["samples", "blocks"], out: 
 
 @cache.command()
 @click.argument("location", metavar="CACHE")
-def info(location: str) -> None:
-    """Print what a sealed cache holds."""
+@click.option("--run", type=click.Path(path_type=Path), help="A run of this cache, to say when the cache pays.")
+def info(location: str, run: Path | None) -> None:
+    """Print what a sealed cache holds, what it cost, and when it pays."""
     from darht.cache.admin.info import summarise
     from darht.cache.admin.tables import info_table
     from darht.cache.read.reader import open_cache
 
-    summary = summarise(open_cache(location))
+    summary = summarise(open_cache(location), run)
     console = Console()
     for name, value in summary.facts:
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)

@@ -1,15 +1,13 @@
 """What is inside a cache, as text for people."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from darht.cache.format.commit import read_commit
+from darht.cache.admin.cost import array_seconds, cost_facts, cost_of, run_cost
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.read.reader import Cache
-
-_LOOKUPS = 16  # questions to an object store at a time
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,12 @@ class Summary:
     arrays: tuple[tuple[str, ...], ...]
 
 
-def summarise(cache: Cache) -> Summary:
-    """Describe a sealed cache."""
+def summarise(cache: Cache, run: Path | None = None) -> Summary:
+    """Describe a sealed cache, and when it pays; with the figures of a `run` where one is given.
+
+    Raises:
+        CacheError: `run` is not a run of this cache.
+    """
     spec = cache.spec
     total = sum(shard.size for shard in cache.manifest.shards)
     held = len(cache.manifest.holdout)
@@ -41,6 +43,7 @@ def summarise(cache: Cache) -> Summary:
         settings = ", ".join(f"{key} {value}" for key, value in attack.parameters.items())
         facts.append((f"attack {name}", f"{attack.kind} on {attack.teacher}, {attack.views} views, {settings}"))
     facts.append(("size", f"{total / 1e6:.2f} MB, {total / spec.data.rows:.0f} bytes a row"))
+    facts += cost_facts(cost_of(cache), None if run is None else run_cost(run, cache))
     facts.append(("root hash", cache.root_hash))
     return Summary(tuple(facts), tuple(_array_row(cache, array) for array in cache.arrays.values()))
 
@@ -48,9 +51,6 @@ def summarise(cache: Cache) -> Summary:
 def _array_row(cache: Cache, array: ArrayLayout) -> tuple[str, ...]:
     size = cache.size(array.name)
     raw = int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
-    with ThreadPoolExecutor(_LOOKUPS) as pool:  # behind a URL the times of so many small questions would add up
-        commits = list(pool.map(lambda shard: read_commit(cache.folder, array, shard), range(array.shards)))
-    seconds = sum(commit.seconds for commit in commits if commit is not None)
     shape = " x ".join(map(str, array.shape))
     return (
         array.name,
@@ -59,5 +59,5 @@ def _array_row(cache: Cache, array: ArrayLayout) -> tuple[str, ...]:
         f"{size / 1e6:.2f}",
         f"{size / array.shape[0]:.1f}",
         f"{100 * size / raw:.0f} %",
-        f"{seconds:.1f}",
+        f"{array_seconds(cache, array.name):.1f}",
     )
