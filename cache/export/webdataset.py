@@ -21,11 +21,11 @@ from darht.cache.format.layout import block_rows
 from darht.cache.format.manifest import Manifest
 from darht.cache.format.spec import CacheSpec
 from darht.cache.read.reader import Cache
-from darht.core.config import canonical_json, fingerprint, to_plain
-from darht.core.errors import CacheError
-from darht.core.files import is_free, whole_file, write_atomic
+from darht.core.config import canonical_json, fingerprint, parse_canonical, to_plain
+from darht.core.errors import CacheError, ConfigError
+from darht.core.files import is_free, sha256_file, whole_file, write_atomic
 
-INDEX, FORMAT = "index.json", "darht-webdataset"
+INDEX, UNFINISHED, FORMAT = "index.json", "unfinished.json", "darht-webdataset"
 # Zeros after a tar's end, which tar ignores: without them the npz of the last sample lies within the last 64 KiB, where
 # Python's zipfile (and so mlcroissant) looks for the end of a zip and takes the tar for one.
 _TAIL = 1 << 17
@@ -65,20 +65,71 @@ class Index:
 def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
     """Write a sealed cache as tar shards, one for each shard of rows, and `index.json` last.
 
+    An export that was killed goes on, and one that is whole is left as it is: tars that are as they were recorded stay,
+    the others are written, and the bytes are those of an export that never stopped.
+
     Raises:
-        CacheError: the folder is not empty.
+        CacheError: the folder holds something else.
         CorruptError: a checksum of the cache fails.
     """
-    if not is_free(out):
-        raise CacheError(f"{out} is not empty: choose a new or empty --out folder")
-    step = cache.spec.store.rows_per_shard
-    shards = [slice(first, min(first + step, cache.rows)) for first in range(0, cache.rows, step)]
-    tars = [_write_tar(cache, out, f"shard-{k:05d}.tar", rows, layout) for k, rows in enumerate(shards)]
+    known = {tar.path: tar for tar in _claim(cache, out, layout)}
+    step, tars = cache.spec.store.rows_per_shard, list[TarRecord]()
+    for number, first in enumerate(range(0, cache.rows, step)):
+        path, rows = f"shard-{number:05d}.tar", slice(first, min(first + step, cache.rows))
+        if path not in known or not _is_whole(out / path, known[path]):
+            known[path] = _write_tar(cache, out, path, rows, layout)
+            _keep(cache, out, layout, known)
+        tars.append(known[path])
     offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
     index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
     index = replace(index, sha256=index.checksum())
     write_atomic(out / INDEX, canonical_json(index).encode())
+    (out / UNFINISHED).unlink(missing_ok=True)
     return index
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """The contents of `unfinished.json`, which lies there until `index.json` does: whose tars these are."""
+
+    root_hash: str
+    layout: Layout
+    tars: tuple[TarRecord, ...] = ()
+
+
+def _claim(cache: Cache, out: Path, layout: Layout) -> tuple[TarRecord, ...]:
+    """The tars that an earlier export of the same left in `out`; what a killed write left is removed."""
+    if is_free(out):
+        for leftover in out.glob(".*.tmp"):
+            leftover.unlink()
+        _keep(cache, out, layout, {})
+        return ()
+    kind: type[_Unfinished | Index] = Index if (out / INDEX).is_file() else _Unfinished
+    try:
+        name = INDEX if kind is Index else UNFINISHED
+        found = parse_canonical(kind, (out / name).read_bytes(), name)
+    except (OSError, ConfigError) as error:
+        raise CacheError(
+            f"{out} is not empty and no export that goes on: choose a new or empty --out folder"
+        ) from error
+    root_hash = found.manifest.root_hash if isinstance(found, Index) else found.root_hash
+    if (root_hash, found.layout) != (cache.root_hash, layout):
+        raise CacheError(
+            f"{out} holds an export of the cache {root_hash[:12]} with layout {found.layout}, this is "
+            f"{cache.root_hash[:12]} with layout {layout}: choose a new or empty --out folder"
+        )
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()
+    return found.tars
+
+
+def _keep(cache: Cache, out: Path, layout: Layout, tars: dict[str, TarRecord]) -> None:
+    state = _Unfinished(cache.root_hash, layout, tuple(tars[path] for path in sorted(tars)))
+    write_atomic(out / UNFINISHED, canonical_json(state).encode())
+
+
+def _is_whole(path: Path, tar: TarRecord) -> bool:
+    return path.is_file() and path.stat().st_size == tar.size and sha256_file(path) == tar.sha256
 
 
 class _Hashed:

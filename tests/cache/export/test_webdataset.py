@@ -4,6 +4,10 @@ import dataclasses
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +134,74 @@ def test_a_folder_that_is_not_empty_is_left_alone(tiny_cache: Path, tmp_path: Pa
     with pytest.raises(CacheError, match="is not empty"):
         export_webdataset(open_cache(tiny_cache), tmp_path, "blocks")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from darht.cache.export import webdataset
+    from darht.cache.read.reader import open_cache
+    from darht.core import files
+    moment, count = sys.argv[3], int(sys.argv[4])
+    replace, seen = Path.replace, 0
+
+    def mortal(self, target):
+        global seen
+        seen += 1
+        if seen == count and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(self, target)
+        if seen == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.replace = mortal
+    webdataset.export_webdataset(open_cache(Path(sys.argv[1])), Path(sys.argv[2]), "blocks")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"),  # files in order: the claim, each of four tars and a record of it, the index
+    [("before", 1), ("after", 1), ("before", 4), ("after", 4), ("after", 5), ("before", 10), ("after", 10)],
+)
+def test_a_killed_export_goes_on_to_the_same_bytes(tiny_cache: Path, tmp_path: Path, moment: str, count: int) -> None:
+    out, layout = tmp_path / "out", "blocks"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tiny_cache), str(out), moment, str(count)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(export_webdataset(open_cache(tiny_cache), out, layout).tars) == 4
+    export_webdataset(open_cache(tiny_cache), tmp_path / "whole", layout)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_whole_export_is_left_as_it_is_and_a_damaged_one_repaired(
+    damaged: Path, exported: Path, tiny_cache: Path
+) -> None:
+    before, layout = contents(damaged), exported.name
+    times = {path.name: path.stat().st_mtime_ns for path in damaged.glob("*.tar")}
+    export_webdataset(open_cache(tiny_cache), damaged, layout)  # type: ignore[arg-type]
+    assert times == {path.name: path.stat().st_mtime_ns for path in damaged.glob("*.tar")}
+    tar = damaged / "shard-00002.tar"
+    data = bytearray(before[tar.name])
+    data[700] ^= 4
+    tar.write_bytes(data)
+    (damaged / "shard-00001.tar").unlink()
+    export_webdataset(open_cache(tiny_cache), damaged, layout)  # type: ignore[arg-type]
+    assert contents(damaged) == before
+
+
+def test_another_export_is_left_alone(damaged: Path, exported: Path, tiny_cache: Path, fine_cache: Path) -> None:
+    before, other = contents(damaged), next(name for name in LAYOUTS if name != exported.name)
+    with pytest.raises(CacheError, match=f"with layout {exported.name}, this is .* with layout {other}"):
+        export_webdataset(open_cache(tiny_cache), damaged, other)  # type: ignore[arg-type]
+    with pytest.raises(CacheError, match="holds an export of the cache"):
+        export_webdataset(open_cache(fine_cache), damaged, exported.name)  # type: ignore[arg-type]
+    (damaged / INDEX).write_bytes(b"{")
+    with pytest.raises(CacheError, match="no export that goes on"):
+        export_webdataset(open_cache(tiny_cache), damaged, exported.name)  # type: ignore[arg-type]
+    assert contents(damaged) == before | {INDEX: b"{"}
 
 
 def test_the_command_says_what_it_wrote(invoke: Callable[..., Result], tiny_cache: Path, tmp_path: Path) -> None:
