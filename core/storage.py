@@ -6,6 +6,7 @@ on a local disk by rename, in an object store because that is what a PUT does. O
 
 import functools
 import io
+import os
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -98,7 +99,8 @@ class RemotePlace:
     """A folder behind a URL of fsspec (`s3://`, `memory://`, read-only `http(s)://`, ...).
 
     Every call is tried five times. Settings and credentials come from where the protocol's package looks for them
-    (for S3: `AWS_ENDPOINT_URL`, `AWS_PROFILE` and so on).
+    (for S3: `AWS_ENDPOINT_URL`, `AWS_PROFILE` and so on). To HTTP servers goes the token in `DARHT_TOKEN`, where it is
+    set, or else what `~/.netrc` has for the host.
     """
 
     url: str
@@ -246,13 +248,21 @@ def sizes(folder: Place, keys: Sequence[str]) -> list[int | None]:
         return list(pool.map(folder.size, keys))
 
 
+def _credentials() -> dict[str, str]:
+    token = os.environ.get("DARHT_TOKEN", "").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 @functools.lru_cache
 def _file_system(url: str) -> Any:
     import fsspec
 
     protocol = url.split("://", 1)[0]
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in ("http", "https"):
+        options["client_kwargs"] = {"trust_env": True, "headers": _credentials()}
     try:
-        return fsspec.url_to_fs(url, use_listings_cache=False)[0]
+        return fsspec.url_to_fs(url, **options)[0]
     except ImportError as error:
         extra = {"s3": "darht[s3]", "http": "darht[http]", "https": "darht[http]"}.get(protocol)
         fix = f"pip install '{extra}'" if extra else str(error)

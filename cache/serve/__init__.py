@@ -1,0 +1,1 @@
+"""Caches and exports over HTTP, read-only: the same keys that any static server would have."""
