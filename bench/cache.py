@@ -38,7 +38,7 @@ from darht.cache.read.reader import open_cache
 from darht.core.config import canonical_json, to_plain
 from darht.core.nets.classifier import Preprocessing
 from darht.core.rng import RowRng
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 NETS = {"resnet4b_adv": "a robust ResNet", "resnet20": "an undefended ResNet"}
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def write_cache(out: Path, images: np.ndarray, labels: np.ndarray, delta: np.nda
         precision=PrecisionSpec(),
         seed=0,
     )
-    where, store, arrays = place(out), Store(out), layouts(spec)
+    where, store, arrays = open_storage(out), Store(out), layouts(spec)
     where.write("spec.json", canonical_json(spec).encode())
     store.create(arrays)
     for name, array in arrays.items():

@@ -72,7 +72,7 @@ def closeness(run: Path, folder: Path, batches: int = 4) -> dict[str, object]:
         distances, agree = [], []
         with Feed(cache, feed_plan(config, cache, torch.device("cpu"), 8.0), seed=0, epochs=1) as feed:
             for number, (data, at) in zip(range(batches), feed.batches(0), strict=False):
-                step = examples.draw(student, data, at, epoch=0, number=number, done=0.5, careful=0.0)
+                step = examples.draw(student, data, at, epoch=0, number=number, done=0.5, pgd_share=0.0)
                 with torch.no_grad():
                     said = live_answer(teachers)(step.x)
                 distances.append(kl_rows(said, step.targets).flatten())

@@ -34,10 +34,10 @@ from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sampler import coin
 from darht.core.config import parse
 from darht.core.nets import build as build_net
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.vision import torchvision
 from darht.trainer.config import TrainConfig
-from darht.trainer.progress.metrics import Tally
+from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import make_optimizer, take_step
 from darht.trainer.student import train as trainer
 from darht.trainer.student.inner import Examples
@@ -132,7 +132,8 @@ def bare_step(config: TrainConfig, batch: int) -> Callable[[], float]:
 WATCHED = (
     (Examples, "draw", "draw"), (Student, "forward", "forward"), (Darht, "loss", "loss"),
     (Tensor, "backward", "backward"), (trainer, "take_step", "optimizer"),
-    (Tally, "add", "tally"), (Tally, "_count", "tally"), (trainer, "_scores", "end"), (trainer, "save_epoch", "end"),
+    (Metrics, "add", "tally"), (Metrics, "_count", "tally"),
+    (trainer, "_scores", "end"), (trainer, "save_epoch", "end"),
 )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def beside_bare(config: TrainConfig, cache: Cache, out: Path) -> dict[str, Any]:
     rows: list[tuple[bool, float, float]] = []
     last = [0.0]
 
-    def on_step(step: int, total: int, images: int, tally: Tally) -> None:
+    def on_step(step: int, total: int, images: int, metrics: Metrics) -> None:
         taken, timers.counting = time.perf_counter() - last[0], False
         if (step - 1) % (total // config.optim.epochs):
             rows.append((not coin(0.5, SEED, step - 1), taken, bare()))
@@ -207,7 +208,7 @@ def load_teachers(names: dict[str, tuple[str, int | None]], arguments: argparse.
     for name in names:
         arch, resize = (SMALL if arguments.smoke else names)[name]
         teachers[name] = (
-            Teacher(build_net(arch, CLASSES, {}), Preprocessing(resize=resize)).eval().requires_grad_(False)
+            Classifier(build_net(arch, CLASSES, {}), Preprocessing(resize=resize)).eval().requires_grad_(False)
         )
     return teachers
 
@@ -229,7 +230,7 @@ def live_steps(
     for number in numbers:
         at = torch.arange(arguments.batch) + number * arguments.batch % (len(data.rows) - arguments.batch)
         start = time.perf_counter()
-        step = examples.draw(student, data, at, epoch=0, number=number, done=0.5, careful=0.0)
+        step = examples.draw(student, data, at, epoch=0, number=number, done=0.5, pgd_share=0.0)
         pixels, answers = step.clean if config.recipe == "rslad" else step.x, []
         for name, teacher in teachers.items():
             asked = time.perf_counter()
@@ -263,7 +264,7 @@ def warm_rslad(config: TrainConfig, cache: Cache, data: TrainingSet, arguments: 
     for number in [*numbers, *numbers]:
         at = torch.arange(arguments.batch) + number * arguments.batch % (len(data.rows) - arguments.batch)
         start = time.perf_counter()
-        step = examples.draw(student, data, at, epoch=0, number=number, done=0.5, careful=0.0)
+        step = examples.draw(student, data, at, epoch=0, number=number, done=0.5, pgd_share=0.0)
         out = student(step.x)
         drift = config.inner.warm.consistency * (out.logits - step.start).square().mean()
         optimizer.zero_grad(set_to_none=True)

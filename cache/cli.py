@@ -53,12 +53,12 @@ def build(
 
     from darht.cache.builder import build as builder
     from darht.cache.builder.extend import grow
-    from darht.cache.builder.jobs import Workforce, build_shared, choose_part, units_left
+    from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, units_left
     from darht.cache.builder.seal import seal as seal_cache
     from darht.core.device import pick_device
 
-    workforce = Workforce(engine=engine, workers=workers, device=device)
-    where = pick_device(device if workforce.alone else "cpu")  # the others load the teachers where they compute
+    pool_config = PoolConfig(engine=engine, workers=workers, device=device)
+    where = pick_device(device if pool_config.alone else "cpu")  # the others load the teachers where they compute
     known = builder.spec_in(out)
     plan = builder.plan_build(spec, device=where, download=download, known=known)
     if extending:
@@ -69,11 +69,11 @@ def build(
     shards = range(plan.shards) if part is None else part.shards
     with _progress(sum(len(plan.block(k)) for k in shards)) as (on_unit, on_notice):
         common: Any = {"batch_size": batch_size, "shards": shards, "on_unit": on_unit}
-        if workforce.alone:
+        if pool_config.alone:
             report = builder.build(plan, out, device=where, **common)
         else:
             load = partial(builder.plan_build, spec.resolve(), known=known)
-            report = build_shared(plan, load, out, workforce, on_notice=on_notice, **common)
+            report = build_shared(plan, load, out, pool_config, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
     left = units_left(out, plan.arrays)
     if part is not None and left:

@@ -34,7 +34,7 @@ def _read_all(file: io.FileIO, size: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class LocalPlace:
+class LocalStorage:
     """A folder of this machine."""
 
     folder: Path
@@ -95,7 +95,7 @@ class LocalPlace:
 
 
 @dataclass(frozen=True)
-class RemotePlace:
+class RemoteStorage:
     """A folder behind a URL of fsspec (`s3://`, `memory://`, read-only `http(s)://`, ...).
 
     Every call is tried five times. Settings and credentials come from where the protocol's package looks for them
@@ -190,15 +190,15 @@ class RemotePlace:
         raise DarhtError(f"cannot {what} {self.name(key)} after {_TRIES} tries ({reason}); run again later") from last
 
 
-Place = LocalPlace | RemotePlace
-Location = Place | Path | str
+Storage = LocalStorage | RemoteStorage
+Location = Storage | Path | str
 _PIECE = 1 << 20  # bytes of one request while a file is read through; a whole shard may be larger than the memory
 
 
 class _Pieces(io.RawIOBase):
     """A file of a place, read piece by piece."""
 
-    def __init__(self, where: Place, key: str, size: int) -> None:
+    def __init__(self, where: Storage, key: str, size: int) -> None:
         self._where, self._key, self._size, self._at = where, key, size, 0
 
     def readable(self) -> bool:
@@ -219,30 +219,30 @@ class _Pieces(io.RawIOBase):
         return len(data)
 
 
-def open_file(where: Place, key: str, size: int) -> io.BufferedReader:
+def open_file(where: Storage, key: str, size: int) -> io.BufferedReader:
     """The first `size` bytes of a file as a stream that reads, and can seek, without holding the whole of it."""
     return io.BufferedReader(_Pieces(where, key, size), _PIECE)
 
 
-def place(location: Location) -> Place:
+def open_storage(location: Location) -> Storage:
     """The place that a path, a URL or a place names.
 
     Raises:
         ConfigError: a URL whose protocol is unknown, or whose package is not installed.
     """
-    if isinstance(location, LocalPlace | RemotePlace):
+    if isinstance(location, LocalStorage | RemoteStorage):
         return location
     text = str(location)
     if "://" not in text:
-        return LocalPlace(Path(text).expanduser())
+        return LocalStorage(Path(text).expanduser())
     if text.startswith("file://"):
-        return LocalPlace(Path(text.removeprefix("file://")))
-    found = RemotePlace(text.rstrip("/"))
+        return LocalStorage(Path(text.removeprefix("file://")))
+    found = RemoteStorage(text.rstrip("/"))
     _file_system(found.url)
     return found
 
 
-def sizes(folder: Place, keys: Sequence[str]) -> list[int | None]:
+def sizes(folder: Storage, keys: Sequence[str]) -> list[int | None]:
     """`size` of many files, several at a time: behind a URL the times of so many small questions would add up."""
     with ThreadPoolExecutor(_LOOKUPS) as pool:
         return list(pool.map(folder.size, keys))

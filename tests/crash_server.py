@@ -105,10 +105,10 @@ def count_done(out: Path, reference: Path) -> tuple[int, list[str]]:
     from darht.cache.format.layout import layouts
     from darht.cache.format.manifest import read_spec
     from darht.cache.format.store import shard_key
-    from darht.core.storage import place
+    from darht.core.storage import open_storage
 
     units = [(array, shard) for array in layouts(read_spec(reference)).values() for shard in range(array.shards)]
-    done = [(array, shard) for array, shard in units if unit_state(place(out), array, shard)[0] is State.DONE]
+    done = [(array, shard) for array, shard in units if unit_state(open_storage(out), array, shard)[0] is State.DONE]
     keys = [shard_key(array, shard) for array, shard in done]
     problems = [f"{key} is not done" for key in keys if (out / key).read_bytes() != (reference / key).read_bytes()]
     if (out / "manifest.json").exists() and len(done) < len(units):

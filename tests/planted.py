@@ -15,7 +15,7 @@ from darht.cache.sources.load import content_sha256
 from darht.core.config import canonical_json
 from darht.core.files import write_atomic
 from darht.core.nets.classifier import Preprocessing
-from darht.core.storage import place
+from darht.core.storage import open_storage
 from darht.tools.vectors import Floats
 
 PGD = {"eps": 8.0, "step": 2.0, "steps": 10, "random_start": True, "norm": "linf", "objective": "ce"}
@@ -55,7 +55,7 @@ def write_cache(
     values = {"source_index": np.arange(N), "label": labels, "image": images, "views/offset": np.zeros((1, 3))}
     values |= {f"delta/pgd-{name}": delta[:, None] for name, delta in deltas.items()}
     values |= {f"logits/{t}/{kind}": value[:, None] for t, kinds in logits.items() for kind, value in kinds.items()}
-    arrays, where = layouts(spec), place(folder)
+    arrays, where = layouts(spec), open_storage(folder)
     store = Store(where)
     write_atomic(folder / SPEC, canonical_json(spec).encode())
     store.create(arrays)

@@ -10,7 +10,7 @@ from darht.cache.format.commit import read_commit, write_commit
 from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
 from darht.cache.format.store import Store
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 
 def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
@@ -19,7 +19,7 @@ def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> Non
     values = store.read(array, array.rows(0)).copy()
     change(values)
     size, sha256 = store.write(array, 0, values)
-    commit = read_commit(place(folder), array, 0)
+    commit = read_commit(open_storage(folder), array, 0)
     assert commit is not None
-    write_commit(place(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
+    write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
     seal(folder)

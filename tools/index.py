@@ -20,7 +20,7 @@ from darht.cache.read.reader import Cache
 from darht.core.config import parse
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.core.files import is_free, sha256_bytes, write_atomic
-from darht.core.storage import LocalPlace
+from darht.core.storage import LocalStorage
 from darht.tools.answers import Ints
 from darht.tools.nearest import Nearest, recall, without_self
 from darht.tools.project import Method, fit_projection, project
@@ -149,7 +149,7 @@ def default_folder(cache: Cache) -> Path:
     Raises:
         ConfigError: the cache is not a local folder.
     """
-    if not isinstance(cache.folder, LocalPlace):
+    if not isinstance(cache.folder, LocalStorage):
         raise ConfigError(f"{cache.folder} is not a local folder: say where the index goes with --out or --index DIR")
     return cache.folder.folder / "index"
 

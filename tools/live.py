@@ -19,7 +19,7 @@ from darht.cache.read.reader import Cache
 from darht.cache.sources.load import load_source
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.files import sha256_file
-from darht.core.nets.classifier import Teacher
+from darht.core.nets.classifier import Classifier
 from darht.core.rng import RowRng
 from darht.tools.vectors import Features, Floats, read_rows, sample_rows
 from darht.trainer.state.checkpoint import BEST, CONFIG, WEIGHTS, load_student
@@ -33,7 +33,7 @@ _PGD_STEPS = 10
 class Loaded:
     """The teachers of a cache that could be loaded, by name, and why the others could not."""
 
-    teachers: dict[str, Teacher]
+    teachers: dict[str, Classifier]
     missing: dict[str, str]
 
 
@@ -79,7 +79,7 @@ def craft(cache: Cache, attack: str, model: nn.Module, image: NDArray[np.uint8],
     generator = RowRng.create(cache.spec.seed, "attack", attack, rows=outside, views=torch.tensor([0]))
     method = spec.attack()
     delta: NDArray[np.int8] = encode(
-        method(model, x, torch.tensor([label]), generator=generator), x, method.threat, spec.unit
+        method(model, x, torch.tensor([label]), generator=generator), x, method.threat, spec.scale
     ).numpy()
     return delta
 
@@ -152,7 +152,7 @@ def student_features(student: Student, shape: tuple[int, ...]) -> tuple[int, Fea
 
 
 def student_transfer(
-    cache: Cache, student: Student, teachers: dict[str, Teacher], *, count: int = 500
+    cache: Cache, student: Student, teachers: dict[str, Classifier], *, count: int = 500
 ) -> dict[str, tuple[int, int]]:
     """How often PGD-10 examples made on the student fool each teacher: (fooled, rows that both get right) by name.
 

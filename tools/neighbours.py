@@ -111,7 +111,7 @@ def outside_image(cache: Cache, path: Path, teachers: dict[str, nn.Module]) -> O
             model = teachers[attack.teacher]
             deltas[name] = craft(cache, name, model, image, says[attack.teacher])
             vectors[f"delta/{name}"] = unit(deltas[name])
-            moved = np.rint(np.clip(image + attack.unit * deltas[name], 0, 255)).astype(np.uint8)
+            moved = np.rint(np.clip(image + attack.scale * deltas[name], 0, 255)).astype(np.uint8)
             said[f"delta/{name}"] = {attack.teacher: int(ask(model, moved).argmax())}
     for name, values in logits.items():
         vectors[f"logits/{name}"], said[f"logits/{name}"] = logit_vectors(values), {name: says[name]}
@@ -242,7 +242,7 @@ def amplified(cache: Cache, attack: str, delta: NDArray[np.int8]) -> NDArray[np.
     Under another norm than L-inf the largest change is full contrast.
     """
     spec = cache.spec.attacks[attack]
-    levels = delta.astype(np.float32) * spec.unit
+    levels = delta.astype(np.float32) * spec.scale
     span = spec.parameters["eps"] if spec.parameters["norm"] == "linf" else max(1.0, float(np.abs(levels).max()))
     return np.clip(0.5 + levels / (2 * span), 0, 1).transpose(1, 2, 0).astype(np.float32)
 

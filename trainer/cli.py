@@ -107,7 +107,7 @@ def teacher_train(
     from darht.core.device import pick_device
     from darht.trainer.config import TeachConfig
     from darht.trainer.state.checkpoint import CHECKPOINT
-    from darht.trainer.state.interrupt import STOPPING, Brake
+    from darht.trainer.state.interrupt import STOPPING, InterruptHandler
     from darht.trainer.teacher import train as teach
 
     config, where = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training"), pick_device(device)
@@ -120,13 +120,13 @@ def teacher_train(
         return
     test = load_source(data, root, "test", limit=test_limit, **more)
     try:
-        with progress_bar() as progress, Brake(lambda: progress.console.print(STOPPING)) as brake:
+        with progress_bar() as progress, InterruptHandler(lambda: progress.console.print(STOPPING)) as interrupt:
             task = progress.add_task("train", total=None, note="")
 
             def on_step(step: int, total: int, images: int, loss: float) -> None:
-                brake.arm()
+                interrupt.arm()
                 progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
-                brake.check()
+                interrupt.check()
 
             network["checkpoint"] = out / CHECKPOINT
             model, card = teach.teach(config, training, **network, device=where, on_step=on_step)
@@ -291,20 +291,20 @@ def train_run(
     from darht.trainer.config import load_recipe
     from darht.trainer.progress.monitor import Monitor
     from darht.trainer.student import train as trainer
-    from darht.trainer.student.distributed import leave, place
+    from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.student.exclude import exclude_rows
 
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
     cache = open_shards(shards)
-    rank, world = place()
+    rank, world = rank_and_world()
     monitor = Monitor(out, config.optim.epochs, shown=rank == 0)
     if exclude is not None:
         monitor.on_note(f"{exclude_rows(cache, exclude)} rows are left out of training")
-    hooks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
+    callbacks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
     try:
         with monitor:
             state = trainer.train(
-                config, cache, out, device=where, memory_gib=memory, resume=resume, teachers=folders, **hooks
+                config, cache, out, device=where, memory_gib=memory, resume=resume, teachers=folders, **callbacks
             )
     except KeyboardInterrupt:
         if rank == 0:

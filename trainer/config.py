@@ -213,17 +213,19 @@ class TrainConfig:
             raise ConfigError(f"recipe must be one of {', '.join(RECIPES)}; got {self.recipe!r}")
         self.objective()
         recipe, kind = RECIPES[self.recipe], self.inner.kind
-        if self.targets is not None and (self.teachers == "live" or kind == "cached" or not recipe.asks):
+        if self.targets is not None and (
+            self.teachers == "live" or kind == "cached" or not recipe.uses_adversarial_logits
+        ):
             raise ConfigError(
                 f"targets: {self.targets} stands for what teachers would say about the student's own examples; leave "
                 f"it out (targets: null) with teachers: {self.teachers}, inner.kind: {kind}, recipe: {self.recipe}"
             )
-        if self.teachers == "live" and (kind == "cached" or recipe.listens == "none"):
+        if self.teachers == "live" and (kind == "cached" or recipe.teachers_needed == "none"):
             raise ConfigError(
                 "teachers: live are asked about the student's own examples; use inner.kind: pgd or warm, and a recipe "
                 f"with teachers; got {kind} and {self.recipe}"
             )
-        if recipe.examples == "never" and kind != "pgd":
+        if recipe.adversarial_when == "never" and kind != "pgd":
             raise ConfigError(f"recipe {self.recipe} trains on clean images alone; leave inner.kind: {kind} out")
         if self.recipe == "darht" and not self.student.feature_map:
             raise ConfigError("recipe darht trains the feature map; set student.feature_map: true, or recipe: rslad")

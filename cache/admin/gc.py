@@ -18,7 +18,7 @@ from darht.cache.format.manifest import SPEC, read_manifest, read_spec
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import DATA, Store, shard_key
 from darht.core.errors import CacheError
-from darht.core.storage import LocalPlace, Location, Place, place
+from darht.core.storage import LocalStorage, Location, Storage, open_storage
 
 YOUNG = 3600.0  # seconds: far more than lies between the steps of one unit
 
@@ -50,7 +50,7 @@ def find_leftovers(location: Location, *, young: bool = False, now: float | None
         CacheError: it is not a cache.
         CorruptError: its spec does not parse, so that nobody can say what belongs to it.
     """
-    folder, clock = place(location), time.time() if now is None else now
+    folder, clock = open_storage(location), time.time() if now is None else now
     spec = read_spec(folder)
     return [
         Leftover(key, folder.size(key) or 0, why)
@@ -59,13 +59,13 @@ def find_leftovers(location: Location, *, young: bool = False, now: float | None
     ]
 
 
-def _age(folder: Place, key: str, now: float) -> float:
+def _age(folder: Storage, key: str, now: float) -> float:
     """Seconds since a file was written; none where its system does not tell, so that it stays."""
     written = folder.modified(key)
     return 0.0 if written is None else now - written
 
 
-def _candidates(folder: Place, spec: CacheSpec) -> Iterator[tuple[str, str]]:
+def _candidates(folder: Storage, spec: CacheSpec) -> Iterator[tuple[str, str]]:
     arrays, keys = layouts(spec), folder.keys()
     present = set(keys)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
@@ -90,7 +90,7 @@ def _is_temporary(key: str) -> bool:
     return name.endswith(".tmp") and (name.startswith(".") or key.startswith((f"{DATA}/", f"{COMMITS}/")))
 
 
-def _is_sealed(folder: Place, spec: CacheSpec) -> bool:
+def _is_sealed(folder: Storage, spec: CacheSpec) -> bool:
     """Only then is no unit of a former spec waited for."""
     try:
         return bool(read_manifest(folder, spec))
@@ -104,13 +104,13 @@ def remove_leftovers(location: Location, leftovers: Iterable[Leftover]) -> None:
     Raises:
         CacheError: the cache is another by now.
     """
-    folder = place(location)
+    folder = open_storage(location)
     if folder.size(SPEC) is None:
         raise CacheError(f"{folder} is not a cache any more: nothing was removed")
     removed = [leftover.key for leftover in leftovers]
     for key in removed:
         folder.remove(key)
-    if isinstance(folder, LocalPlace):
+    if isinstance(folder, LocalStorage):
         _prune(folder.folder, removed)
 
 

@@ -25,7 +25,7 @@ from darht.cache.read.reader import Cache
 from darht.cache.sources.load import Source, load_source
 from darht.core.config import spec_diff, to_plain
 from darht.core.errors import ConfigError, DataError, ModelError
-from darht.core.nets.classifier import Teacher
+from darht.core.nets.classifier import Classifier
 from darht.core.rng import derive_seed
 
 _BATCH = 256  # of units whose record does not tell
@@ -169,7 +169,7 @@ def _images(cache: Cache, data_root: Path | None) -> Source:
     return source
 
 
-def _teacher(cache: Cache, name: str, folder: Path, device: torch.device) -> Teacher:
+def _teacher(cache: Cache, name: str, folder: Path, device: torch.device) -> Classifier:
     expected = cache.spec.teachers[name]
     teacher, card = load_teacher(folder, device)
     differences = spec_diff(to_plain(expected), to_plain(teacher_spec(card, expected.role)))

@@ -11,7 +11,7 @@ from darht.cache.format.commit import Commit, Former, State, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts
 from darht.cache.format.manifest import read_manifest, read_spec
 from darht.core.errors import CacheError
-from darht.core.storage import Location, Place, place
+from darht.core.storage import Location, Storage, open_storage
 
 _LOOKUPS = 16  # questions to an object store at a time
 
@@ -78,7 +78,7 @@ def read_status(location: Location) -> Status:
         CacheError: the folder is not a cache.
         CorruptError: its spec does not parse.
     """
-    folder = place(location)
+    folder = open_storage(location)
     spec = read_spec(folder)
     former, commits, arrays = former_of(folder), [], []
     with ThreadPoolExecutor(_LOOKUPS) as pool:  # behind a URL the times of so many small questions would add up
@@ -97,7 +97,7 @@ def read_status(location: Location) -> Status:
 
 
 def _array_status(
-    folder: Place, array: ArrayLayout, former: Former, pool: ThreadPoolExecutor
+    folder: Storage, array: ArrayLayout, former: Former, pool: ThreadPoolExecutor
 ) -> tuple[ArrayStatus, list[Commit]]:
     found = list(pool.map(lambda shard: inspect_unit(folder, array, shard, former=former), range(array.shards)))
     done = [commit for _, _, commit in found if commit is not None]

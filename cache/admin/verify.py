@@ -17,7 +17,7 @@ from darht.cache.format.views import apply_views, view_table
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import CacheError, DataError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Location, Place, place
+from darht.core.storage import Location, Storage, open_storage
 
 OnUnit = Callable[[str, int], None]
 
@@ -37,7 +37,7 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         CacheError: the folder is not a cache, or not sealed.
         CorruptError: spec or manifest do not parse, so that nothing else could be checked.
     """
-    folder = place(location)
+    folder = open_storage(location)
     if folder.size(INDEX) is not None:
         return _verify_export(folder)
     spec = read_spec(folder)
@@ -57,7 +57,7 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
     return problems
 
 
-def _verify_export(folder: Place) -> list[str]:
+def _verify_export(folder: Storage) -> list[str]:
     """An export is checked as a trainer reads it: index, sizes, sha256 and counts of all tars, every array decoded."""
     cache = open_shards(folder)
     try:
@@ -72,7 +72,7 @@ def _verify_export(folder: Place) -> list[str]:
 class _Verifier:
     """Looks at one unit after the other."""
 
-    folder: Place
+    folder: Storage
     spec: CacheSpec
     arrays: dict[str, ArrayLayout]
     store: Store
@@ -123,11 +123,11 @@ class _Verifier:
     def deltas(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""
         threat = self.spec.attacks[array.name.removeprefix("delta/")].attack().threat
-        codes, unit = torch.from_numpy(values), float(array.attributes["scale"])
+        codes, scale = torch.from_numpy(values), float(array.attributes["scale"])
         images = torch.from_numpy(self.store.read(self.arrays["image"], rows))
         offsets = torch.from_numpy(self.store.read(self.arrays["views/offset"], slice(0, values.shape[1])))
         for view, offset in enumerate(offsets):
             try:
-                check_stored(codes[:, view], apply_views(images, offset.expand(len(images), 3)), threat, unit)
+                check_stored(codes[:, view], apply_views(images, offset.expand(len(images), 3)), threat, scale)
             except DataError as error:
                 yield f"in view {view} {error}"

@@ -28,8 +28,8 @@ from darht.cache.format.views import view_table
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
 from darht.core.nets import check_pixels
-from darht.core.nets.classifier import Teacher
-from darht.core.storage import LocalPlace, Location, Place, place
+from darht.core.nets.classifier import Classifier
+from darht.core.storage import LocalStorage, Location, Storage, open_storage
 
 OnUnit = Callable[[ArrayLayout, int, float], None]
 
@@ -93,7 +93,7 @@ def plan_build(
 
 def spec_in(out: Location) -> CacheSpec | None:
     """The spec that lies in a folder or behind a URL, or None where there is none that can be read."""
-    data = place(out).read(SPEC)
+    data = open_storage(out).read(SPEC)
     try:
         return None if data is None else parse_canonical(CacheSpec, data, SPEC)
     except ConfigError:
@@ -102,7 +102,7 @@ def spec_in(out: Location) -> CacheSpec | None:
 
 def _load_or_recall(
     name: str, folder: Path, device: torch.device, known: CacheSpec | None
-) -> tuple[Teacher | None, Card]:
+) -> tuple[Classifier | None, Card]:
     if known is None or name not in known.teachers or is_teacher_folder(folder):
         return load_teacher(folder, device)
     return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
@@ -133,7 +133,7 @@ def build(
         CacheError: the folder holds something that is not a cache.
         ModelError: a teacher that must answer is not at hand.
     """
-    folder = place(out)
+    folder = open_storage(out)
     claim_folder(folder, plan)
     worker, report = Worker(plan, Store(folder), device, batch_size), BuildReport()
 
@@ -156,7 +156,7 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
         engine: of the build, for the commit records.
         number: of the worker, likewise.
     """
-    folder = worker.store.place
+    folder = worker.store.storage
     facts = environment(worker.device, worker.batch_size, engine=engine, worker=number)
     with arithmetic(worker.plan.spec.precision):
         for array in worker.plan.block(shard):
@@ -171,7 +171,7 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
             on_unit(array, shard, seconds)
 
 
-def claim_folder(out: Place, plan: Plan) -> None:
+def claim_folder(out: Storage, plan: Plan) -> None:
     """Make `out` the folder of this spec, or check that it is already.
 
     Raises:
@@ -191,12 +191,12 @@ def claim_folder(out: Place, plan: Plan) -> None:
     if found is not None and found != text:
         _refuse_other_spec(out, found, plan.spec)
     Store(out).create(plan.arrays)
-    origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalPlace) else plan.origin
+    origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalStorage) else plan.origin
     out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())
     _check_teachers(out, plan)
 
 
-def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
+def _refuse_other_spec(out: Storage, data: bytes, spec: CacheSpec) -> NoReturn:
     try:
         found = json.loads(data)
     except ValueError as error:
@@ -207,7 +207,7 @@ def _refuse_other_spec(out: Place, data: bytes, spec: CacheSpec) -> NoReturn:
     raise SpecMismatchError(f"{out} holds another spec: {'; '.join(differences)}; {fix}choose another --out folder")
 
 
-def _check_teachers(out: Place, plan: Plan) -> None:
+def _check_teachers(out: Storage, plan: Plan) -> None:
     """A teacher whose folder is gone is missed only where a unit needs it, and then before the first is computed."""
     absent = plan.spec.teachers.keys() - plan.teachers.keys()
     for array, shard in plan.units if absent else ():

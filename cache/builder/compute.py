@@ -35,7 +35,7 @@ class Worker:
     @functools.cached_property
     def history(self) -> History:
         """What the cache was before it was extended."""
-        return read_history(self.store.place)
+        return read_history(self.store.storage)
 
     def compute(self, array: ArrayLayout, shard: int) -> np.ndarray:
         """The values of one unit, `[rows, ...]`, in the array's type; answers that a former spec's unit holds stay."""
@@ -78,7 +78,7 @@ class Worker:
                 self.plan.spec.seed, "attack", name, rows=row.to(self.device), views=view.to(self.device)
             )
             x_adv = attack(model, x, labels[row].to(self.device), generator=generator)
-            deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.unit).cpu()
+            deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.scale).cpu()
         return deltas.numpy()
 
     @torch.no_grad()
@@ -94,12 +94,12 @@ class Worker:
             values[:, number] = answers
         todo = [view for view in range(array.shape[1]) if view not in known]
         model = self._model(teacher) if todo else None
-        unit = 1.0 if attack is None else self.plan.spec.attacks[attack].unit
+        scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
         delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
         for row, view in self._batches(rows, todo):
             x, at = self._views(row, view), ((row - rows.start).numpy(), view.numpy())
             if delta is not None:
-                x = x + unit * torch.from_numpy(delta[at])
+                x = x + scale * torch.from_numpy(delta[at])
             assert model is not None
             with np.errstate(over="ignore"):  # the next lines say it better
                 values[at] = model(x.to(self.device).float() / 255).cpu().numpy()

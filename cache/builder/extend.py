@@ -5,7 +5,7 @@ from darht.cache.format.manifest import MANIFEST, SPEC, read_spec
 from darht.cache.format.spec import CacheSpec
 from darht.core.config import canonical_json
 from darht.core.errors import SpecMismatchError
-from darht.core.storage import Location, place
+from darht.core.storage import Location, open_storage
 
 
 def grow(location: Location, spec: CacheSpec) -> None:
@@ -18,7 +18,7 @@ def grow(location: Location, spec: CacheSpec) -> None:
         CacheError: there is no cache.
         SpecMismatchError: something else than an addition differs; the message lists the fields.
     """
-    folder = place(location)
+    folder = open_storage(location)
     old = read_spec(folder)
     text = canonical_json(spec).encode()
     if canonical_json(old).encode() == text:

@@ -17,7 +17,7 @@ from darht.cache.format.views import view_table
 from darht.core.config import canonical_json, fingerprint, parse_canonical, spec_diff, to_plain
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Place
+from darht.core.storage import Storage
 
 HISTORY = "history"
 
@@ -55,7 +55,7 @@ def history_key(spec: CacheSpec) -> str:
     return f"{HISTORY}/{fingerprint(spec)}.json"
 
 
-def remember(folder: Place, spec: CacheSpec) -> None:
+def remember(folder: Storage, spec: CacheSpec) -> None:
     """Keep a spec that is about to be replaced."""
     folder.write(history_key(spec), canonical_json(spec).encode())
 
@@ -88,7 +88,7 @@ class History:
         if not self.fingerprints(array.name) or not array.name.endswith("/clean"):
             return {}
         try:
-            commit = read_commit(store.place, array, shard)
+            commit = read_commit(store.storage, array, shard)
         except CorruptError:
             return {}
         if commit is None or (commit.array, commit.shard) != (array.name, shard):
@@ -96,7 +96,7 @@ class History:
         if commit.fingerprint == array.fingerprint:  # of this spec, and being computed again: so it is damaged
             return {}
         old, views = self.views.get((array.name, commit.fingerprint), (array, []))
-        data = store.place.read(shard_key(old, shard)) if views else None
+        data = store.storage.read(shard_key(old, shard)) if views else None
         if data is None or sha256_bytes(data) != commit.sha256:
             return {}
         values, column = store.decode(old, shard, data), {view: number for number, view in enumerate(views)}
@@ -104,7 +104,7 @@ class History:
         return {number: values[:, column[view]] for number, view in enumerate(wanted) if view in column}
 
 
-def read_history(folder: Place) -> History:
+def read_history(folder: Storage) -> History:
     """The former specs of a cache.
 
     Raises:
@@ -124,7 +124,7 @@ def read_history(folder: Place) -> History:
     return History(views)
 
 
-def former_of(folder: Place) -> Former:
+def former_of(folder: Storage) -> Former:
     """The former fingerprints of a cache's arrays, for `unit_state`; read when they are first asked for."""
 
     @functools.cache
@@ -134,7 +134,7 @@ def former_of(folder: Place) -> Former:
     return lambda name: history().fingerprints(name)
 
 
-def _damaged(folder: Place, key: str) -> CorruptError:
+def _damaged(folder: Storage, key: str) -> CorruptError:
     return CorruptError(
         f"{folder.name(key)} is not the former spec that was kept: remove it, and darht-cache build asks teachers again"
     )

@@ -10,18 +10,18 @@ from typing import Literal
 
 from darht.cache.builder.build import BuildReport, OnUnit, claim_folder
 from darht.cache.builder.plan import Plan
-from darht.cache.builder.pool import Crew, OnNotice, Task, UnitDone, share
+from darht.cache.builder.pool import OnNotice, Pool, Task, UnitDone, share
 from darht.cache.format.commit import COMMITS, commit_key
 from darht.cache.format.layout import ArrayLayout
 from darht.core.config import fingerprint
 from darht.core.errors import ConfigError
-from darht.core.storage import LocalPlace, Location, Place, place
+from darht.core.storage import LocalStorage, Location, Storage, open_storage
 
 _INDEXES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workforce:
+class PoolConfig:
     """Who works on a build.
 
     Attributes:
@@ -123,7 +123,7 @@ def _whole(text: str, rule: str) -> int:
 
 def units_left(location: Location, arrays: Mapping[str, ArrayLayout]) -> int:
     """How many units have no commit record, from one listing; `seal` looks at what is in them."""
-    present = set(place(location).keys(COMMITS))
+    present = set(open_storage(location).keys(COMMITS))
     return sum(commit_key(array, shard) not in present for array in arrays.values() for shard in range(array.shards))
 
 
@@ -131,7 +131,7 @@ def build_shared(
     plan: Plan,
     load: Callable[..., Plan],
     out: Location,
-    workforce: Workforce,
+    pool_config: PoolConfig,
     *,
     batch_size: int = 256,
     shards: Sequence[int] | None = None,
@@ -144,7 +144,7 @@ def build_shared(
         plan: of this process, on any device; the workers' plans must have its spec.
         load: makes the plan of a worker, `load(device=device)`; it travels to it.
         out: the cache's folder or URL, which every worker must reach.
-        workforce: how many, on what.
+        pool_config: how many, on what.
         batch_size: images in one forward pass.
         shards: the row blocks to build; None for all of them.
         on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
@@ -155,7 +155,7 @@ def build_shared(
         CacheError: a row block took three workers along, or the folder is not this cache's.
         DarhtError: whatever a worker raised.
     """
-    folder, chosen = _reachable(place(out)), range(plan.shards) if shards is None else shards
+    folder, chosen = _reachable(open_storage(out)), range(plan.shards) if shards is None else shards
     claim_folder(folder, plan)
     report, seen = BuildReport(), set[tuple[str, int]]()
 
@@ -167,15 +167,15 @@ def build_shared(
 
     if chosen:
         task = Task(load=load, fingerprint=fingerprint(plan.spec), out=folder, batch_size=batch_size)
-        crew, size = _crew(task, workforce, min(workforce.workers, len(chosen)))
-        share(chosen, crew, size, on_unit=count, on_notice=on_notice)
+        pool, size = _pool(task, pool_config, min(pool_config.workers, len(chosen)))
+        share(chosen, pool, size, on_unit=count, on_notice=on_notice)
     return report
 
 
-def _reachable(folder: Place) -> Place:
-    """The same place, as another process can open it."""
-    if isinstance(folder, LocalPlace):
-        return LocalPlace(folder.folder.resolve())
+def _reachable(folder: Storage) -> Storage:
+    """The same storage, as another process can open it."""
+    if isinstance(folder, LocalStorage):
+        return LocalStorage(folder.folder.resolve())
     if folder.url.startswith("memory://"):
         raise ConfigError(
             f"{folder} lies in the memory of one process: leave out --workers and --engine, or give a folder"
@@ -183,11 +183,11 @@ def _reachable(folder: Place) -> Place:
     return folder
 
 
-def _crew(task: Task, workforce: Workforce, workers: int) -> tuple[Crew, int]:
-    if workforce.engine == "ray":
-        from darht.cache.builder.pool_ray import ray_crew
+def _pool(task: Task, pool_config: PoolConfig, workers: int) -> tuple[Pool, int]:
+    if pool_config.engine == "ray":
+        from darht.cache.builder.pool_ray import ray_pool
 
-        return ray_crew(task, workforce.device, workers)
-    from darht.cache.builder.pool_processes import process_crew
+        return ray_pool(task, pool_config.device, workers)
+    from darht.cache.builder.pool_processes import process_pool
 
-    return process_crew(task, workforce.device, workers), workers
+    return process_pool(task, pool_config.device, workers), workers

@@ -7,7 +7,7 @@ from torch import Tensor
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.spec import CacheSpec
 from darht.cache.sources.load import Source
-from darht.core.nets.classifier import Teacher
+from darht.core.nets.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Plan:
     spec: CacheSpec
     source: Source
     offsets: Tensor
-    teachers: dict[str, Teacher]
+    teachers: dict[str, Classifier]
     arrays: dict[str, ArrayLayout]
     origin: dict[str, object]
 

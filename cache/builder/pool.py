@@ -1,6 +1,6 @@
 """Workers that build row blocks, whatever they run on: what they load, what they tell, and who gets which block.
 
-The main path is `share`: every worker of a crew computes one row block at a time; the block of a worker that is lost
+The main path is `share`: every worker of a pool computes one row block at a time; the block of a worker that is lost
 goes back into the queue.
 """
 
@@ -17,9 +17,9 @@ from darht.cache.builder.plan import Plan
 from darht.cache.format.store import Store
 from darht.core.config import fingerprint
 from darht.core.errors import CacheError, SpecMismatchError
-from darht.core.storage import Place
+from darht.core.storage import Storage
 
-LIVES = 3  # twice may be bad luck or a tight machine; a block that takes three workers along takes all of them
+MAX_ATTEMPTS = 3  # twice may be bad luck or a tight machine; a block that takes three workers along takes all of them
 OnNotice = Callable[[str], None]
 
 
@@ -36,7 +36,7 @@ class Task:
 
     load: Callable[..., Plan]
     fingerprint: str
-    out: Place
+    out: Storage
     batch_size: int
 
     def worker(self, device: torch.device, threads: int) -> Worker:
@@ -88,14 +88,14 @@ class Failed:
 Event = UnitDone | BlockDone | Lost | Failed
 
 
-class Crew(Protocol):
+class Pool(Protocol):
     """Workers by number: processes, or Ray's actors."""
 
-    def hire(self) -> int:
+    def start(self) -> int:
         """Start a worker; it loads while it waits for its first block."""
         ...
 
-    def give(self, worker: int, shard: int) -> None:
+    def submit(self, worker: int, shard: int) -> None:
         """Have a worker compute a row block; a worker that is lost by then shows in `wait`."""
         ...
 
@@ -103,7 +103,7 @@ class Crew(Protocol):
         """What happened since; waits until something has."""
         ...
 
-    def dismiss(self, worker: int) -> None:
+    def stop(self, worker: int) -> None:
         """There is nothing more to do for a worker."""
         ...
 
@@ -113,7 +113,7 @@ class Crew(Protocol):
 
 
 def compute(worker: Worker, shard: int, number: int, engine: str, tell: Callable[[Event], None]) -> None:
-    """What a worker of any crew does with a row block."""
+    """What a worker of any pool does with a row block."""
     build_block(
         worker,
         shard,
@@ -125,9 +125,9 @@ def compute(worker: Worker, shard: int, number: int, engine: str, tell: Callable
 
 
 def share(
-    shards: Sequence[int], crew: Crew, size: int, *, on_unit: Callable[[UnitDone], None], on_notice: OnNotice
+    shards: Sequence[int], pool: Pool, size: int, *, on_unit: Callable[[UnitDone], None], on_notice: OnNotice
 ) -> None:
-    """Have a crew of up to `size` workers compute row blocks, each as soon as somebody is free.
+    """Have a pool of up to `size` workers compute row blocks, each as soon as somebody is free.
 
     Raises:
         CacheError: one row block took three workers along.
@@ -137,34 +137,34 @@ def share(
 
     def next_block(worker: int) -> None:
         busy[worker] = waiting.popleft()
-        crew.give(worker, busy[worker])
+        pool.submit(worker, busy[worker])
 
     try:
         for _ in range(min(size, len(waiting))):
-            next_block(crew.hire())
+            next_block(pool.start())
         while busy:
-            for event in crew.wait():
+            for event in pool.wait():
                 match event:
                     case UnitDone():
                         on_unit(event)
                     case BlockDone(worker):
                         del busy[worker]
-                        next_block(worker) if waiting else crew.dismiss(worker)
+                        next_block(worker) if waiting else pool.stop(worker)
                     case Lost(worker, how):
                         shard = busy.pop(worker)
                         losses[shard] += 1
                         _check_losses(shard, losses[shard], how)
                         on_notice(f"{how} in row block {shard}: another worker takes it")
                         waiting.append(shard)
-                        next_block(crew.hire())
+                        next_block(pool.start())
                     case Failed(error):
                         raise error
     finally:
-        crew.end()
+        pool.end()
 
 
 def _check_losses(shard: int, losses: int, how: str) -> None:
-    if losses >= LIVES:
+    if losses >= MAX_ATTEMPTS:
         raise CacheError(
             f"row block {shard} took {losses} workers along, the last: {how}; most often memory runs out: lower "
             "--batch-size or --workers"

@@ -1,4 +1,4 @@
-"""A crew of processes on this machine.
+"""A pool of processes on this machine.
 
 Each worker has a pipe of its own: a queue that all share would stay locked when its holder is killed.
 """
@@ -24,8 +24,8 @@ from darht.core.errors import DarhtError
 _PATIENCE = 5.0  # seconds that an ended process gets before it is killed
 
 
-def process_crew(task: Task, device: str, workers: int) -> "ProcessCrew":
-    """A crew for this machine: workers go round its GPUs, and share the threads that one worker would have.
+def process_pool(task: Task, device: str, workers: int) -> "ProcessPool":
+    """A pool for this machine: workers go round its GPUs, and share the threads that one worker would have.
 
     Raises:
         ConfigError: a device that is not there.
@@ -33,10 +33,10 @@ def process_crew(task: Task, device: str, workers: int) -> "ProcessCrew":
     where = pick_device(device)
     several = where.type == "cuda" and where.index is None
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if several else [where]
-    return ProcessCrew(task, devices, max(1, torch.get_num_threads() // workers))
+    return ProcessPool(task, devices, max(1, torch.get_num_threads() // workers))
 
 
-class ProcessCrew:
+class ProcessPool:
     """Workers that are spawned: threads and CUDA do not survive a fork."""
 
     def __init__(self, task: Task, devices: Sequence[torch.device], threads: int) -> None:
@@ -44,7 +44,7 @@ class ProcessCrew:
         self.processes: list[SpawnProcess] = []
         self.pipes: dict[int, Connection] = {}
 
-    def hire(self) -> int:
+    def start(self) -> int:
         """Start a process; numbers count up, also over those that are lost."""
         number = len(self.processes)
         context = multiprocessing.get_context("spawn")
@@ -58,7 +58,7 @@ class ProcessCrew:
         self.pipes[number] = ours
         return number
 
-    def give(self, worker: int, shard: int) -> None:
+    def submit(self, worker: int, shard: int) -> None:
         """Send the number of a row block."""
         with contextlib.suppress(OSError):  # it is dead: `wait` reads the end of file
             self.pipes[worker].send(shard)
@@ -78,14 +78,14 @@ class ProcessCrew:
             return Lost(number, f"worker {number} (pid {process.pid}) {_how(process.exitcode)}")
         return event
 
-    def dismiss(self, worker: int) -> None:
+    def stop(self, worker: int) -> None:
         """Tell a worker that it may go."""
         with contextlib.suppress(OSError):
             self.pipes[worker].send(None)
         self.pipes.pop(worker).close()
 
     def end(self) -> None:
-        """Let those that were dismissed clean up; terminate the others: what is lost of a unit is computed again."""
+        """Let those that were stopped clean up; terminate the others: what is lost of a unit is computed again."""
         for number, process in enumerate(self.processes):
             if number in self.pipes:
                 process.terminate()

@@ -1,4 +1,4 @@
-"""A crew of Ray's actors: on each GPU of a cluster one, or on CPUs. Ray is imported here alone, and only when used."""
+"""A pool of Ray's actors: on each GPU of a cluster one, or on CPUs. Ray is imported here alone, and only when used."""
 
 import os
 from typing import Any
@@ -11,8 +11,8 @@ from darht.core.errors import ConfigError, DarhtError
 _PATIENCE = 5.0  # seconds for actors that were let go to clean up before their Ray ends
 
 
-def ray_crew(task: Task, device: str, workers: int) -> tuple["RayCrew", int]:
-    """A crew on the cluster that RAY_ADDRESS or this machine names, else on a Ray of this machine's own, and its size.
+def ray_pool(task: Task, device: str, workers: int) -> tuple["RayPool", int]:
+    """A pool on the cluster that RAY_ADDRESS or this machine names, else on a Ray of this machine's own, and its size.
 
     Each GPU of the cluster has one actor; without GPUs, or with `cpu`, `workers` actors share the CPUs.
 
@@ -32,11 +32,11 @@ def ray_crew(task: Task, device: str, workers: int) -> tuple["RayCrew", int]:
     has = ray.cluster_resources()
     cpus, gpus = max(1, int(has.get("CPU", 1))), 0 if device == "cpu" else int(has.get("GPU", 0))
     size = gpus or min(workers, cpus)
-    crew = RayCrew(task, gpu=gpus > 0, threads=cpus // size, own=own)
+    pool = RayPool(task, gpu=gpus > 0, threads=cpus // size, own=own)
     if device == "cuda" and gpus == 0:
-        crew.end()
+        pool.end()
         raise ConfigError("--device cuda, but Ray's cluster has no GPU: use --device cpu or auto")
-    return crew, size
+    return pool, size
 
 
 class BlockActor:
@@ -55,7 +55,7 @@ class BlockActor:
         return events
 
 
-class RayCrew:
+class RayPool:
     """Actors with a GPU each, or with `threads` CPUs."""
 
     def __init__(self, task: Task, *, gpu: bool, threads: int, own: bool) -> None:
@@ -68,15 +68,15 @@ class RayCrew:
         self.actors: dict[int, Any] = {}
         self.running: dict[Any, int] = {}
         self.leaving: list[Any] = []
-        self.hired = 0
+        self.started = 0
 
-    def hire(self) -> int:
+    def start(self) -> int:
         """Ask Ray for an actor; it starts where its CPUs or its GPU are free."""
-        number, self.hired = self.hired, self.hired + 1
+        number, self.started = self.started, self.started + 1
         self.actors[number] = self.actor.remote(*self.arguments, number)
         return number
 
-    def give(self, worker: int, shard: int) -> None:
+    def submit(self, worker: int, shard: int) -> None:
         """Call the actor."""
         self.running[self.actors[worker].compute.remote(shard)] = worker
 
@@ -93,7 +93,7 @@ class RayCrew:
             return [Lost(number, f"Ray's actor {number} was lost ({type(error).__name__})")]
         return events
 
-    def dismiss(self, worker: int) -> None:
+    def stop(self, worker: int) -> None:
         """Let an actor go, so that its CPUs are there for one that still waits for its place."""
         self.leaving.append(self.actors.pop(worker).__ray_terminate__.remote())
 

@@ -19,7 +19,7 @@ from darht.cache.format.store import Store, shard_key
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Location, Place, place
+from darht.core.storage import Location, Storage, open_storage
 
 _READERS = 4  # shards in memory at a time: one with Jacobians has some 30 MB
 
@@ -31,7 +31,7 @@ def seal(location: Location) -> Manifest:
         IncompleteError: units are missing; the message counts them.
         CorruptError: a shard differs from its record.
     """
-    folder = place(location)
+    folder = open_storage(location)
     spec = read_spec(folder)
     arrays = layouts(spec)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
@@ -53,7 +53,7 @@ def seal(location: Location) -> Manifest:
     return manifest
 
 
-def _record(folder: Place, array: ArrayLayout, shard: int) -> ShardRecord:
+def _record(folder: Storage, array: ArrayLayout, shard: int) -> ShardRecord:
     commit = read_commit(folder, array, shard)
     assert commit is not None  # its state was done a moment ago
     return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256)

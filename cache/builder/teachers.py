@@ -17,7 +17,7 @@ from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError, ModelError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.nets import build
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.weights import _load_safetensors, fit_state, read_state
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
@@ -85,7 +85,7 @@ def is_teacher_folder(folder: Path) -> bool:
     return (folder / CARD).is_file() and (folder / WEIGHTS).is_file()
 
 
-def load_teacher(folder: Path, device: torch.device) -> tuple[Teacher, Card]:
+def load_teacher(folder: Path, device: torch.device) -> tuple[Classifier, Card]:
     """The frozen teacher in eval mode, and its card.
 
     Raises:
@@ -100,7 +100,7 @@ def load_teacher(folder: Path, device: torch.device) -> tuple[Teacher, Card]:
         raise ModelError(f"{path} has sha256 {found[:12]}, its card says {card.weights_sha256[:12]}: not these weights")
     net = build(card.arch, card.num_classes, card.kwargs)
     fit_state(net, _load_safetensors(path), str(path))
-    teacher = Teacher(net, card.preprocessing).to(device).eval()
+    teacher = Classifier(net, card.preprocessing).to(device).eval()
     return teacher.requires_grad_(False), card
 
 
@@ -113,7 +113,7 @@ def import_teacher(
         ModelError: the file cannot be read, or does not fit the architecture.
     """
     net = build(arch, num_classes, kwargs)
-    Teacher(net, preprocessing)  # refuses a mean or std that could not be loaded again
+    Classifier(net, preprocessing)  # refuses a mean or std that could not be loaded again
     fit_state(net, read_state(weights, net.state_dict()), str(weights))
     origin = {"algorithm": "imported", "file": weights.name, "file_sha256": sha256_file(weights)}
     card = Card(

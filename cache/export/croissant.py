@@ -16,7 +16,7 @@ from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import parse_canonical
 from darht.core.files import sha256_bytes
-from darht.core.storage import Location, Place
+from darht.core.storage import Location, Storage
 
 CROISSANT = "croissant.json"
 _VERSION = "http://mlcommons.org/croissant/1.1"
@@ -60,7 +60,7 @@ def export_croissant(location: Location) -> Json:
 
     Raises:
         CacheError: it is neither, or something is missing.
-        DarhtError: the place cannot be written.
+        DarhtError: the storage cannot be written.
     """
     cache = open_shards(location)
     data = cache.folder.read(INDEX)
@@ -161,7 +161,7 @@ def _meaning(cache: Cache, array: ArrayLayout) -> str:
     ]
 
 
-def _stated(folder: Place, key: str, encoding: str) -> Json:
+def _stated(folder: Storage, key: str, encoding: str) -> Json:
     data = folder.read(key) or b""
     return _file(key, len(data), sha256_bytes(data), encoding)
 

@@ -19,7 +19,7 @@ from darht.cache.format.store import shard_key
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Place
+from darht.core.storage import Storage
 
 COMMITS = "commits"
 
@@ -71,26 +71,26 @@ def commit_key(array: ArrayLayout, shard: int) -> str:
     return f"{COMMITS}/{array.name}/{shard:05d}.json"
 
 
-def write_commit(place: Place, array: ArrayLayout, commit: Commit) -> None:
+def write_commit(storage: Storage, array: ArrayLayout, commit: Commit) -> None:
     """Declare a unit done."""
-    place.write(commit_key(array, commit.shard), canonical_json(commit).encode())
+    storage.write(commit_key(array, commit.shard), canonical_json(commit).encode())
 
 
-def read_commit(place: Place, array: ArrayLayout, shard: int) -> Commit | None:
+def read_commit(storage: Storage, array: ArrayLayout, shard: int) -> Commit | None:
     """The record of a unit, or None while there is none.
 
     Raises:
         CorruptError: a record that is there but does not parse.
     """
     key = commit_key(array, shard)
-    data = place.read(key)
+    data = storage.read(key)
     if data is None:
         return None
     try:
         return parse_canonical(Commit, data, key.rsplit("/", 1)[-1])
     except ConfigError as error:
         raise CorruptError(
-            f"{place.name(key)} is not a commit record: {error}; run darht-cache build again, which replaces it"
+            f"{storage.name(key)} is not a commit record: {error}; run darht-cache build again, which replaces it"
         ) from error
 
 
@@ -111,7 +111,7 @@ class State(Enum):
 
 
 def unit_state(
-    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
+    storage: Storage, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
 ) -> tuple[State, str]:
     """Whether a unit is done, and the reason when it is not.
 
@@ -119,36 +119,36 @@ def unit_state(
     with `check_bytes`, the recorded sha256. A unit without a record is missing, whatever else is there, and so is one
     whose record has one of the fingerprints that `former` names for the array: those before the cache was extended.
     """
-    return inspect_unit(place, array, shard, check_bytes=check_bytes, former=former)[:2]
+    return inspect_unit(storage, array, shard, check_bytes=check_bytes, former=former)[:2]
 
 
 def inspect_unit(
-    place: Place, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
+    storage: Storage, array: ArrayLayout, shard: int, *, check_bytes: bool = False, former: Former = _none
 ) -> tuple[State, str, Commit | None]:
     """What `unit_state` tells, and the unit's record where it is done."""
     try:
-        commit = read_commit(place, array, shard)
+        commit = read_commit(storage, array, shard)
     except CorruptError as error:
         return State.CORRUPT, str(error), None
     if commit is None:
         return State.MISSING, f"{array.name} shard {shard} has no commit record", None
-    record = place.name(commit_key(array, shard))
+    record = storage.name(commit_key(array, shard))
     if (commit.array, commit.shard, commit.fingerprint) != (array.name, shard, array.fingerprint):
         if (commit.array, commit.shard) == (array.name, shard) and commit.fingerprint in former(array.name):
             return State.MISSING, f"{array.name} shard {shard} is that of a former spec", None
         return State.CORRUPT, f"{record} belongs to another unit or another spec", None
-    fault = _shard_fault(place, shard_key(array, shard), commit, record, check_bytes)
+    fault = _shard_fault(storage, shard_key(array, shard), commit, record, check_bytes)
     return (State.CORRUPT, fault, None) if fault else (State.DONE, "", commit)
 
 
-def _shard_fault(place: Place, key: str, commit: Commit, record: str, check_bytes: bool) -> str:
+def _shard_fault(storage: Storage, key: str, commit: Commit, record: str, check_bytes: bool) -> str:
     """Where a shard does not fit its record; empty when it does."""
-    data = place.read(key) if check_bytes else None
-    size = place.size(key) if data is None else len(data)
+    data = storage.read(key) if check_bytes else None
+    size = storage.size(key) if data is None else len(data)
     if size is None:
-        return f"{place.name(key)} is missing although its record {record} exists"
+        return f"{storage.name(key)} is missing although its record {record} exists"
     if size != commit.size:
-        return f"{place.name(key)} has {size} bytes, its record says {commit.size}"
+        return f"{storage.name(key)} has {size} bytes, its record says {commit.size}"
     if data is not None and sha256_bytes(data) != commit.sha256:
-        return f"{place.name(key)} does not have the sha256 of its record"
+        return f"{storage.name(key)} does not have the sha256 of its record"
     return ""

@@ -170,7 +170,7 @@ def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
 
 def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
     shape = (spec.data.rows, attack.views, *spec.data.image_shape)
-    about = {"scale": attack.unit, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
+    about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     return _array(spec, f"delta/{name}", shape, "int8", inputs, packed=True, attributes=about)
 
 

@@ -8,7 +8,7 @@ from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.core.config import fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
 from darht.core.rng import RowRng
-from darht.core.storage import Location, place
+from darht.core.storage import Location, open_storage
 
 MANIFEST = "manifest.json"
 
@@ -67,7 +67,7 @@ def read_spec(location: Location) -> CacheSpec:
         CacheError: there is none.
         CorruptError: it is not a spec.
     """
-    folder = place(location)
+    folder = open_storage(location)
     data, name = folder.read(SPEC), folder.name(SPEC)
     if data is None:
         raise CacheError(f"{folder} is not a cache: {name} is missing; darht-cache build SPEC.yaml --out DIR makes one")
@@ -97,7 +97,7 @@ def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
         IncompleteError: the cache is not sealed.
         CorruptError: the manifest does not parse, its root hash is wrong, or it belongs to another spec.
     """
-    folder = place(location)
+    folder = open_storage(location)
     data, name = folder.read(MANIFEST), folder.name(MANIFEST)
     if data is None:
         raise IncompleteError(f"{folder} is not sealed: {name} is missing; finish it with darht-cache build, then seal")

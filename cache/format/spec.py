@@ -164,8 +164,8 @@ class AttackSpec:
         return parse(ATTACKS[self.kind], self.parameters, f"attack {self.kind}")
 
     @property
-    def unit(self) -> float:
-        """Pixel levels for each unit of the stored int8: 1 for attacks on whole levels, finer for the others."""
+    def scale(self) -> float:
+        """Pixel levels for each integer of the stored int8: 1 for attacks on whole levels, finer for the others."""
         attack = self.attack()
         return 1.0 if attack.whole_levels else min(1.0, attack.threat.eps / _MAX_INT8)
 

@@ -21,7 +21,7 @@ from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.shards import Index, decode_rows, index_size, read_index
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Location, place
+from darht.core.storage import Location, open_storage
 
 DATA = "data.zarr"
 
@@ -30,7 +30,7 @@ class Store:
     """The arrays of one cache."""
 
     def __init__(self, location: Location) -> None:
-        self.place = place(location)
+        self.storage = open_storage(location)
 
     @staticmethod
     def describe(arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
@@ -41,8 +41,8 @@ class Store:
         """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
         metadata = self.describe(arrays)
         for key in sorted(metadata):
-            if self.place.read(key) != metadata[key]:
-                self.place.write(key, metadata[key])
+            if self.storage.read(key) != metadata[key]:
+                self.storage.write(key, metadata[key])
         return metadata
 
     def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str]:
@@ -52,11 +52,11 @@ class Store:
             CorruptError: the file system gave back other bytes than were written.
         """
         data, key = encode_shard(array, shard, values), shard_key(array, shard)
-        self.place.write(key, data)
-        expected, found = sha256_bytes(data), sha256_bytes(self.place.read(key) or b"")
+        self.storage.write(key, data)
+        expected, found = sha256_bytes(data), sha256_bytes(self.storage.read(key) or b"")
         if found != expected:
             raise CorruptError(
-                f"{self.place.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
+                f"{self.storage.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
             )
         return len(data), expected
 
@@ -67,7 +67,7 @@ class Store:
             IncompleteError: it is missing (zarr would give the fill value in silence).
             CorruptError: it is empty (zarr would give the fill value here too).
         """
-        data, name = self.place.read(shard_key(array, shard)), self.place.name(shard_key(array, shard))
+        data, name = self.storage.read(shard_key(array, shard)), self.storage.name(shard_key(array, shard))
         if data is None:
             raise IncompleteError(f"{name} is missing: run darht-cache build again")
         if not data:
@@ -137,9 +137,9 @@ class Store:
 
     def _piece(self, array: ArrayLayout, shard: int, start: int, stop: int) -> bytes:
         key = shard_key(array, shard)
-        data = self.place.read(key, start, stop)
+        data = self.storage.read(key, start, stop)
         if data is None:
-            raise IncompleteError(f"{self.place.name(key)} is missing: run darht-cache build again")
+            raise IncompleteError(f"{self.storage.name(key)} is missing: run darht-cache build again")
         return data
 
     @contextlib.contextmanager
@@ -151,7 +151,7 @@ class Store:
             rows = array.rows(shard)
             what = f"rows {rows.start}..{rows.stop - 1} of {array.name} do not decode: {error}"
             raise CorruptError(
-                f"{self.place.name(shard_key(array, shard))}: {what}; run darht-cache build again"
+                f"{self.storage.name(shard_key(array, shard))}: {what}; run darht-cache build again"
             ) from error
 
 

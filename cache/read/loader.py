@@ -57,7 +57,7 @@ class TrainingSet:
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[n, V, T, C]`, every teacher's logits on every view.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
-        units: by attack, pixel levels for each unit of `deltas`.
+        scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
         jacobians: by teacher; empty when they are not needed.
         robust: bool `[T]`, false for teachers whose role is `vanilla`.
@@ -73,7 +73,7 @@ class TrainingSet:
     attacks: tuple[str, ...]
     clean: Tensor
     deltas: tuple[Tensor, ...]
-    units: tuple[float, ...]
+    scales: tuple[float, ...]
     adversarial: tuple[Tensor, ...]
     jacobians: tuple[Jacobian, ...]
     robust: Tensor
@@ -165,7 +165,7 @@ def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = Fa
         attacks=attacks,
         clean=logits("clean"),
         deltas=tuple(_room(rows, spec.attacks[name].views, *image, dtype="int8") for name in attacks),
-        units=tuple(spec.attacks[name].unit for name in attacks),
+        scales=tuple(spec.attacks[name].scale for name in attacks),
         adversarial=tuple(logits(name) for name in attacks),
         jacobians=tuple(slopes(name) for name in teachers) if jacobians else (),
         robust=torch.tensor([teacher.role == "robust" for teacher in spec.teachers.values()]),

@@ -15,21 +15,21 @@ from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store, shard_key
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.storage import LocalPlace, Location, Place, open_file, place, sizes
+from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
 
 
 class Cache:
     """A sealed cache, opened for reading.
 
     Attributes:
-        folder: the place where it lies.
+        folder: the storage where it lies.
         spec: what it was made from.
         manifest: its shards and root hash.
         arrays: the layout of every array by name.
         excluded: rows that are not trained on, though they are not held out for selection either.
     """
 
-    def __init__(self, folder: Place, spec: CacheSpec, manifest: Manifest) -> None:
+    def __init__(self, folder: Storage, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
         self.excluded: tuple[int, ...] = ()
@@ -130,7 +130,7 @@ class Cache:
         """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it."""
         data = self.folder.read(ORIGIN)
         found: dict[str, Any] = {} if data is None else json.loads(data)
-        return _absolute(found, self.folder.folder) if isinstance(self.folder, LocalPlace) else found
+        return _absolute(found, self.folder.folder) if isinstance(self.folder, LocalStorage) else found
 
     def size(self, name: str) -> int:
         """The bytes of an array on disk."""
@@ -158,7 +158,7 @@ def open_cache(location: Location) -> Cache:
         IncompleteError: it is not sealed, or a shard is missing.
         CorruptError: the manifest is not the spec's, or a shard has another size than recorded.
     """
-    folder = place(location)
+    folder = open_storage(location)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
     found = sizes(folder, [shard.path for shard in manifest.shards])

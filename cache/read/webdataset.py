@@ -20,7 +20,7 @@ from darht.cache.export.webdataset import INDEX, Index, TarRecord
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.storage import Location, Place, open_file, place, sizes
+from darht.core.storage import Location, Storage, open_file, open_storage, sizes
 
 Arrays = dict[str, np.ndarray]
 _BROKEN = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError)
@@ -37,7 +37,7 @@ class _Table:
 class ExportedCache(Cache):
     """An export, opened for reading."""
 
-    def __init__(self, folder: Place, index: Index) -> None:
+    def __init__(self, folder: Storage, index: Index) -> None:
         super().__init__(folder, index.spec, index.manifest)
         self._index = index
         self._tables: dict[int, _Table] = {}
@@ -162,7 +162,7 @@ def _entries(data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
     yield key, files
 
 
-def _checked(folder: Place, tar: TarRecord) -> _Table:
+def _checked(folder: Storage, tar: TarRecord) -> _Table:
     """The table of a tar whose bytes are those that the index names.
 
     Raises:
@@ -202,10 +202,10 @@ def open_shards(location: Location) -> Cache:
     """
     pattern = str(location)
     if "{" not in pattern:
-        folder = place(location)
+        folder = open_storage(location)
         return open_cache(folder) if folder.read(INDEX) is None else _open_export(folder)
     parts = [path.rpartition("/") for path in braceexpand(pattern)]
-    folder = place(parts[0][0] or ".")
+    folder = open_storage(parts[0][0] or ".")
     if len({part[0] for part in parts}) > 1:
         raise ConfigError(f"{pattern} names tars in several folders; an export lies in one")
     cache = _open_export(folder)
@@ -218,7 +218,7 @@ def open_shards(location: Location) -> Cache:
     return cache
 
 
-def _open_export(folder: Place) -> ExportedCache:
+def _open_export(folder: Storage) -> ExportedCache:
     data, name = folder.read(INDEX), folder.name(INDEX)
     if data is None:
         raise CacheError(f"{folder} is not an export: {name} is missing; darht-cache export writes it")

@@ -16,7 +16,7 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
-class Teacher(nn.Module):
+class Classifier(nn.Module):
     """Pixels `[B, 3, H, W]` in [0, 1] at source size to raw logits `[B, C]`; preprocessing included."""
 
     def __init__(self, net: nn.Module, preprocessing: Preprocessing) -> None:

@@ -8,27 +8,27 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import served
 
-from darht.core import storage as places
+from darht.core import storage
 from darht.core.errors import ConfigError, DarhtError
-from darht.core.storage import LocalPlace, Place, RemotePlace, place
+from darht.core.storage import LocalStorage, RemoteStorage, Storage, open_storage
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture(params=["local", "memory"])
-def somewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """An empty place of each kind."""
+def somewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """An empty storage of each kind."""
     if request.param == "local":
-        yield place(tmp_path / "folder")
+        yield open_storage(tmp_path / "folder")
         return
-    yield place(f"memory://places-{request.node.name}/folder/")
+    yield open_storage(f"memory://places-{request.node.name}/folder/")
     MemoryFileSystem.store.clear()
 
 
-def test_what_is_written_is_there(somewhere: Place):
+def test_what_is_written_is_there(somewhere: Storage):
     assert somewhere.is_free()
     assert (somewhere.read("a/b.bin"), somewhere.size("a/b.bin")) == (None, None)
     somewhere.write("a/b.bin", b"0123456789")
@@ -44,12 +44,12 @@ def test_what_is_written_is_there(somewhere: Place):
 @pytest.mark.parametrize(
     ("start", "stop", "expected"), [(0, 3, b"012"), (4, 6, b"45"), (7, None, b"789"), (8, 99, b"89")]
 )
-def test_a_range_of_bytes(somewhere: Place, start, stop, expected):
+def test_a_range_of_bytes(somewhere: Storage, start, stop, expected):
     somewhere.write("x", b"0123456789")
     assert somewhere.read("x", start, stop) == expected
 
 
-def test_removing(somewhere: Place):
+def test_removing(somewhere: Storage):
     somewhere.write("x", b"1")
     somewhere.remove("x")
     somewhere.remove("x")
@@ -57,30 +57,40 @@ def test_removing(somewhere: Place):
 
 
 def test_names_for_messages(tmp_path: Path):
-    assert str(place(tmp_path)) == str(tmp_path) and place(tmp_path).name("a/b") == str(tmp_path / "a" / "b")
-    assert str(place("memory://x/y/")) == "memory://x/y" and place("memory://x/y/").name("a/b") == "memory://x/y/a/b"
+    assert str(open_storage(tmp_path)) == str(tmp_path) and open_storage(tmp_path).name("a/b") == str(
+        tmp_path / "a" / "b"
+    )
+    assert (
+        str(open_storage("memory://x/y/")) == "memory://x/y"
+        and open_storage("memory://x/y/").name("a/b") == "memory://x/y/a/b"
+    )
 
 
 def test_which_place_a_location_is(tmp_path: Path):
-    assert place(str(tmp_path)) == place(tmp_path) == place(f"file://{tmp_path}") == LocalPlace(tmp_path)
-    remote = place("memory://x")
-    assert remote == RemotePlace("memory://x") and place(remote) is remote
-    assert place("~/x") == LocalPlace(Path.home() / "x")
+    assert (
+        open_storage(str(tmp_path))
+        == open_storage(tmp_path)
+        == open_storage(f"file://{tmp_path}")
+        == LocalStorage(tmp_path)
+    )
+    remote = open_storage("memory://x")
+    assert remote == RemoteStorage("memory://x") and open_storage(remote) is remote
+    assert open_storage("~/x") == LocalStorage(Path.home() / "x")
 
 
 def test_a_protocol_that_nobody_knows():
     with pytest.raises(ConfigError, match=r"nonsense://x is no location that can be used: Protocol not known"):
-        place("nonsense://x")
+        open_storage("nonsense://x")
 
 
 def test_a_protocol_without_its_package(monkeypatch: pytest.MonkeyPatch):
     def missing(*arguments, **options):
         raise ImportError("Install s3fs to access S3")
 
-    places._file_system.cache_clear()
+    storage._file_system.cache_clear()
     monkeypatch.setattr(fsspec, "url_to_fs", missing)
     with pytest.raises(ConfigError, match=r"s3:// URLs need a package that is not .*: pip install 'darht\[s3\]'"):
-        place("s3://bucket/cache")
+        open_storage("s3://bucket/cache")
 
 
 class Flaky:
@@ -99,21 +109,21 @@ class Flaky:
 @pytest.mark.parametrize("error", [OSError("reset"), TimeoutError(), ValueError("half an answer")])
 def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, error: Exception):
     flaky = Flaky(4, error)
-    monkeypatch.setattr(RemotePlace, "_system", flaky)
-    assert RemotePlace("s3://b/c").read("x") == b"data" and flaky.calls == 5
+    monkeypatch.setattr(RemoteStorage, "_system", flaky)
+    assert RemoteStorage("s3://b/c").read("x") == b"data" and flaky.calls == 5
 
 
 def test_what_goes_on_failing_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(RemotePlace, "_system", Flaky(5, OSError("reset")))
+    monkeypatch.setattr(RemoteStorage, "_system", Flaky(5, OSError("reset")))
     with pytest.raises(DarhtError, match=r"cannot read s3://b/c/x after 5 tries \(OSError: reset\); run again later"):
-        RemotePlace("s3://b/c").read("x")
+        RemoteStorage("s3://b/c").read("x")
 
 
 def test_what_is_forbidden_is_not_tried_again(monkeypatch: pytest.MonkeyPatch):
     flaky = Flaky(5, PermissionError("Access Denied"))
-    monkeypatch.setattr(RemotePlace, "_system", flaky)
+    monkeypatch.setattr(RemoteStorage, "_system", flaky)
     with pytest.raises(DarhtError, match=r"cannot read s3://b/c/x: permission denied \(Access Denied\)"):
-        RemotePlace("s3://b/c").read("x")
+        RemoteStorage("s3://b/c").read("x")
     assert flaky.calls == 1
 
 
@@ -121,7 +131,7 @@ def test_http_can_be_read_and_not_written(tmp_path: Path):
     pytest.importorskip("aiohttp")
     (tmp_path / "file").write_bytes(b"0123456789")
     with served(tmp_path) as url:
-        there = place(url)
+        there = open_storage(url)
         assert there.read("file") == b"0123456789" and there.size("file") == 10
         assert there.read("file", 2, 5) == b"234"  # this server sends everything
         assert there.read("other") is None and there.size("other") is None

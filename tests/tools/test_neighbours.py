@@ -93,9 +93,9 @@ def test_an_image_from_outside_finds_itself_in_image_and_logits(outside: tuple[C
         name: int(cache.read(f"logits/{name}/clean")[12, 0].argmax()) for name in ("cnn", "vit")
     }
     for attack, delta in image.deltas.items():
-        moved = cache.read("image")[12] + cache.spec.attacks[attack].unit * delta[0]
+        moved = cache.read("image")[12] + cache.spec.attacks[attack].scale * delta[0]
         assert moved.min() >= 0 and moved.max() <= 255
-        assert np.abs(delta).max() * cache.spec.attacks[attack].unit <= 32
+        assert np.abs(delta).max() * cache.spec.attacks[attack].scale <= 32
 
 
 def test_without_teachers_only_images_are_compared(outside: tuple[Cache, Outside], tmp_path: Path) -> None:

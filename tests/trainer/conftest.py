@@ -74,7 +74,7 @@ def make_data() -> Callable[..., TrainingSet]:
             attacks=("first", "second"),
             clean=torch.randn(rows, len(offsets), T, C, generator=generator).half(),
             deltas=tuple(deltas),
-            units=tuple(1.0 for _ in deltas),
+            scales=tuple(1.0 for _ in deltas),
             adversarial=tuple(torch.randn(rows, ATTACK_VIEWS, T, C, generator=generator).half() for _ in range(2)),
             jacobians=slopes,
             robust=torch.tensor([True, False]),

@@ -17,7 +17,7 @@ from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.weights import fit_state, read_state
 from darht.core.tensors import hash_weights
 from darht.trainer.evaluation.zoo import pretrained
@@ -187,7 +187,7 @@ def _weights(path: Path, options: ModelOptions, classes: int) -> Target:
 
 def _foreign(name: str, kind: Kind, net: nn.Module, chosen: Preprocessing, classes: int, *, arch: str = "") -> Target:
     about = {"arch": arch or name, "preprocessing": to_plain(chosen)}
-    return Target(name=name, kind=kind, model=Teacher(net, chosen), num_classes=classes, about=about)
+    return Target(name=name, kind=kind, model=Classifier(net, chosen), num_classes=classes, about=about)
 
 
 def check_classes(target: Target, model: nn.Module, x: torch.Tensor, names: tuple[str, ...]) -> None:
@@ -211,8 +211,8 @@ def check_classes(target: Target, model: nn.Module, x: torch.Tensor, names: tupl
 def _note(card: StudentCard) -> str:
     """How the student was trained, as far as it matters for reading its figures."""
     inner, recipe = card.recipe["inner"], card.recipe["recipe"]
-    examples = RECIPES[recipe].examples
-    if examples == "never":
+    adversarial_when = RECIPES[recipe].adversarial_when
+    if adversarial_when == "never":
         return f"recipe {recipe} trains on clean images only: robust accuracy is shown beside it"
     if inner["kind"] == "cached":
         return (
@@ -228,11 +228,11 @@ def _note(card: StudentCard) -> str:
 def _asked(card: StudentCard) -> str:
     """Whom the student's examples were put to."""
     recipe = RECIPES[card.recipe["recipe"]]
-    if recipe.listens == "none":
+    if recipe.teachers_needed == "none":
         return "no teachers"
     if card.recipe.get("teachers") == "live":
         return "live teachers"
-    targets = (card.recipe.get("targets") or "clean") if recipe.asks else "clean"
+    targets = (card.recipe.get("targets") or "clean") if recipe.uses_adversarial_logits else "clean"
     return {
         "clean": "teachers quoted on the clean view",
         "nearest": "teachers quoted on the nearest stored example",

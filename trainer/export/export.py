@@ -20,7 +20,7 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError
 from darht.core.files import is_free, write_atomic
 from darht.core.nets import build
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.rng import RowRng
 from darht.trainer.export.model_card import README, write_model_card
 from darht.trainer.state.checkpoint import BEST, CONFIG, WEIGHTS, StudentCard, load_student, read_run
@@ -120,15 +120,15 @@ def _config(card: StudentCard, kind: Kind) -> bytes:
 Answer = Callable[[Tensor], Tensor]
 
 
-def _plain(plain: Teacher, card: StudentCard) -> tuple[bytes, Answer]:
+def _plain(plain: Classifier, card: StudentCard) -> tuple[bytes, Answer]:
     """The state_dict's bytes, and a network of the architecture that was filled from them."""
     data = safetensors.torch.save({name: value.contiguous() for name, value in plain.net.state_dict().items()})
     net = build(card.arch, card.num_classes, card.kwargs)
     net.load_state_dict(safetensors.torch.load(data), strict=True)
-    return data, Teacher(net, card.preprocessing).eval()
+    return data, Classifier(net, card.preprocessing).eval()
 
 
-def _onnx(plain: Teacher, card: StudentCard) -> tuple[bytes, Answer]:
+def _onnx(plain: Classifier, card: StudentCard) -> tuple[bytes, Answer]:
     """The ONNX file's bytes, and onnxruntime's session on them; the first axis is free."""
     try:
         import onnxruntime
@@ -178,7 +178,7 @@ def _probes(run: Path, card: StudentCard) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _compare(answer: Answer, plain: Teacher, probes: dict[str, Tensor], what: str) -> str:
+def _compare(answer: Answer, plain: Classifier, probes: dict[str, Tensor], what: str) -> str:
     """How far two models are apart on the probes, in batches of different sizes.
 
     Raises:

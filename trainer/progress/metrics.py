@@ -13,7 +13,7 @@ _STEPS, _LOSS, _CLEAN, _CLEAN_RIGHT, _ADVERSARIAL, _ADVERSARIAL_RIGHT = range(6)
 
 
 class Batch(Protocol):
-    """The part of a training step that a tally looks at.
+    """The part of a training step that metrics look at.
 
     Attributes:
         x: what the student trains on, pixels `[B, 3, H, W]`; rows that differ from `clean` count as adversarial.
@@ -43,7 +43,7 @@ class Reading(NamedTuple):
     adversarial: float | None
 
 
-class Tally:
+class Metrics:
     """Sums of one epoch on the training device.
 
     Attributes:

@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from darht.core.errors import DarhtError
 from darht.trainer.progress.curves import write_curves
-from darht.trainer.progress.metrics import Reading, Tally
-from darht.trainer.state.interrupt import STOPPING, Brake
+from darht.trainer.progress.metrics import Metrics, Reading
+from darht.trainer.state.interrupt import STOPPING, InterruptHandler
 
 EVENTS = "tensorboard"
-_REFRESH = 0.5  # seconds between two looks at the tally
+_REFRESH = 0.5  # seconds between two looks at the metrics
 _CURVES_SHARE = 0.05  # of the time at most goes into the picture: short epochs share one
 
 
@@ -43,7 +43,7 @@ class Monitor:
         self._looked, self._images, self._speed = monotonic(), 0, 0.0
         self._drawn, self._cost, self._fresh = monotonic(), 0.0, True
         self._events: Any = None
-        self._brake = Brake(lambda: self.on_note(STOPPING))
+        self._interrupt = InterruptHandler(lambda: self.on_note(STOPPING))
 
     def __enter__(self) -> "Monitor":
         self._bar.start()
@@ -52,7 +52,7 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._brake.release()
+        self._interrupt.release()
         self._bar.live.transient = isinstance(error, DarhtError)  # so that a mistake's one line stands alone
         self._bar.stop()
         if self._events is not None:
@@ -60,11 +60,11 @@ class Monitor:
         if self.shown and not self._fresh:
             self._draw()
 
-    def on_step(self, step: int, total: int, images: int, tally: Tally) -> None:
+    def on_step(self, step: int, total: int, images: int, metrics: Metrics) -> None:
         """Move the bar; the figures beside it are looked up twice a second."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total, completed=step - 1, note="")
-            self._brake.arm()
+            self._interrupt.arm()
         self.finished = (step - 1) * self.epochs // total
         self._images += images
         now = monotonic()
@@ -72,12 +72,12 @@ class Monitor:
             speed = self._images / (now - self._looked)
             self._speed = 0.7 * self._speed + 0.3 * speed if self._speed else speed
             self._looked, self._images = now, 0
-            reading = tally.glance()
+            reading = metrics.glance()
             if reading is not None:
                 self._bar.update(self._task, note=describe(reading, self._speed))
         epoch = f"epoch {self.finished + 1}/{self.epochs}"
         self._bar.update(self._task, completed=step, description=epoch)
-        self._brake.check()
+        self._interrupt.check()
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """Print the epoch's line, note its scalars, and draw the curves when that is worth its time."""
@@ -88,7 +88,7 @@ class Monitor:
         if self.shown and monotonic() - self._drawn >= self._cost / _CURVES_SHARE:
             self._draw()
         self._looked, self._images = monotonic(), 0
-        self._brake.check()
+        self._interrupt.check()
 
     def on_note(self, text: str) -> None:
         """Print what a person should know above the bar."""

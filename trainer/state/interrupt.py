@@ -9,7 +9,7 @@ from typing import Self
 STOPPING = "stopping at the end of this step; Ctrl-C again stops at once and loses the epoch"
 
 
-class Brake:
+class InterruptHandler:
     """From `arm` on, the first Ctrl-C is noted, and `check` raises KeyboardInterrupt; another Ctrl-C does not wait.
 
     As a context it is released at the end.

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from darht.trainer.progress.metrics import Tally
+from darht.trainer.progress.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Pause:
         steps: of the epoch that are done; which rows they saw follows from seed and epoch.
         images: that these saw.
         seconds: that they took.
-        counts: of the tally, float64 `[6]`; None at the beginning.
+        counts: of the metrics, float64 `[6]`; None at the beginning.
         generators: states of torch's global generators, the CPU's and then each GPU's; they draw dropout.
         world: how many processes trained together; each has a pause of its own.
     """
@@ -31,11 +31,11 @@ class Pause:
 
     @classmethod
     def here(
-        cls, steps: int, images: int = 0, seconds: float = 0.0, tally: Tally | None = None, world: int = 1
+        cls, steps: int, images: int = 0, seconds: float = 0.0, metrics: Metrics | None = None, world: int = 1
     ) -> Self:
         """The moment between two steps."""
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        counts = None if tally is None else tally.counts.clone()
+        counts = None if metrics is None else metrics.counts.clone()
         return cls(steps, images, seconds, counts, (torch.get_rng_state(), *gpus), world)
 
     @classmethod
@@ -43,12 +43,12 @@ class Pause:
         """What `vars` of a pause gave, from a file."""
         return cls(**state | {"generators": tuple(state["generators"])})
 
-    def tally(self, device: torch.device) -> Tally:
-        """The tally of the steps that are done."""
-        tally = Tally(device)
+    def metrics(self, device: torch.device) -> Metrics:
+        """The metrics of the steps that are done."""
+        metrics = Metrics(device)
         if self.counts is not None:
-            tally.counts.copy_(self.counts)
-        return tally
+            metrics.counts.copy_(self.counts)
+        return metrics
 
     def set_generators(self) -> None:
         """Let torch's global generators draw what they would have drawn next; at the beginning they stay as seeded.

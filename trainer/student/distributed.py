@@ -110,14 +110,14 @@ class Ranks:
 
 def leave(code: int) -> NoReturn:
     """End this process; one of several at once, because gloo's threads may abort it while Python ends."""
-    if place()[1] == 1:
+    if rank_and_world()[1] == 1:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are, as `torchrun` says; 0 and 1 without it."""
     if "RANK" not in os.environ:
         return 0, 1
@@ -127,7 +127,7 @@ def place() -> tuple[int, int]:
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The processes that `torchrun` started, or this one alone; a group that was made here ends with the block."""
-    rank, world = place()
+    rank, world = rank_and_world()
     own = world > 1 and not dist.is_initialized()
     if own:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

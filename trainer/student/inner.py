@@ -18,7 +18,7 @@ from darht.trainer.student.step import Recipe, Step
 from darht.trainer.student.targets import Answer, clean_answer, first_order_answer, live_answer, nearest_answer
 from darht.trainer.student.warm import WarmMemory, warm_step
 
-CAREFUL_STEPS = 2  # of PGD, in steps that are to cure a collapsed warm student
+RECOVERY_STEPS = 2  # of PGD, in steps that are to cure a collapsed warm student
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,15 @@ class Examples:
     teachers: Sequence[nn.Module] = ()
 
     def draw(
-        self, student: nn.Module, data: TrainingSet, at: Tensor, *, epoch: int, number: int, done: float, careful: float
+        self,
+        student: nn.Module,
+        data: TrainingSet,
+        at: Tensor,
+        *,
+        epoch: int,
+        number: int,
+        done: float,
+        pgd_share: float,
     ) -> Step:
         """Decide what one step sees, and fetch it.
 
@@ -49,12 +57,12 @@ class Examples:
             epoch: keys the draws of views and random starts.
             number: of the step in the whole run; keys the coins and the choice of a cached attack.
             done: share of the run that is done.
-            careful: share of the `warm` steps that are PGD steps instead.
+            pgd_share: share of the `warm` steps that are PGD steps instead.
         """
-        draw = _Draw(self, data, epoch, number, done, careful)
-        if self.recipe.examples == "never":
+        draw = _Draw(self, data, epoch, number, done, pgd_share)
+        if self.recipe.adversarial_when == "never":
             return draw.clean(at)
-        if self.recipe.examples == "always":
+        if self.recipe.adversarial_when == "always":
             return draw.adversarial(student, at)
         assert isinstance(self.recipe, Darht | At)  # the recipes whose examples are adversarial sometimes
         share = self.recipe.clean_share
@@ -77,7 +85,7 @@ class _Draw:
     epoch: int
     number: int
     done: float
-    careful: float
+    pgd_share: float
 
     @property
     def config(self) -> TrainConfig:
@@ -110,21 +118,21 @@ class _Draw:
         if self.config.inner.kind == "cached":
             return self._cached(at)
         data, rows = self.data, self.data.rows[at]
-        asks = self.examples.recipe.asks
-        step, offsets = self._clean(at, ask=not asks)
+        uses_adversarial_logits = self.examples.recipe.uses_adversarial_logits
+        step, offsets = self._clean(at, ask=not uses_adversarial_logits)
         step = step._replace(
             supervises=data.robust.expand(len(at), -1),
             answer=self._answer(at, offsets, step.clean, step.clean_targets),
         )
         inner, memory = self.config.inner, self.examples.memory
-        if memory is not None and not coin(self.careful, self.config.seed, self.number, "careful"):
+        if memory is not None and not coin(self.pgd_share, self.config.seed, self.number, "careful"):
             memory.begin(data, at, inner.pgd().threat, inner, self.config.seed)
             step = warm_step(student, step, memory, rows, offsets, recipe=self.examples.recipe, inner=inner)
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
-            attack = inner.pgd(CAREFUL_STEPS) if memory is not None else inner.pgd()
+            attack = inner.pgd(RECOVERY_STEPS) if memory is not None else inner.pgd()
             step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
-        if not asks:
+        if not uses_adversarial_logits:
             return step
         with torch.no_grad():
             return step._replace(targets=step.answer(step.x))
@@ -136,7 +144,7 @@ class _Draw:
         deltas, answers = data.deltas[attack], data.adversarial[attack]
         views = draw_choices(data.rows[at], deltas.shape[1], config.seed, self.epoch, "view")
         pixels = apply_views(data.images[at], data.offsets[views])
-        x = (pixels + data.units[attack] * deltas[at, views]).float() / LEVELS
+        x = (pixels + data.scales[attack] * deltas[at, views]).float() / LEVELS
         clean, targets = data.clean[at, views].float(), answers[at, views].float()
         robust = data.robust.expand(len(at), -1)
         answer = nearest_answer(data, at, data.offsets[views], pixels.float() / LEVELS, clean)

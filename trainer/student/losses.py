@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
 from darht.trainer.student.model import StudentOutput
-from darht.trainer.student.step import Learned, Listens, Objective, Recipe, Step, When
+from darht.trainer.student.step import Learned, Objective, Recipe, Step, TeachersNeeded, When
 
 
 def kl_rows(target_logits: Tensor, logits: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ class Darht:
     weights: Literal["batch", "row"] = "batch"
     clean_share: float = 0.5
     clean_by: Literal["batch", "row"] = "batch"
-    examples: ClassVar[When] = "some"
-    listens: ClassVar[Listens] = "any"
-    asks: ClassVar[bool] = True
+    adversarial_when: ClassVar[When] = "some"
+    teachers_needed: ClassVar[TeachersNeeded] = "any"
+    uses_adversarial_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
@@ -100,9 +100,9 @@ class Rslad:
     """
 
     clean_weight: float = 1 / 6
-    examples: ClassVar[When] = "always"
-    listens: ClassVar[Listens] = "robust"
-    asks: ClassVar[bool] = False
+    adversarial_when: ClassVar[When] = "always"
+    teachers_needed: ClassVar[TeachersNeeded] = "robust"
+    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("clean_weight", self.clean_weight)
@@ -130,9 +130,9 @@ class Ard:
 
     tau: float = 30.0
     alpha: float = 1.0
-    examples: ClassVar[When] = "always"
-    listens: ClassVar[Listens] = "robust"
-    asks: ClassVar[bool] = False
+    adversarial_when: ClassVar[When] = "always"
+    teachers_needed: ClassVar[TeachersNeeded] = "robust"
+    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("alpha", self.alpha)
@@ -169,9 +169,9 @@ class Mtard:
     rate: float = 0.025
     beta: float = 1.0
     milestones: tuple[float, ...] = (215 / 300, 260 / 300, 285 / 300)
-    examples: ClassVar[When] = "always"
-    listens: ClassVar[Listens] = "both"
-    asks: ClassVar[bool] = True
+    adversarial_when: ClassVar[When] = "always"
+    teachers_needed: ClassVar[TeachersNeeded] = "both"
+    uses_adversarial_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check("rate", self.rate)
@@ -218,9 +218,9 @@ class AdaAd:
 
     alpha: float = 1.0
     igdm: float = 0.0
-    examples: ClassVar[When] = "always"
-    listens: ClassVar[Listens] = "robust"
-    asks: ClassVar[bool] = True
+    adversarial_when: ClassVar[When] = "always"
+    teachers_needed: ClassVar[TeachersNeeded] = "robust"
+    uses_adversarial_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check("alpha", self.alpha)
@@ -254,9 +254,9 @@ class Kd:
 
     tau: float = 4.0
     alpha: float = 0.9
-    examples: ClassVar[When] = "never"
-    listens: ClassVar[Listens] = "any"
-    asks: ClassVar[bool] = False
+    adversarial_when: ClassVar[When] = "never"
+    teachers_needed: ClassVar[TeachersNeeded] = "any"
+    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("alpha", self.alpha)
@@ -284,9 +284,9 @@ class At:
 
     clean_share: float = 0.0
     clean_by: Literal["batch", "row"] = "batch"
-    examples: ClassVar[When] = "some"
-    listens: ClassVar[Listens] = "none"
-    asks: ClassVar[bool] = False
+    adversarial_when: ClassVar[When] = "some"
+    teachers_needed: ClassVar[TeachersNeeded] = "none"
+    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("clean_share", self.clean_share)
@@ -311,9 +311,9 @@ class Trades:
     """
 
     beta: float = 6.0
-    examples: ClassVar[When] = "always"
-    listens: ClassVar[Listens] = "none"
-    asks: ClassVar[bool] = False
+    adversarial_when: ClassVar[When] = "always"
+    teachers_needed: ClassVar[TeachersNeeded] = "none"
+    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("beta", self.beta, 0.0, float("inf"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import backbone, build, fold_head, head_name
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.rng import borrowed_generator
 
 # Of the largest logit: float32 rounding stays below 1e-5 on the networks tried, an activation after the head is near 1.
@@ -94,7 +94,7 @@ class Student(nn.Module):
         self.arch, self.kwargs, self.teachers, self.num_classes = arch, dict(kwargs), teachers, num_classes
         self.preprocessing, self.dropout = preprocessing, dropout
         base = backbone(arch, kwargs)
-        self.preprocess = Teacher(base.module, preprocessing).preprocess
+        self.preprocess = Classifier(base.module, preprocessing).preprocess
         self.backbone = base.module
         if teachers:
             self.map = nn.Linear(base.num_features, teachers * num_classes)
@@ -126,7 +126,7 @@ class Student(nn.Module):
         rows = self.map(features)
         return StudentOutput(self.head(rows), rows.unflatten(-1, (self.teachers, self.num_classes)))
 
-    def fold(self) -> Teacher:
+    def fold(self) -> Classifier:
         """The classifier with the same function, map and head being one linear layer.
 
         Without dropout it is the plain network of the architecture. With dropout it drops the features before that one
@@ -135,10 +135,10 @@ class Student(nn.Module):
         if not self.dropout.p:
             return self.plain()
         net = DropoutClassifier(copy.deepcopy(self.backbone), *self._folded_head(), self.dropout)
-        return Teacher(net, self.preprocessing).to(self.head.weight).train(self.training)
+        return Classifier(net, self.preprocessing).to(self.head.weight).train(self.training)
 
     @torch.no_grad()
-    def plain(self) -> Teacher:
+    def plain(self) -> Classifier:
         """The plain network of the architecture, with no more parameters than it has, and dropout off.
 
         Without dropout it has the student's function. With dropout it is what the literature calls weight scaling: the
@@ -150,7 +150,7 @@ class Student(nn.Module):
         state = self.backbone.state_dict()
         plain.load_state_dict({key: state.get(key, value) for key, value in plain.state_dict().items()})
         fold_head(plain, name, *self._folded_head())
-        folded = Teacher(plain, self.preprocessing).to(self.head.weight)
+        folded = Classifier(plain, self.preprocessing).to(self.head.weight)
         return folded.train(self.training)
 
     @torch.no_grad()

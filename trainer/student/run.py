@@ -32,7 +32,7 @@ from darht.trainer.student.warm import WarmMemory
 
 
 @dataclass(eq=False)
-class Run:
+class TrainState:
     """Everything that changes while a student is trained, and so everything that its checkpoint holds.
 
     Attributes:
@@ -100,7 +100,7 @@ def pause_file(out: Path, ranks: Ranks) -> Path:
     return out / (PAUSED if ranks.first else PAUSED.replace(".", f"-{ranks.rank}."))
 
 
-def load_furthest(run: Run, ranks: Ranks, out: Path) -> str | None:
+def load_furthest(state: TrainState, ranks: Ranks, out: Path) -> str | None:
     """Go on from a pause where every process has its part of the same one, and from the last epoch otherwise.
 
     Returns:
@@ -108,28 +108,30 @@ def load_furthest(run: Run, ranks: Ranks, out: Path) -> str | None:
     """
     path, mark, world = pause_file(out, ranks), None, 0
     if path.is_file():
-        state = load_tensors(path, lazily=True)
-        pause = Pause.read(state["pause"])
-        mark, world = (state["progress"]["epoch"], pause.steps, pause.world), pause.world
+        kept = load_tensors(path, lazily=True)
+        pause = Pause.read(kept["pause"])
+        mark, world = (kept["progress"]["epoch"], pause.steps, pause.world), pause.world
     together = ranks.same(mark) and world == ranks.world
-    run.load(path if together else out / CHECKPOINT)
+    state.load(path if together else out / CHECKPOINT)
     if mark is None or together:
         return None
-    return f"the pause was kept by {world} processes, these are {ranks.world}: on from epoch {run.progress.epoch}'s end"
+    return (
+        f"the pause was kept by {world} processes, these are {ranks.world}: on from epoch {state.progress.epoch}'s end"
+    )
 
 
-def save_epoch(out: Path, run: Run, *, row: dict[str, Any], card: StudentCard) -> None:
+def save_epoch(out: Path, state: TrainState, *, row: dict[str, Any], card: StudentCard) -> None:
     """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
     remove_pauses(out)  # first: where they lie, they are further than the checkpoint
-    progress = Progress(**vars(run.progress) | {"history": list(run.progress.history)})
+    progress = Progress(**vars(state.progress) | {"history": list(state.progress.history)})
     best = advance(progress, row)
-    save_student(out / LAST, run.result, card)
+    save_student(out / LAST, state.result, card)
     if best:
-        save_student(out / BEST, run.result, card)
+        save_student(out / BEST, state.result, card)
         write_model_card(out, BEST)
     write_model_card(out, LAST)
     write_log(out, progress.history)
-    replace(run, progress=progress).save(out / CHECKPOINT)
+    replace(state, progress=progress).save(out / CHECKPOINT)
 
 
 def remove_pauses(out: Path) -> None:

@@ -20,7 +20,7 @@ def holdout_source(feed: Feed) -> Source:
     return Source("holdout", "train", images.numpy(), labels.numpy(), classes=(), sha256="")
 
 
-def watched_source(feed: Feed, config: TrainConfig) -> Source:
+def collapse_probe_source(feed: Feed, config: TrainConfig) -> Source:
     """The first rows to train on, of which `inner: warm` is checked for collapse; none for other modes."""
     rows = config.inner.warm.check_rows if config.inner.kind == "warm" else 0
     images, labels = feed.fetch(feed.training[:rows])

@@ -16,10 +16,10 @@ from darht.cache.read.stream import Feed, FeedPlan, plan_feed
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.layout import to_channels_last
 from darht.core.rng import borrowed_generator
-from darht.core.storage import LocalPlace, Place
+from darht.core.storage import LocalStorage, Storage
 from darht.trainer.config import TrainConfig
 from darht.trainer.state.checkpoint import StudentCard
 from darht.trainer.student.model import Student, check_folds
@@ -50,9 +50,9 @@ def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str,
     return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": darht.__version__, **left_out, **streamed}
 
 
-def cache_from(folder: Place, out: Path) -> str:
+def cache_from(folder: Storage, out: Path) -> str:
     """Where the cache lies: relative to the run, so that both can be moved together, or its URL."""
-    if isinstance(folder, LocalPlace):
+    if isinstance(folder, LocalStorage):
         return os.path.relpath(folder.folder.resolve(), out.resolve())
     return str(folder)
 
@@ -95,7 +95,7 @@ def normalisation(counts: Tensor) -> Preprocessing:
 
 def live_teachers(
     config: TrainConfig, cache: Cache, given: Mapping[str, Path], device: torch.device
-) -> tuple[Teacher, ...]:
+) -> tuple[Classifier, ...]:
     """The cache's teachers in its order, loaded when the recipe asks them; `given` overrides where their folders lie.
 
     Raises:

@@ -9,7 +9,7 @@ from darht.trainer.student.model import StudentOutput
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (student's logits [B, C], pixels [B, 3, H, W]) -> [B], maximised
 When = Literal["always", "never", "some"]
-Listens = Literal["none", "any", "robust", "both"]
+TeachersNeeded = Literal["none", "any", "robust", "both"]
 Learned = dict[str, Tensor]  # what a recipe carries from step to step; part of the checkpoint
 
 
@@ -45,14 +45,16 @@ class Recipe(Protocol):
     """An outer loss with the inner objective that goes with it.
 
     Attributes:
-        examples: which steps are adversarial: `always`, `never`, or `some`, where `clean_share` and `clean_by` decide.
-        listens: which teachers it needs: `none`, `any`, `robust`, or `both` robust and vanilla ones.
-        asks: whether it looks at what they say about adversarial images; others quote them on clean ones.
+        adversarial_when: which steps are adversarial: `always`, `never`, or `some`, where `clean_share` and `clean_by`
+            decide.
+        teachers_needed: which: `none`, `any`, `robust`, or `both` robust and vanilla ones.
+        uses_adversarial_logits: whether it looks at what they say about adversarial images; others quote them on
+            clean ones.
     """
 
-    examples: ClassVar[When]
-    listens: ClassVar[Listens]
-    asks: ClassVar[bool]
+    adversarial_when: ClassVar[When]
+    teachers_needed: ClassVar[TeachersNeeded]
+    uses_adversarial_logits: ClassVar[bool]
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
         """A scalar; `out` is `student(step.x)`."""

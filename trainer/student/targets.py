@@ -39,11 +39,11 @@ def nearest_answer(data: TrainingSet, at: Tensor, offsets: Tensor, clean: Tensor
     @functools.cache
     def table() -> tuple[Tensor, Tensor]:
         moved, answers = [torch.zeros_like(clean)], [clean_targets]
-        for deltas, unit, adversarial in zip(data.deltas, data.units, data.adversarial, strict=True):
+        for deltas, scale, adversarial in zip(data.deltas, data.scales, data.adversarial, strict=True):
             for view in range(deltas.shape[1]):
                 own = data.offsets[view].expand(len(at), 3)
                 in_frame = apply_views(deltas[at, view], inverse_offsets(own))
-                moved.append(apply_views(in_frame, offsets).float() * unit)
+                moved.append(apply_views(in_frame, offsets).float() * scale)
                 answers.append(adversarial[at, view].float())
         return torch.stack(moved, dim=1).flatten(2), torch.stack(answers, dim=1)
 

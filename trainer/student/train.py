@@ -22,14 +22,14 @@ from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
 from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.export.model_card import teacher_notes
-from darht.trainer.progress.metrics import Tally
+from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, write_run
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.distributed import Ranks, joined
 from darht.trainer.student.inner import Examples
-from darht.trainer.student.run import Run, advance, load_furthest, pause_file, remove_pauses, save_epoch
-from darht.trainer.student.score import DIVERGED_HINT, holdout_source, score, watched_source
+from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
+from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
     cache_from,
     feed_plan,
@@ -41,13 +41,13 @@ from darht.trainer.student.setup import (
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
-OnStep = Callable[[int, int, int, Tally], None]
+OnStep = Callable[[int, int, int, Metrics], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hooks:
+class Callbacks:
     """Who is told what; see `train`."""
 
     on_step: OnStep
@@ -56,7 +56,7 @@ class Hooks:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Setting:
+class TrainContext:
     """What stays as it is while a student is trained.
 
     Attributes:
@@ -64,14 +64,14 @@ class Setting:
         examples: draws what is trained on, as the recipe says.
         ranks: the processes.
         out: the run's folder.
-        hooks: who is told what.
+        callbacks: who is told what.
     """
 
     feed: Feed
     examples: Examples
     ranks: Ranks
     out: Path
-    hooks: Hooks
+    callbacks: Callbacks
 
 
 def train(
@@ -83,7 +83,7 @@ def train(
     memory_gib: float = 8.0,
     resume: bool = False,
     teachers: Mapping[str, Path] | None = None,
-    on_step: OnStep = lambda step, total, images, tally: None,
+    on_step: OnStep = lambda step, total, images, metrics: None,
     on_epoch: OnEpoch = lambda row: None,
     on_note: OnNote = lambda text: None,
 ) -> Progress:
@@ -100,7 +100,7 @@ def train(
             or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or at the
             epoch's end when that comes first, and as many must go on, or the epoch is begun again.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
-        on_step: told step, steps in all, images, and the tally of the epoch so far, after each step.
+        on_step: told step, steps in all, images, and the metrics of the epoch so far, after each step.
         on_epoch: told the log's row after each epoch.
         on_note: told what a person should know, a sentence at a time.
 
@@ -110,21 +110,24 @@ def train(
     """
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
-    hooks, identity = Hooks(on_step=on_step, on_epoch=on_epoch, on_note=on_note), run_identity(config, cache, plan)
+    callbacks, identity = (
+        Callbacks(on_step=on_step, on_epoch=on_epoch, on_note=on_note),
+        run_identity(config, cache, plan),
+    )
     with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         if ranks.first:
             claim_run(out, identity, resume=resume)
-        run = _start(config, cache, feed, identity)
-        check_parts(run.student, config, len(feed.training), ranks)
-        examples = Examples(config, config.objective(), run.memory, live)
-        setting = Setting(feed=feed, examples=examples, ranks=ranks, out=out, hooks=hooks)
+        state = _start(config, cache, feed, identity)
+        check_parts(state.student, config, len(feed.training), ranks)
+        examples = Examples(config, config.objective(), state.memory, live)
+        context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
             write_run(out, identity, _notes(cache, out, plan))
-        layout = layout_note(run.student) if config.compute.channels_last else ""
-        for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(run, ranks, out))):
+        layout = layout_note(state.student) if config.compute.channels_last else ""
+        for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
             on_note(note)
-        _train(run, setting)
-    return run.progress
+        _train(state, context)
+    return state.progress
 
 
 def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
@@ -132,29 +135,29 @@ def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
     return {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
 
 
-def _train(run: Run, setting: Setting) -> None:
+def _train(state: TrainState, context: TrainContext) -> None:
     """Every epoch that is left, and what is kept after each."""
-    config, cache, ranks, hooks = setting.examples.config, setting.feed.cache, setting.ranks, setting.hooks
-    held, watched = holdout_source(setting.feed), watched_source(setting.feed, config)
-    while run.progress.epoch < config.optim.epochs:
-        row = _epoch_or_pause(run, setting)
-        scores = _scores(run, held, watched, config, setting.feed.plan.device) if ranks.first else {}
+    config, cache, ranks, callbacks = context.examples.config, context.feed.cache, context.ranks, context.callbacks
+    held, collapse_probe = holdout_source(context.feed), collapse_probe_source(context.feed, config)
+    while state.progress.epoch < config.optim.epochs:
+        row = _epoch_or_pause(state, context)
+        scores = _scores(state, held, collapse_probe, config, context.feed.plan.device) if ranks.first else {}
         row |= cast(dict[str, float], ranks.agree(scores))
-        if _collapsed(row, run.progress, len(cache.spec.data.classes)):
-            hooks.on_note(_go_back(run, setting, row))
+        if _collapsed(row, state.progress, len(cache.spec.data.classes)):
+            callbacks.on_note(_go_back(state, context, row))
             continue
         if ranks.first:
-            save_epoch(setting.out, run, row=row, card=student_card(config, cache, run.student, row))
-        advance(run.progress, row)
+            save_epoch(context.out, state, row=row, card=student_card(config, cache, state.student, row))
+        advance(state.progress, row)
         try:
-            hooks.on_epoch(row)
+            callbacks.on_epoch(row)
         except KeyboardInterrupt:
-            run.stopping = True
-        if ranks.any(run.stopping):  # and nobody goes on before the checkpoint is there
+            state.stopping = True
+        if ranks.any(state.stopping):  # and nobody goes on before the checkpoint is there
             raise KeyboardInterrupt
 
 
-def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> Run:
+def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> TrainState:
     keep_memory()
     student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
     if config.inner.kind == "warm":
@@ -163,7 +166,7 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     if config.average.kind != "none":
         average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
     forward = Compiled(student) if config.compute.compile else student
-    return Run(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
+    return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
 
 
 class Compiled(nn.Module):
@@ -189,51 +192,51 @@ def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int]
     return average
 
 
-def _epoch_or_pause(run: Run, setting: Setting) -> dict[str, Any]:
+def _epoch_or_pause(state: TrainState, context: TrainContext) -> dict[str, Any]:
     """`_epoch`; when it is stopped between two steps, that moment is kept."""
     try:
-        return _epoch(run, setting)
+        return _epoch(state, context)
     except KeyboardInterrupt:
-        if run.pause is not None:
-            run.save(pause_file(setting.out, setting.ranks))
-            steps, of = run.pause.steps, setting.feed.steps
-            setting.hooks.on_note(f"kept: epoch {run.progress.epoch + 1} up to its step {steps} of {of}")
+        if state.pause is not None:
+            state.save(pause_file(context.out, context.ranks))
+            steps, of = state.pause.steps, context.feed.steps
+            context.callbacks.on_note(f"kept: epoch {state.progress.epoch + 1} up to its step {steps} of {of}")
         raise
 
 
-def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
+def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
-    config, feed, ranks, epoch = setting.examples.config, setting.feed, setting.ranks, run.progress.epoch
+    config, feed, ranks, epoch = context.examples.config, context.feed, context.ranks, state.progress.epoch
     total, first = feed.steps * config.optim.epochs, epoch * feed.steps
-    pause, run.pause, wishes = run.pause or Pause(), None, None
-    start, tally, images = time.perf_counter() - pause.seconds, pause.tally(feed.plan.device), pause.images
-    run.student.train()
-    if run.memory is not None:
-        run.memory.look(torch.from_numpy(feed.training))
+    pause, state.pause, wishes = state.pause or Pause(), None, None
+    start, metrics, images = time.perf_counter() - pause.seconds, pause.metrics(feed.plan.device), pause.images
+    state.student.train()
+    if state.memory is not None:
+        state.memory.look(torch.from_numpy(feed.training))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
-            _compute_gradients(run, setting, tally, data, batch, number=number, done=done)
-            before, wishes = wishes, ranks.add_gradients(run.student, stop=run.stopping)
-            take_step(run.student, run.optimizer, config.optim, done)
-            _average(run, config, step=True, done=done)
+            _compute_gradients(state, context, metrics, data, batch, number=number, done=done)
+            before, wishes = wishes, ranks.add_gradients(state.student, stop=state.stopping)
+            take_step(state.student, state.optimizer, config.optim, done)
+            _average(state, config, step=True, done=done)
             images += len(batch)
             try:
-                setting.hooks.on_step(number + 1, total, len(batch), tally)
+                context.callbacks.on_step(number + 1, total, len(batch), metrics)
             except KeyboardInterrupt:
-                run.stopping = True
-            if ranks.stop(run.stopping, before):  # between two steps: nothing is half done
-                run.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, tally, ranks.world)
+                state.stopping = True
+            if ranks.stop(state.stopping, before):  # between two steps: nothing is half done
+                state.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, metrics, ranks.world)
                 raise KeyboardInterrupt
-    _average(run, config, step=False, done=(first + feed.steps) / total)
-    ranks.share(run.student, run.memory, run.learned)
-    ranks.total(tally.counts)
-    check_finite(tally.reading().loss, epoch + 1)
+    _average(state, config, step=False, done=(first + feed.steps) / total)
+    ranks.share(state.student, state.memory, state.learned)
+    ranks.total(metrics.counts)
+    check_finite(metrics.reading().loss, epoch + 1)
     seconds = time.perf_counter() - start
     return {
         "epoch": epoch + 1,
-        **tally.row(),
+        **metrics.row(),
         "lr": round(learning_rate(config.optim, (first + feed.steps - 1) / total), 8),
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
@@ -241,32 +244,39 @@ def _epoch(run: Run, setting: Setting) -> dict[str, Any]:
 
 
 def _compute_gradients(
-    run: Run, setting: Setting, tally: Tally, data: TrainingSet, batch: Tensor, *, number: int, done: float
+    state: TrainState,
+    context: TrainContext,
+    metrics: Metrics,
+    data: TrainingSet,
+    batch: Tensor,
+    *,
+    number: int,
+    done: float,
 ) -> None:
     """The gradient of this process's part of a global batch, a piece after the other."""
-    examples, student, config = setting.examples, run.forward, setting.examples.config
+    examples, student, config = context.examples, state.forward, context.examples.config
     compute = config.compute
-    careful = min(1.0, run.progress.collapses / 2)
-    run.optimizer.zero_grad(set_to_none=True)
-    for at in filter(len, setting.ranks.part(batch).tensor_split(compute.accumulate)):
+    pgd_share = min(1.0, state.progress.collapses / 2)
+    state.optimizer.zero_grad(set_to_none=True)
+    for at in filter(len, context.ranks.part(batch).tensor_split(compute.accumulate)):
         with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
-            epoch = run.progress.epoch
-            step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, careful=careful)
-            with tally.listening(student, step):
+            epoch = state.progress.epoch
+            step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, pgd_share=pgd_share)
+            with metrics.listening(student, step):
                 out = student(step.x)
-                loss = examples.recipe.loss(student, step, out, run.learned)
+                loss = examples.recipe.loss(student, step, out, state.learned)
             if step.start is not None:
                 loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
         share = len(at) / len(batch)
         (loss * share).backward()
-        tally.add(loss, share)
+        metrics.add(loss, share)
 
 
-def _average(run: Run, config: TrainConfig, *, step: bool, done: float) -> None:
+def _average(state: TrainState, config: TrainConfig, *, step: bool, done: float) -> None:
     """Take the weights into the mean: after every step for `ema`, after every epoch past the start for `swa`."""
     wanted = config.average.kind == "ema" if step else config.average.kind == "swa" and done >= config.average.start
-    if run.average is not None and wanted:
-        run.average.update_parameters(run.student)
+    if state.average is not None and wanted:
+        state.average.update_parameters(state.student)
 
 
 def check_finite(loss: float, epoch: int) -> None:
@@ -280,16 +290,18 @@ def _drift(logits: Tensor, start: Tensor) -> Tensor:
     return (logits[-len(start) :] - start).square().mean()
 
 
-def _scores(run: Run, held: Source, watched: Source, config: TrainConfig, device: torch.device) -> dict[str, float]:
+def _scores(
+    state: TrainState, held: Source, collapse_probe: Source, config: TrainConfig, device: torch.device
+) -> dict[str, float]:
     """Accuracies in per cent for the log: of what is kept on held-out rows; for `warm`, of what is trained on its rows.
 
     A mean of weights hides for long that the student itself has collapsed.
     """
     scores, attack = {}, config.inner.pgd()
     if len(held.images):
-        scores["holdout_clean"], scores["holdout_pgd"] = score(run.result, held, attack, device, config.seed)
-    if len(watched.images):
-        scores["training_pgd"] = score(run.student, watched, attack, device, config.seed)[1]
+        scores["holdout_clean"], scores["holdout_pgd"] = score(state.result, held, attack, device, config.seed)
+    if len(collapse_probe.images):
+        scores["training_pgd"] = score(state.student, collapse_probe, attack, device, config.seed)[1]
     return scores
 
 
@@ -304,14 +316,14 @@ def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
     return bool(row["training_pgd"] < max(before) / 2)
 
 
-def _go_back(run: Run, setting: Setting, row: dict[str, Any]) -> str:
+def _go_back(state: TrainState, context: TrainContext, row: dict[str, Any]) -> str:
     """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
-    collapses = run.progress.collapses + 1
-    remove_pauses(setting.out)
-    run.load(setting.out / CHECKPOINT)
-    run.progress.collapses = collapses
+    collapses = state.progress.collapses + 1
+    remove_pauses(context.out)
+    state.load(context.out / CHECKPOINT)
+    state.progress.collapses = collapses
     share = "half of" if collapses == 1 else "all"
     return (
         f"epoch {row['epoch']}: PGD accuracy on training rows collapsed to {row['training_pgd']:.1f} %; back to epoch "
-        f"{run.progress.epoch}, and {share} the adversarial steps are PGD steps from here on"
+        f"{state.progress.epoch}, and {share} the adversarial steps are PGD steps from here on"
     )

@@ -51,13 +51,15 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
 def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
     roles, recipe = {teacher.role for teacher in cache.spec.teachers.values()}, config.objective()
     only_clean = isinstance(recipe, Darht) and recipe.clean_share == 1
-    wants_robust = recipe.listens in ("robust", "both") or (recipe.listens == "any" and recipe.examples != "never")
+    wants_robust = recipe.teachers_needed in ("robust", "both") or (
+        recipe.teachers_needed == "any" and recipe.adversarial_when != "never"
+    )
     if wants_robust and not only_clean and "robust" not in roles:
         yield (
             f"recipe {config.recipe} needs a robust teacher on adversarial images; those of {cache.folder} are all "
             "vanilla"
         )
-    if recipe.listens == "both" and "vanilla" not in roles:
+    if recipe.teachers_needed == "both" and "vanilla" not in roles:
         yield (
             f"recipe {config.recipe} needs a teacher whose role is vanilla on clean images; those of {cache.folder} "
             "are all robust"

@@ -99,9 +99,9 @@ class WarmMemory:
             delta = threat.random_start(delta.shape, RowRng.create(seed, "warm", rows=rows)).float()
         elif inner.warm.start == "cached":
             choice = draw_choices(rows, len(data.deltas), seed, 0, "warm")
-            for attack, (deltas, unit) in enumerate(zip(data.deltas, data.units, strict=True)):
+            for attack, (deltas, scale) in enumerate(zip(data.deltas, data.scales, strict=True)):
                 mine = choice == attack
-                delta[mine] = (deltas[at[mine], 0].float() * unit).round()
+                delta[mine] = (deltas[at[mine], 0].float() * scale).round()
         upright = torch.zeros(len(at), 3, dtype=torch.int8, device=at.device)
         self.write(rows, upright, threat.project(delta), torch.zeros_like(delta))
         self.seen[rows] = True

@@ -14,7 +14,7 @@ from darht.cache.builder.teachers import load_teacher, read_card, write_card
 from darht.cache.sources.load import Source
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
-from darht.core.nets.classifier import Teacher
+from darht.core.nets.classifier import Classifier
 from darht.trainer.teacher.evaluate import Score, evaluate, quick_attacks
 
 
@@ -35,7 +35,7 @@ class TeacherCheck:
     images_per_second: float
 
 
-def check_teacher(folder: Path, model: Teacher, source: Source, *, eps: float, device: torch.device) -> TeacherCheck:
+def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float, device: torch.device) -> TeacherCheck:
     """Clean and PGD-20 accuracy on a split, written into the card of `folder`; the forward speed is only returned.
 
     Raises:
@@ -61,7 +61,7 @@ def check_teacher(folder: Path, model: Teacher, source: Source, *, eps: float, d
 
 
 @torch.no_grad()
-def forward_speed(model: Teacher, source: Source, device: torch.device, repeats: int = 3) -> float:
+def forward_speed(model: Classifier, source: Source, device: torch.device, repeats: int = 3) -> float:
     """Images per second of a forward pass, the best of some repeats after a warm-up."""
     x = torch.from_numpy(source.images[:250]).to(device).float() / 255
     times = []

@@ -25,7 +25,7 @@ from darht.core.device import keep_memory
 from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
-from darht.core.nets.classifier import Preprocessing, Teacher
+from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.layout import to_channels_last, to_contiguous
 from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
@@ -33,7 +33,7 @@ from darht.trainer.config import TeachConfig
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.state.checkpoint import CHECKPOINT
 from darht.trainer.state.pause import Pause
-from darht.trainer.student.distributed import place
+from darht.trainer.student.distributed import rank_and_world
 from darht.trainer.student.losses import kl_rows
 from darht.trainer.student.setup import normalisation
 from darht.trainer.student.train import check_finite
@@ -42,7 +42,7 @@ OnStep = Callable[[int, int, int, float], None]
 
 
 @dataclass(frozen=True)
-class Keeper:
+class Checkpoints:
     """Keeps a training that is under way.
 
     Attributes:
@@ -53,13 +53,13 @@ class Keeper:
     path: Path | None
     identity: dict[str, Any]
 
-    def save(self, teacher: Teacher, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    def save(self, teacher: Classifier, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Keep what the step after these depends on, in one atomic file."""
         if self.path is not None:
             state = {"identity": self.identity, "teacher": teacher.state_dict(), "optimizer": optimizer.state_dict()}
             save_tensors(self.path, state | {"pause": vars(Pause.here(steps))})
 
-    def load(self, teacher: Teacher, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, teacher: Classifier, optimizer: torch.optim.Optimizer) -> int:
         """Go on where the file stands, if there is one; the steps that are done.
 
         Raises:
@@ -92,7 +92,7 @@ def teach(
     device: torch.device,
     checkpoint: Path | None = None,
     on_step: OnStep = lambda step, total, images, loss: None,
-) -> tuple[Teacher, Card]:
+) -> tuple[Classifier, Card]:
     """Train a network on a source and describe it.
 
     Args:
@@ -118,11 +118,11 @@ def teach(
     labels = torch.from_numpy(source.labels).to(device)
     identity = {**_plain(card), "darht": darht.__version__}
     with borrowed_generator(config.seed, "teacher"):
-        teacher = Teacher(build(arch, len(source.classes), kwargs), card.preprocessing).to(device)
+        teacher = Classifier(build(arch, len(source.classes), kwargs), card.preprocessing).to(device)
         check_pixels(teacher, images, arch)
         to_channels_last(teacher, images[:2].float() / LEVELS)
         keep_memory()
-        _fit(teacher, config, (images, labels), keeper=Keeper(checkpoint, identity), on_step=on_step)
+        _fit(teacher, config, (images, labels), checkpoints=Checkpoints(checkpoint, identity), on_step=on_step)
     to_contiguous(teacher)
     return teacher.eval().requires_grad_(False), card
 
@@ -167,7 +167,7 @@ def is_finished(folder: Path, expected: Card) -> bool:
 
 
 def _fit(
-    teacher: Teacher, config: TeachConfig, data: tuple[Tensor, Tensor], *, keeper: Keeper, on_step: OnStep
+    teacher: Classifier, config: TeachConfig, data: tuple[Tensor, Tensor], *, checkpoints: Checkpoints, on_step: OnStep
 ) -> None:
     images, labels = data
     optimizer = make_optimizer(teacher, config.optim)
@@ -175,7 +175,7 @@ def _fit(
     forward = cast(nn.Module, torch.compile(teacher)) if config.compile else teacher
     steps = max(1, len(images) // config.optim.batch_size)
     total = steps * config.optim.epochs
-    for step, epoch, rows in _batches(labels, config, steps, start=keeper.load(teacher, optimizer)):
+    for step, epoch, rows in _batches(labels, config, steps, start=checkpoints.load(teacher, optimizer)):
         views = draw_choices(rows, len(offsets), config.seed, epoch, "view")
         x = apply_views(images[rows], offsets[views]).float() / LEVELS
         generator = RowRng.create(config.seed, "inner", epoch, rows=rows)
@@ -185,11 +185,11 @@ def _fit(
         value = float(loss.detach())
         check_finite(value, epoch + 1)
         if (step + 1) % steps == 0:
-            keeper.save(teacher, optimizer, step + 1)
+            checkpoints.save(teacher, optimizer, step + 1)
         try:
             on_step(step + 1, total, len(rows), value)
         except KeyboardInterrupt:
-            keeper.save(teacher, optimizer, step + 1)
+            checkpoints.save(teacher, optimizer, step + 1)
             raise
 
 
@@ -275,7 +275,7 @@ def check_free(folder: Path, *, resume: bool = False) -> None:
         CacheError: it is not empty and holds no training that was stopped or is finished, or `resume` is False.
         ConfigError: `torchrun` has started several processes, who would all train the same.
     """
-    if (world := place()[1]) > 1:
+    if (world := rank_and_world()[1]) > 1:
         raise ConfigError(f"a teacher is trained by one process and torchrun has started {world}: start it without")
     if (folder / CHECKPOINT).is_file():
         if not resume:

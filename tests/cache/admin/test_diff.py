@@ -18,7 +18,7 @@ from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
 from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 CPU = torch.device("cpu")
 
@@ -45,9 +45,9 @@ def change(folder: Path, name: str, index: tuple[int, ...], value: float) -> Non
     values = store.read(array, array.rows(0)).copy()
     values[index] = value
     size, sha256 = store.write(array, 0, values)
-    commit = read_commit(place(folder), array, 0)
+    commit = read_commit(open_storage(folder), array, 0)
     assert commit is not None
-    write_commit(place(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
+    write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
     seal(folder)
 
 

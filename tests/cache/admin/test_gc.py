@@ -16,7 +16,7 @@ from darht.cache.builder.seal import seal
 from darht.cache.format.commit import State
 from darht.cache.read.reader import open_cache
 from darht.core.errors import CacheError
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 CPU = torch.device("cpu")
 LATER = time.time() + 2 * YOUNG
@@ -113,7 +113,7 @@ def test_a_kill_leaves_nothing_that_stays(small, build_into, tmp_path):
 def test_behind_a_url(tiny_cache_config, tmp_path):
     url = f"memory://{tmp_path.name}/gc"
     build(plan_build(tiny_cache_config, device=CPU), url, device=CPU, on_unit=lambda array, shard, seconds: None)
-    place(url).write("commits/label/00009.json", b"{}")
+    open_storage(url).write("commits/label/00009.json", b"{}")
     assert find_leftovers(url) == []
     (left,) = find_leftovers(url, now=LATER)
     assert (left.key, left.size) == ("commits/label/00009.json", 2)

@@ -13,7 +13,7 @@ from darht.cache.builder.build import build, plan_build
 from darht.cache.format.commit import Commit, State, read_commit, write_commit
 from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 CPU = torch.device("cpu")
 
@@ -52,10 +52,10 @@ def rewrite(folder: Path, seconds: float, workers: int) -> None:
     """Let every record say that its unit took so long, on workers that began together."""
     for array in layouts(read_spec(folder)).values():
         for shard in range(array.shards):
-            commit = read_commit(place(folder), array, shard)
+            commit = read_commit(open_storage(folder), array, shard)
             if commit is not None:
                 facts = record(seconds * (1 + shard // workers), seconds, shard % workers).environment
-                write_commit(place(folder), array, type(commit)(**{**vars(commit), "seconds": seconds,
+                write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "seconds": seconds,
                                                                    "environment": facts}))  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_manifest_of_another_spec_is_no_seal(copied):
 def test_behind_a_url(tiny_cache_config, tmp_path, invoke):
     url = f"memory://{tmp_path.name}/status"
     build(plan_build(tiny_cache_config, device=CPU), url, device=CPU, on_unit=lambda array, shard, seconds: None)
-    place(url).remove("commits/logits/vit/clean/00002.json")
+    open_storage(url).remove("commits/logits/vit/clean/00002.json")
     status = read_status(url)
     assert status.shards == (2,) and status.state is State.MISSING
     assert invoke("status", url).exit_code == 3 and "need work: 2;" in invoke("status", url).output

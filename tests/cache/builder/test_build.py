@@ -25,7 +25,7 @@ from darht.cache.format.views import apply_views
 from darht.cache.read.reader import open_cache
 from darht.core.errors import CacheError, CorruptError, SpecMismatchError
 from darht.core.rng import RowRng
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 CPU = torch.device("cpu")
 
@@ -219,8 +219,8 @@ def check_stored_delta(shared_plan, attack, seed):
     plan = dataclasses.replace(shared_plan, spec=spec, arrays=layouts(spec))
     stored, threat = computed(plan, "delta/pgd-cnn"), attack.attack().threat
     assert stored.dtype == np.int8 and stored.shape == (16, 1, 3, 8, 8)
-    assert plan.arrays["delta/pgd-cnn"].attributes["scale"] == attack.unit
-    delta = stored.astype(np.float64) * attack.unit
+    assert plan.arrays["delta/pgd-cnn"].attributes["scale"] == attack.scale
+    delta = stored.astype(np.float64) * attack.scale
     adversarial = plan.source.images[:16] + delta[:, 0]
     assert adversarial.min() >= -1e-3 and adversarial.max() <= 255 + 1e-3
     sizes = np.abs(delta) if threat.norm == "linf" else np.sqrt((delta**2).sum((1, 2, 3, 4)))
@@ -303,13 +303,13 @@ def test_a_folder_with_a_damaged_spec(small, tmp_path, damage):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "spec.json").write_bytes(damage)
     with pytest.raises(CorruptError, match=r"spec\.json is not a cache spec"):
-        claim_folder(place(tmp_path / "cache"), small())
+        claim_folder(open_storage(tmp_path / "cache"), small())
 
 
 def test_a_file_in_the_place_of_the_folder(small, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(CacheError, match="choose a new or empty --out folder"):
-        claim_folder(place(tmp_path / "cache"), small())
+        claim_folder(open_storage(tmp_path / "cache"), small())
 
 
 def test_an_empty_folder_will_do(small, build_into, tmp_path):

@@ -24,7 +24,7 @@ from darht.cache.format.manifest import read_spec
 from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
 from darht.core.errors import CorruptError, IncompleteError, ModelError, SpecMismatchError
-from darht.core.storage import LocalPlace, place
+from darht.core.storage import LocalStorage, open_storage
 
 CPU = torch.device("cpu")
 Change = Callable[[dict[str, Any]], object]
@@ -195,10 +195,10 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, write: int, *, before: bool) -> Callable[[], int]:
     """Let the write of this number, or the step after it, be the last thing that happens; gives a count of writes."""
-    done, original = iter(range(10**6)), LocalPlace.write
+    done, original = iter(range(10**6)), LocalStorage.write
     seen = [0]
 
-    def dying(self: LocalPlace, key: str, data: bytes) -> None:
+    def dying(self: LocalStorage, key: str, data: bytes) -> None:
         number = seen[0] = next(done)
         if before and number == write:
             (self.folder / key).parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, write: int, *, before: bool) -> C
         if not before and number == write:
             raise Killed
 
-    monkeypatch.setattr(LocalPlace, "write", dying)
+    monkeypatch.setattr(LocalStorage, "write", dying)
     return lambda: seen[0] + 1
 
 
@@ -255,7 +255,7 @@ def test_growing_again_before_the_first_time_is_over(cache, plan, at_once, monke
     grow(cache, largest.spec)
     assert len(list((cache / "history").iterdir())) == 2
     only_clean = [(array, shard) for array, shard in largest.units if array.name == "logits/cnn/clean"]
-    worker = Worker(largest, Store(place(cache)), CPU, 256)
+    worker = Worker(largest, Store(open_storage(cache)), CPU, 256)
     for array, shard in only_clean:
         worker.compute(array, shard)
     assert sum(asked) - before == 32 * (9 - 7) + 8 * (9 - 3)
@@ -405,4 +405,4 @@ def test_behind_a_url(plan, write, invoke, at_once, tmp_path):
     assert open_cache(url).root_hash == at_once("views")
     status = json.loads(invoke("status", url, "--json").output)
     assert status["state"] == "done" and status["shards"] == []
-    assert len(read_history(place(url)).fingerprints("logits/cnn/clean")) == 1
+    assert len(read_history(open_storage(url)).fingerprints("logits/cnn/clean")) == 1

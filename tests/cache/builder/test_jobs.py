@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 
 from darht.cache.admin.status import read_status
 from darht.cache.builder.build import build, claim_folder, plan_build
-from darht.cache.builder.jobs import Workforce, build_shared, choose_part, part_of, units_left
+from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, part_of, units_left
 from darht.cache.builder.pool import BlockDone, Event, Failed, Lost, Task, UnitDone, share
-from darht.cache.builder.pool_processes import process_crew
+from darht.cache.builder.pool_processes import process_pool
 from darht.cache.builder.seal import seal
 from darht.cache.format.commit import COMMITS
 from darht.core.config import fingerprint
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 CPU = torch.device("cpu")
 UNITS = 19
@@ -124,21 +124,21 @@ def test_a_part_that_cannot_be_told(choice, environ, error):
 # ---------------------------------------------------------------------------------------------- who takes them
 
 
-class FakeCrew:
+class FakePool:
     """Workers that finish in the order in which they were given work, and die where they are told to."""
 
     def __init__(self, deadly: dict[int, int], fail: int | None = None) -> None:
         self.deadly, self.fail = deadly, fail
-        self.hired, self.ended = 0, False
+        self.started, self.ended = 0, False
         self.queue: list[tuple[int, int]] = []
-        self.dismissed: list[int] = []
+        self.stopped: list[int] = []
 
-    def hire(self) -> int:
-        self.hired += 1
-        return self.hired - 1
+    def start(self) -> int:
+        self.started += 1
+        return self.started - 1
 
-    def give(self, worker: int, shard: int) -> None:
-        assert worker not in [busy for busy, _ in self.queue] and worker not in self.dismissed
+    def submit(self, worker: int, shard: int) -> None:
+        assert worker not in [busy for busy, _ in self.queue] and worker not in self.stopped
         self.queue.append((worker, shard))
 
     def wait(self) -> list[Event]:
@@ -150,20 +150,20 @@ class FakeCrew:
             return [UnitDone("label", shard, 1.0), Lost(worker, f"worker {worker} died")]
         return [UnitDone("label", shard, 1.0), UnitDone("image", shard, 1.0), BlockDone(worker)]
 
-    def dismiss(self, worker: int) -> None:
-        self.dismissed.append(worker)
+    def stop(self, worker: int) -> None:
+        self.stopped.append(worker)
 
     def end(self) -> None:
         self.ended = True
 
 
-def shared(crew: FakeCrew, shards: Sequence[int], size: int) -> tuple[list[UnitDone], list[str]]:
+def shared(pool: FakePool, shards: Sequence[int], size: int) -> tuple[list[UnitDone], list[str]]:
     done: list[UnitDone] = []
     notices: list[str] = []
     try:
-        share(shards, crew, size, on_unit=done.append, on_notice=notices.append)
+        share(shards, pool, size, on_unit=done.append, on_notice=notices.append)
     finally:
-        assert crew.ended
+        assert pool.ended
     return done, notices
 
 
@@ -171,34 +171,36 @@ def shared(crew: FakeCrew, shards: Sequence[int], size: int) -> tuple[list[UnitD
 def test_every_block_is_built_whoever_dies(shards, size, data):
     deadly = {shard: data.draw(st.integers(0, 2)) for shard in shards}
     losses = sum(deadly.values())
-    crew = FakeCrew(dict(deadly))
-    done, notices = shared(crew, shards, size)
+    pool = FakePool(dict(deadly))
+    done, notices = shared(pool, shards, size)
     assert sorted(unit.shard for unit in done if unit.array == "image") == sorted(shards)
     assert len(notices) == losses
-    assert crew.hired == min(size, len(shards)) + losses
-    assert len(crew.dismissed) == crew.hired - losses
+    assert pool.started == min(size, len(shards)) + losses
+    assert len(pool.stopped) == pool.started - losses
 
 
 def test_a_block_that_takes_three_workers_along():
-    crew = FakeCrew({2: 3})
+    pool = FakePool({2: 3})
     with pytest.raises(CacheError, match=r"row block 2 took 3 workers along, the last: worker \d died; most often"):
-        shared(crew, range(5), 2)
+        shared(pool, range(5), 2)
 
 
 def test_a_lost_worker_is_told_in_one_line():
-    _, notices = shared(FakeCrew({2: 1}), range(5), 1)
+    _, notices = shared(FakePool({2: 1}), range(5), 1)
     assert notices == ["worker 0 died in row block 2: another worker takes it"]
 
 
 def test_an_error_of_one_worker_ends_all():
-    crew = FakeCrew({}, fail=1)
+    pool = FakePool({}, fail=1)
     with pytest.raises(ModelError, match="no such luck"):
-        shared(crew, range(5), 2)
-    assert crew.dismissed == []
+        shared(pool, range(5), 2)
+    assert pool.stopped == []
 
 
 def test_a_worker_refuses_another_spec(quick_config, tmp_path):
-    task = Task(load=partial(plan_build, quick_config), fingerprint="0" * 64, out=place(tmp_path), batch_size=256)
+    task = Task(
+        load=partial(plan_build, quick_config), fingerprint="0" * 64, out=open_storage(tmp_path), batch_size=256
+    )
     with pytest.raises(SpecMismatchError, match=r"changed while .* was being built"):
         task.worker(CPU, torch.get_num_threads())
 
@@ -213,13 +215,13 @@ def built(quick_config: Path, tmp_path: Path) -> Callable[..., tuple[Path, list[
     def run(load: Callable[..., object] = plan_build, **options) -> tuple[Path, list[str]]:
         out, notices = tmp_path / "cache", []
         units = []
-        workforce = Workforce(**{"device": "cpu", **options})
+        pool_config = PoolConfig(**{"device": "cpu", **options})
         plan = plan_build(quick_config, device=CPU)
         report = build_shared(
             plan,
             partial(load, quick_config),
             out,
-            workforce,
+            pool_config,
             on_unit=lambda *unit: units.append(unit),
             on_notice=notices.append,
         )
@@ -254,12 +256,12 @@ def test_workers_go_round_the_gpus_and_share_the_threads(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
-    task = Task(load=plan_build, fingerprint="", out=place(tmp_path), batch_size=256)
+    task = Task(load=plan_build, fingerprint="", out=open_storage(tmp_path), batch_size=256)
     both = [torch.device("cuda", 0), torch.device("cuda", 1)]
-    crew = process_crew(task, "auto", 4)
-    assert (crew.devices, crew.threads) == (both, 2)
-    assert process_crew(task, "cuda:1", 20).devices == [torch.device("cuda", 1)]
-    assert (process_crew(task, "cpu", 20).devices, process_crew(task, "cpu", 20).threads) == ([CPU], 1)
+    pool = process_pool(task, "auto", 4)
+    assert (pool.devices, pool.threads) == (both, 2)
+    assert process_pool(task, "cuda:1", 20).devices == [torch.device("cuda", 1)]
+    assert (process_pool(task, "cpu", 20).devices, process_pool(task, "cpu", 20).threads) == ([CPU], 1)
 
 
 def test_an_error_in_a_worker_is_one_line(invoke, quick_config, tmp_path):
@@ -333,7 +335,7 @@ def test_a_cache_in_memory_has_one_worker(built, quick_config):
             plan,
             partial(plan_build, quick_config),
             "memory://test_distribute/cache",
-            Workforce(workers=2),
+            PoolConfig(workers=2),
             on_unit=print,
             on_notice=print,
         )
@@ -397,7 +399,7 @@ def test_two_builders_that_begin_at_once(quick_config, tmp_path, monkeypatch):
     """The other one writes its spec between this one's looks: it is found, and another spec is refused."""
     plan = plan_build(quick_config, device=CPU)
     other = dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, seed=plan.spec.seed + 1))
-    folder = place(tmp_path / "cache")
+    folder = open_storage(tmp_path / "cache")
     looked: list[object] = []
 
     def is_free(self) -> bool:
@@ -410,7 +412,7 @@ def test_two_builders_that_begin_at_once(quick_config, tmp_path, monkeypatch):
     rival = plan
     claim_folder(folder, plan)
     looked.clear()
-    folder = place(tmp_path / "another")
+    folder = open_storage(tmp_path / "another")
     rival = other
     with pytest.raises(SpecMismatchError, match="seed: 11 -> 10"):
         claim_folder(folder, plan)

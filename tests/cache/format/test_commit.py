@@ -13,7 +13,7 @@ from darht.cache.format.manifest import read_spec
 from darht.cache.format.store import shard_key
 from darht.core.config import canonical_json
 from darht.core.errors import CorruptError
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 
 @pytest.fixture
@@ -26,16 +26,16 @@ def record_path(folder: Path, array: ArrayLayout, shard: int) -> Path:
 
 
 def record_of(folder: Path, array: ArrayLayout, shard: int) -> Commit | None:
-    return read_commit(place(folder), array, shard)
+    return read_commit(open_storage(folder), array, shard)
 
 
 def state_of(folder: Path, array: ArrayLayout, shard: int, **options: bool) -> tuple[State, str]:
-    return unit_state(place(folder), array, shard, **options)
+    return unit_state(open_storage(folder), array, shard, **options)
 
 
 def rewrite(unit, **fields) -> None:
     folder, array, shard = unit
-    commit = read_commit(place(folder), array, shard)
+    commit = read_commit(open_storage(folder), array, shard)
     assert commit is not None
     (folder / commit_key(array, shard)).write_text(canonical_json(dataclasses.replace(commit, **fields)))
 
@@ -43,8 +43,8 @@ def rewrite(unit, **fields) -> None:
 def test_a_record_reads_back(unit, tmp_path):
     folder, array, _ = unit
     commit = Commit(array.name, 2, (64, 96), array.fingerprint, 7, "ab", 0.5, {"host": "x"})
-    write_commit(place(folder), array, commit)
-    assert read_commit(place(folder), array, 2) == commit
+    write_commit(open_storage(folder), array, commit)
+    assert read_commit(open_storage(folder), array, 2) == commit
 
 
 def test_the_record_of_a_unit(unit):

@@ -64,7 +64,7 @@ def test_rows_are_those_that_zarr_reads(chunk, chunks, rows, kind, rest, data, t
     shard = first // array.rows_per_shard
     part, _ = array.overlap(shard, slice(first, last))
     out = np.empty((part.stop - part.start, *rest), dtype)
-    size = store.place.size(shard_key(array, shard))
+    size = store.storage.size(shard_key(array, shard))
     store.read_part(array, shard, store.read_index(array, shard, size), part, out)
     np.testing.assert_array_equal(out, found[: len(out)])
 
@@ -104,7 +104,7 @@ def test_a_hole_is_no_zeros(tmp_path: Path):
     np.testing.assert_array_equal(decode(array, holed, slice(0, 4)), values(array, 0)[:4])
     with pytest.raises(ValueError, match=r"one of the chunks 0\.\.1 is a hole"):
         decode(array, holed, slice(3, 5))
-    store.place.write(shard_key(array, 0), holed)
+    store.storage.write(shard_key(array, 0), holed)
     with pytest.raises(CorruptError, match=r"rows 0\.\.7 of delta/a do not decode: one of the chunks 1\.\.1 is a hole"):
         store.read(array, slice(4, 8))
 

@@ -9,7 +9,7 @@ import pytest
 
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.store import Store, encode_shard, shard_key
-from darht.core import storage as places
+from darht.core import storage
 from darht.core.errors import CorruptError, IncompleteError
 
 
@@ -24,7 +24,7 @@ def values(array: ArrayLayout, shard: int) -> np.ndarray:
 
 
 def shard_path(store: Store, array: ArrayLayout, shard: int) -> Path:
-    return Path(store.place.name(shard_key(array, shard)))
+    return Path(store.storage.name(shard_key(array, shard)))
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def test_the_metadata_of_an_array(tmp_path: Path, dtype, fill):
 
 def test_metadata_are_written_once(written):
     store, array = written
-    before = {path: path.stat().st_mtime_ns for path in store.place.folder.rglob("zarr.json")}
+    before = {path: path.stat().st_mtime_ns for path in store.storage.folder.rglob("zarr.json")}
     store.create({array.name: array})
-    assert before == {path: path.stat().st_mtime_ns for path in store.place.folder.rglob("zarr.json")}
+    assert before == {path: path.stat().st_mtime_ns for path in store.storage.folder.rglob("zarr.json")}
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -168,7 +168,7 @@ def test_a_missing_shard_is_no_zeros(written):
 
 def test_a_disk_that_gives_back_other_bytes(written, monkeypatch):
     store, array = written
-    monkeypatch.setattr(places, "write_atomic", lambda path, data: path.write_bytes(data[:-1] + b"!"))
+    monkeypatch.setattr(storage, "write_atomic", lambda path, data: path.write_bytes(data[:-1] + b"!"))
     with pytest.raises(CorruptError, match=r"reads back with sha256 [0-9a-f]{12}, written was [0-9a-f]{12}"):
         store.write(array, 0, values(array, 0))
 

@@ -13,7 +13,7 @@ from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 
 def test_what_an_open_cache_offers(tiny_cache: Path):
@@ -87,9 +87,9 @@ def test_logits_that_are_not_finite_do_not_pass_for_data(copied: Path):
     values = store.read(array, slice(32, 64)).copy()
     values[3, 4, 5] = np.nan
     size, sha256 = store.write(array, 1, values)
-    commit = read_commit(place(copied), array, 1)
+    commit = read_commit(open_storage(copied), array, 1)
     assert commit is not None
-    write_commit(place(copied), array, dataclasses.replace(commit, size=size, sha256=sha256))
+    write_commit(open_storage(copied), array, dataclasses.replace(commit, size=size, sha256=sha256))
     seal(copied)
     with pytest.raises(CorruptError, match=r"logits/vit/clean holds values that are not finite in rows 0\.\.99"):
         open_cache(copied).read(array.name)

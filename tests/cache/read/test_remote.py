@@ -17,16 +17,16 @@ from servers import FaultProxy, served
 from darht.cache.admin.status import read_status
 from darht.cache.admin.verify import verify
 from darht.cache.builder.build import build, plan_build
-from darht.cache.builder.jobs import Workforce, build_shared
+from darht.cache.builder.jobs import PoolConfig, build_shared
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.seal import seal
 from darht.cache.format.commit import State
 from darht.cache.read.loader import load_training_set
 from darht.cache.read.reader import open_cache
 from darht.cache.read.webdataset import open_shards
-from darht.core import storage as places
+from darht.core import storage
 from darht.core.errors import CorruptError, DarhtError
-from darht.core.storage import place
+from darht.core.storage import open_storage
 
 moto_server = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
@@ -49,20 +49,20 @@ def network() -> Iterator[FaultProxy]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": proxy.url,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "1",  # the place tries again itself
+            "AWS_MAX_ATTEMPTS": "1",  # the storage tries again itself
         }.items():
             patch.setenv(name, value)
-        places._file_system.cache_clear()
+        storage._file_system.cache_clear()
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
         yield proxy
-        places._file_system.cache_clear()
+        storage._file_system.cache_clear()
     server.stop()
 
 
 @pytest.fixture
 def failing(network: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The network, which a test may let fail; it works again afterwards."""
-    monkeypatch.setattr(places, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
     yield network
     network.rate, network.flip = 0.0, False
 
@@ -78,7 +78,7 @@ def quiet(array: object, shard: int, seconds: float) -> None:
 
 def upload(folder: Path, url: str) -> str:
     """What a person does with `aws s3 cp --recursive`."""
-    there = place(url)
+    there = open_storage(url)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             there.write(path.relative_to(folder).as_posix(), path.read_bytes())
@@ -106,7 +106,7 @@ def test_a_process_of_its_own_builds_onto_s3(
 ):
     plan, url, notices = small(one_shard), "s3://bucket/shared", list[str]()
     load = partial(plan_build, tmp_path / "spec.yaml")  # where `small` wrote it
-    build_shared(plan, load, url, Workforce(workers=2, device="cpu"), on_unit=quiet, on_notice=notices.append)
+    build_shared(plan, load, url, PoolConfig(workers=2, device="cpu"), on_unit=quiet, on_notice=notices.append)
     assert seal(url).root_hash == seal(build_into(plan, tmp_path / "disk")).root_hash
     assert notices == []
 
@@ -143,7 +143,7 @@ def test_a_network_that_changes_bytes_is_noticed(failing: FaultProxy, tiny_cache
 
 
 def test_a_network_that_is_gone(failing: FaultProxy, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(places, "_TRIES", 2)
+    monkeypatch.setattr(storage, "_TRIES", 2)
     failing.rate = 1.0
     with pytest.raises(DarhtError, match=r"cannot read s3://bucket/tiny/index\.json after 2 tries .*; run again later"):
         open_shards("s3://bucket/tiny")
@@ -152,9 +152,9 @@ def test_a_network_that_is_gone(failing: FaultProxy, tiny_cache: Path, monkeypat
 def test_damage_behind_a_url(network: FaultProxy, tiny_cache: Path):
     url = upload(tiny_cache, "s3://bucket/damaged")
     key = open_cache(url).manifest.shards[5].path
-    data = bytearray(place(url).read(key) or b"")
+    data = bytearray(open_storage(url).read(key) or b"")
     data[20] ^= 1
-    place(url).write(key, bytes(data))
+    open_storage(url).write(key, bytes(data))
     (problem,) = verify(url)
     assert f"{url}/{key} does not have the sha256 of its record" in problem
     with pytest.raises(CorruptError, match=f"{url}/{key} .* does not have the sha256 that was sealed"):
@@ -177,7 +177,7 @@ def test_the_commands_take_urls(network: FaultProxy, variant: Callable[..., Path
     shown = json.loads(invoke("status", url, "--json").output)
     assert (shown["state"], shown["shards"]) == ("done", [])
     assert invoke("verify", url).exit_code == 0 and invoke("info", url).exit_code == 0
-    place(url).remove("manifest.json")
+    open_storage(url).remove("manifest.json")
     assert invoke("status", url).exit_code == 3
     assert invoke("info", "s3://bucket/nothing").exit_code == 2
 

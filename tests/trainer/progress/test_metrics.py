@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darht.trainer.progress.metrics import Reading, Tally
+from darht.trainer.progress.metrics import Metrics, Reading
 from darht.trainer.student.model import StudentOutput
 
 CPU = torch.device("cpu")
@@ -36,64 +36,64 @@ def images(*answers):
 
 
 def test_rows_count_by_whether_they_were_moved():
-    tally, student = Tally(CPU), Echo()
+    metrics, student = Metrics(CPU), Echo()
     clean = images(0, 1, 2, 0)
     moved = images(0, 1, 1, 2)  # the last two rows are adversarial, and the first of these two is right
     batch = Batch(moved, clean, torch.tensor([0, 0, 1, 0]))
-    with tally.listening(student, batch):
+    with metrics.listening(student, batch):
         student(batch.x)
-    tally.add(torch.tensor(1.5))
-    assert tally.reading() == Reading(1.5, 50.0, 50.0)
-    with tally.listening(student, batch):
+    metrics.add(torch.tensor(1.5))
+    assert metrics.reading() == Reading(1.5, 50.0, 50.0)
+    with metrics.listening(student, batch):
         student(batch.clean)  # right on the first and the last
-    tally.add(torch.tensor(0.5))
-    assert tally.reading() == Reading(1.0, 50.0, 50.0)
-    assert tally.counts.tolist() == [2, 2.0, 6, 3, 2, 1]
-    assert tally.row() == {"loss": 1.0, "train_clean": 50.0, "train_adversarial": 50.0}
+    metrics.add(torch.tensor(0.5))
+    assert metrics.reading() == Reading(1.0, 50.0, 50.0)
+    assert metrics.counts.tolist() == [2, 2.0, 6, 3, 2, 1]
+    assert metrics.row() == {"loss": 1.0, "train_clean": 50.0, "train_adversarial": 50.0}
     assert student.passes == 2
 
 
 def test_a_clean_batch_is_counted_once():
-    tally, student, x = Tally(CPU), Echo(), images(0, 1)
-    with tally.listening(student, Batch(x, x, torch.tensor([0, 0]))):
+    metrics, student, x = Metrics(CPU), Echo(), images(0, 1)
+    with metrics.listening(student, Batch(x, x, torch.tensor([0, 0]))):
         student(x)
-    tally.add(torch.tensor(1.0))
-    assert tally.reading() == Reading(1.0, 50.0, None)
-    assert tally.row()["train_adversarial"] is None
+    metrics.add(torch.tensor(1.0))
+    assert metrics.reading() == Reading(1.0, 50.0, None)
+    assert metrics.row()["train_adversarial"] is None
 
 
 def test_other_passes_and_passes_outside_are_not_counted():
-    tally, student = Tally(CPU), Echo()
+    metrics, student = Metrics(CPU), Echo()
     batch = Batch(images(1, 1), images(0, 1), torch.tensor([0, 1]))
     student(batch.x)
-    with tally.listening(student, batch):
+    with metrics.listening(student, batch):
         student(batch.x.clone())
         student((batch.x + batch.clean) / 2)
     student(batch.x)
-    assert tally.counts.sum() == 0
+    assert metrics.counts.sum() == 0
 
 
 def test_the_hook_goes_when_the_loss_fails():
-    tally, student = Tally(CPU), Echo()
+    metrics, student = Metrics(CPU), Echo()
     batch = Batch(images(1), images(0), torch.tensor([0]))
-    with pytest.raises(ZeroDivisionError), tally.listening(student, batch):
+    with pytest.raises(ZeroDivisionError), metrics.listening(student, batch):
         raise ZeroDivisionError
     assert not student._forward_hooks
 
 
 def test_gradients_pass_and_logits_may_need_them():
-    tally, x = Tally(CPU), images(0).requires_grad_()
+    metrics, x = Metrics(CPU), images(0).requires_grad_()
     student = Echo()
-    with tally.listening(student, Batch(x, x, torch.tensor([0]))):
+    with metrics.listening(student, Batch(x, x, torch.tensor([0]))):
         loss = student(x).logits.sum()
     loss.backward()
-    tally.add(loss)
+    metrics.add(loss)
     assert x.grad is not None
-    assert not tally.counts.requires_grad
+    assert not metrics.counts.requires_grad
 
 
 def test_a_glance_says_nothing_before_the_first_step():
-    tally = Tally(CPU)
-    assert tally.glance() is None
-    tally.add(torch.tensor(2.0))
-    assert tally.glance() == Reading(2.0, None, None)
+    metrics = Metrics(CPU)
+    assert metrics.glance() is None
+    metrics.add(torch.tensor(2.0))
+    assert metrics.glance() == Reading(2.0, None, None)

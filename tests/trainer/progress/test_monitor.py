@@ -12,7 +12,7 @@ import torch
 
 from darht.core.errors import ConfigError
 from darht.trainer.progress import monitor
-from darht.trainer.progress.metrics import Reading, Tally
+from darht.trainer.progress.metrics import Metrics, Reading
 from darht.trainer.progress.monitor import EVENTS, Monitor, describe, epoch_line
 from darht.trainer.state.checkpoint import write_run
 
@@ -42,8 +42,8 @@ def drawings(monkeypatch, clock):
     return times
 
 
-def tally():
-    filled = Tally(torch.device("cpu"))
+def metrics():
+    filled = Metrics(torch.device("cpu"))
     filled.counts += torch.tensor([2.0, 3.0, 4.0, 1.0, 8.0, 6.0])
     return filled
 
@@ -61,14 +61,14 @@ def test_the_bar_shows_figures_and_speed(tmp_path, clock, drawings, capsys):
     with shown:
         for step in (1, 2, 3):
             clock[0] += 0.4
-            shown.on_step(step, 12, 32, tally())
+            shown.on_step(step, 12, 32, metrics())
         task = shown._bar.tasks[0]
         assert (task.completed, task.total) == (3, 12)
         assert task.description == "epoch 1/4"
         # two steps of 32 images in 0.8 s; the third came too soon after that for another look
         assert task.fields["note"] == "loss 1.500, clean 25.0 %, adv. 75.0 %, 80 images/s"
         assert shown.finished == 0
-        shown.on_step(4, 12, 32, tally())
+        shown.on_step(4, 12, 32, metrics())
         assert shown._bar.tasks[0].description == "epoch 2/4"
         assert shown.finished == 1
     assert capsys.readouterr().out == ""
@@ -76,7 +76,7 @@ def test_the_bar_shows_figures_and_speed(tmp_path, clock, drawings, capsys):
 
 def test_a_resumed_bar_begins_where_the_run_stands(tmp_path, clock, drawings):
     with Monitor(tmp_path, 4) as shown:
-        shown.on_step(7, 12, 32, tally())
+        shown.on_step(7, 12, 32, metrics())
         assert shown._bar.tasks[0].completed == 7
         assert shown.finished == 2
 
@@ -142,18 +142,18 @@ def test_the_first_interrupt_waits_and_the_second_does_not(tmp_path, clock, draw
     before = signal.getsignal(signal.SIGINT)
     with Monitor(tmp_path, 4) as shown:
         assert signal.getsignal(signal.SIGINT) == before  # until something can be kept
-        shown.on_step(1, 12, 32, tally())
+        shown.on_step(1, 12, 32, metrics())
         os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == before
         with pytest.raises(KeyboardInterrupt):
-            shown.on_step(2, 12, 32, tally())
+            shown.on_step(2, 12, 32, metrics())
     with Monitor(tmp_path, 4) as shown:
-        shown.on_step(1, 12, 32, tally())
+        shown.on_step(1, 12, 32, metrics())
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             shown.on_epoch(ROW)
         assert shown.finished == 1
     assert signal.getsignal(signal.SIGINT) == before
     with Monitor(tmp_path, 4) as shown:
-        shown.on_step(1, 12, 32, tally())
+        shown.on_step(1, 12, 32, metrics())
     assert signal.getsignal(signal.SIGINT) == before

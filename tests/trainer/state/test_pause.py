@@ -6,7 +6,7 @@ from runs import CPU, STATEFUL, Stopped, assert_same_bits, changed
 
 from darht.cache.read.reader import open_cache
 from darht.trainer.config import AverageConfig
-from darht.trainer.progress.metrics import Tally
+from darht.trainer.progress.metrics import Metrics
 from darht.trainer.state.checkpoint import CHECKPOINT, PAUSED
 from darht.trainer.state.pause import Pause
 from darht.trainer.student import train as trainer
@@ -31,7 +31,7 @@ def interrupt(cache, out, at, config=STATEFUL, error=KeyboardInterrupt):
     """Begin or go on with a run and stop it after this step; the steps that it made."""
     made = []
 
-    def on_step(step, total, images, tally):
+    def on_step(step, total, images, metrics):
         made.append(step)
         if step == at:
             raise error
@@ -82,7 +82,7 @@ def test_a_run_that_averages_epochs_and_draws_in_its_backbone(cache, tmp_path):
 def test_what_is_told_and_kept(cache, tmp_path):
     notes = []
 
-    def on_step(step, total, images, tally):
+    def on_step(step, total, images, metrics):
         if step == STEPS + 3:
             raise KeyboardInterrupt
 
@@ -113,7 +113,7 @@ def test_generators_go_on_where_they_stood():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         torch.rand(5)
-        kept = Pause.read(vars(Pause.here(1, 8, 0.5, Tally(CPU))))
+        kept = Pause.read(vars(Pause.here(1, 8, 0.5, Metrics(CPU))))
         expected = torch.rand(5)
         torch.manual_seed(4)
         kept.set_generators()

@@ -20,14 +20,14 @@ CONFIG = changed(
 
 @pytest.fixture
 def plant(monkeypatch):
-    """`plant(robust)` makes the check after epoch e give `robust(e, careful)`, and lists both, step by step."""
+    """`plant(robust)` makes the check after epoch e give `robust(e, pgd_share)`, and lists both, step by step."""
 
     def put(robust):
         steps, draw = [], Examples.draw
 
-        def spy(examples, *rest, epoch, careful, **options):
-            steps.append((epoch, careful))
-            return draw(examples, *rest, epoch=epoch, careful=careful, **options)
+        def spy(examples, *rest, epoch, pgd_share, **options):
+            steps.append((epoch, pgd_share))
+            return draw(examples, *rest, epoch=epoch, pgd_share=pgd_share, **options)
 
         def score(student, source, attack, device, seed):
             return 90.0, float(robust(*steps[-1])) if source.name == "training" else 30.0
@@ -39,8 +39,8 @@ def plant(monkeypatch):
     return put
 
 
-def in_the_third_epoch(careful_enough):
-    return lambda epoch, careful: 10 if epoch == 2 and careful < careful_enough else 60
+def in_the_third_epoch(share_enough):
+    return lambda epoch, pgd_share: 10 if epoch == 2 and pgd_share < share_enough else 60
 
 
 def run(cache, out, **options):
@@ -63,7 +63,7 @@ def test_a_collapsed_run_goes_back_to_the_last_good_epoch_and_mixes_pgd_steps_in
 
 
 def test_weights_optimizer_and_memory_are_those_of_the_good_epoch(mixed_cache, tmp_path, plant):
-    """The same bits as a run that stopped after the good epoch and was told to be careful from there on."""
+    """The same bits as a run that stopped after the good epoch and was told to take PGD steps from there on."""
     plant(in_the_third_epoch(0.5))
     run(mixed_cache, tmp_path / "collapsed")
     with pytest.raises(Stopped):
@@ -76,7 +76,7 @@ def test_weights_optimizer_and_memory_are_those_of_the_good_epoch(mixed_cache, t
 
 
 def test_a_second_collapse_leaves_pgd_steps_only_and_there_is_no_third(mixed_cache, tmp_path, plant):
-    steps = plant(lambda epoch, careful: 10 if epoch == 2 else 60)
+    steps = plant(lambda epoch, pgd_share: 10 if epoch == 2 else 60)
     progress, notes = run(mixed_cache, tmp_path)
     assert [note.split("and ")[1].split(" the")[0] for note in notes] == ["half of", "all"]
     assert list(dict.fromkeys(steps))[2:] == [(2, 0.0), (2, 0.5), (2, 1.0), (3, 1.0)]
@@ -128,13 +128,13 @@ def test_a_run_paused_around_a_collapse_goes_on_to_the_same_bits(mixed_cache, tm
     ],
 )
 def test_what_counts_as_a_collapse(mixed_cache, tmp_path, plant, accuracies, collapses):
-    plant(lambda epoch, careful: accuracies[epoch] if careful == 0 else 60)
+    plant(lambda epoch, pgd_share: accuracies[epoch] if pgd_share == 0 else 60)
     progress, notes = run(mixed_cache, tmp_path)
     assert progress.collapses == len(notes) == collapses
 
 
 def test_without_rows_to_check_nobody_looks(mixed_cache, tmp_path, plant):
-    plant(lambda epoch, careful: pytest.fail("nobody asked"))
+    plant(lambda epoch, pgd_share: pytest.fail("nobody asked"))
     config = changed(CONFIG, inner={"warm": WarmConfig(check_rows=0)}, optim={"epochs": 2})
     progress = train(config, mixed_cache, tmp_path, device=CPU)
     assert all("training_pgd" not in row for row in progress.history)
@@ -150,11 +150,11 @@ def test_the_check_is_pgd_10_on_the_first_rows_that_are_trained_on(mixed_cache, 
     monkeypatch.setattr(trainer, "score", score)
     config = changed(CONFIG, inner={"steps": 10, "eps": 32}, optim={"epochs": 1})
     train(config, mixed_cache, tmp_path, device=CPU)
-    (held, _), (watched, attack) = asked
+    (held, _), (collapse_probe, attack) = asked
     assert (attack.steps, attack.step, attack.eps) == (10, 8, 32)
     training = sorted(set(range(60)) - set(mixed_cache.manifest.holdout))
-    assert (watched.images == mixed_cache.read("image")[training[:16]]).all()
-    assert (watched.labels == mixed_cache.read("label")[training[:16]]).all()
+    assert (collapse_probe.images == mixed_cache.read("image")[training[:16]]).all()
+    assert (collapse_probe.labels == mixed_cache.read("label")[training[:16]]).all()
     assert len(held.images) == len(mixed_cache.manifest.holdout)
 
 

@@ -52,7 +52,7 @@ RUN = """
     from darht.trainer.student.train import train
 
     def stop(step, *rest):
-        if sys.argv[4] == f"{place()[0]}:{step}":
+        if sys.argv[4] == f"{rank_and_world()[0]}:{step}":
             raise KeyboardInterrupt
 
     config = parse(TrainConfig, load_mapping(Path(sys.argv[1])), "recipe")

@@ -9,14 +9,14 @@ from darht.cache.format.views import apply_views
 from darht.cache.read.sampler import coin, draw_choices
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig, TrainConfig
-from darht.trainer.student.inner import CAREFUL_STEPS, Examples, maximise
+from darht.trainer.student.inner import RECOVERY_STEPS, Examples, maximise
 from darht.trainer.student.losses import RECIPES, kl_rows, mean_log_probabilities
 from darht.trainer.student.step import Step
 from darht.trainer.student.targets import clean_answer, first_order_answer
 from darht.trainer.student.warm import WarmMemory
 
 N, T, C, ATTACK_VIEWS = 24, 2, 5, 3
-ALWAYS = [name for name, recipe in RECIPES.items() if recipe.examples == "always"]
+ALWAYS = [name for name, recipe in RECIPES.items() if recipe.adversarial_when == "always"]
 
 
 def clean_step(data, rows):
@@ -26,9 +26,9 @@ def clean_step(data, rows):
     return Step(x, x, data.labels[rows], clean_answer(targets), targets, targets, supervises, data.robust, 0.0)
 
 
-def draw(student, data, rows, config, *, epoch=0, number=0, done=0.0, careful=0.0, memory=None):
+def draw(student, data, rows, config, *, epoch=0, number=0, done=0.0, pgd_share=0.0, memory=None):
     examples = Examples(config, config.objective(), memory)
-    return examples.draw(student, data, rows, epoch=epoch, number=number, done=done, careful=careful)
+    return examples.draw(student, data, rows, epoch=epoch, number=number, done=done, pgd_share=pgd_share)
 
 
 def generator(rows, seed=0):
@@ -238,10 +238,10 @@ def test_a_single_row_takes_no_warm_step(student, data):
     pair = torch.cat([rows[clean][:3], rows[~clean][:1]])
     memory = WarmMemory.create(N, tuple(data.images.shape[1:]), data.offsets, torch.device("cpu"))
     examples = Examples(config, config.objective(), memory)
-    step = examples.draw(student.train(), data, pair, epoch=0, number=0, done=0.5, careful=0.0)
+    step = examples.draw(student.train(), data, pair, epoch=0, number=0, done=0.5, pgd_share=0.0)
     assert torch.equal(step.x, step.clean) and len(step.y) == 4
     more = torch.cat([rows[clean][:3], rows[~clean][:2]])
-    step = examples.draw(student.train(), data, more, epoch=0, number=0, done=0.5, careful=0.0)
+    step = examples.draw(student.train(), data, more, epoch=0, number=0, done=0.5, pgd_share=0.0)
     assert not torch.equal(step.x, step.clean)
 
 
@@ -315,20 +315,20 @@ def test_inner_objectives(student, data, recipe):
 def test_careful_steps_are_pgd_steps_in_their_share(student, data):
     """After a collapse some `warm` steps are short PGD: which ones follows from the number of the step alone."""
     config = TrainConfig(recipe="at", inner=InnerConfig(kind="warm", eps=8), seed=2)
-    rows, careful = torch.arange(N), []
+    rows, recovering = torch.arange(N), []
     for number in range(24):
         memory = WarmMemory.create(N, (3, 4, 4), data.offsets, torch.device("cpu"))
-        step = draw(student, data, rows, config, number=number, careful=0.5, memory=memory)
-        careful.append(step.start is None)
-        assert memory.seen.any() != careful[-1]  # the memory stays as it is in a careful step
-        if careful[-1]:
-            attack = config.inner.pgd(CAREFUL_STEPS)
+        step = draw(student, data, rows, config, number=number, pgd_share=0.5, memory=memory)
+        recovering.append(step.start is None)
+        assert memory.seen.any() != recovering[-1]  # the memory stays as it is in a PGD step
+        if recovering[-1]:
+            attack = config.inner.pgd(RECOVERY_STEPS)
             clean = step._replace(x=step.clean)
             expected = maximise(student, clean, attack, RECIPES["at"](), generator(rows, 2))
             assert torch.equal(step.x, expected)
-    assert careful == [coin(0.5, 2, number, "careful") for number in range(24)]
-    assert 5 <= sum(careful) <= 19
+    assert recovering == [coin(0.5, 2, number, "careful") for number in range(24)]
+    assert 5 <= sum(recovering) <= 19
     for share, expected in ((0.0, False), (1.0, True)):
         memory = WarmMemory.create(N, (3, 4, 4), data.offsets, torch.device("cpu"))
-        step = draw(student, data, rows, config, careful=share, memory=memory)
+        step = draw(student, data, rows, config, pgd_share=share, memory=memory)
         assert (step.start is None) is expected

@@ -398,7 +398,7 @@ def cached_step(tiny_cache, config, rows):
     with Feed(cache, feed_plan(config, cache, cpu, 1.0), seed=config.seed, epochs=1) as feed:
         student = make_student(config, feed, cache.spec.data.classes)
     examples = Examples(config, config.objective())
-    return cache, student, examples.draw(student, data, rows, epoch=1, number=5, done=0.25, careful=0.0)
+    return cache, student, examples.draw(student, data, rows, epoch=1, number=5, done=0.25, pgd_share=0.0)
 
 
 SMALL = StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]})

@@ -63,15 +63,15 @@ def test_clean_answers_are_the_same_everywhere():
     assert clean_answer(targets)(torch.rand(3, 3, 4, 4)) is targets
 
 
-@pytest.mark.parametrize("units", [(1.0, 1.0), (0.25, 1.0)])
-def test_the_nearest_answer_is_that_of_a_search_by_hand(data, units):
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.25, 1.0)])
+def test_the_nearest_answer_is_that_of_a_search_by_hand(data, scales):
     """Among the view itself and every stored perturbation, moved from its own view to the drawn one."""
-    data, generator = dataclasses.replace(data, units=units), torch.Generator().manual_seed(2)
+    data, generator = dataclasses.replace(data, scales=scales), torch.Generator().manual_seed(2)
     rows, views = torch.arange(N), torch.randint(0, V, (N,), generator=generator)
     offsets, clean, targets = drawn(data, rows, views)
     points = [clean, (clean + torch.randint(-3, 4, clean.shape, generator=generator) / 255).clamp(0, 1)]
     for attack, view in itertools.product(range(2), range(3)):
-        stored = data.deltas[attack][rows, view].numpy() * units[attack]
+        stored = data.deltas[attack][rows, view].numpy() * scales[attack]
         moved = [seen_through(back_to_frame(stored[b], data.offsets[view]), offsets[b]) for b in range(N)]
         points.append(clean + torch.from_numpy(np.array(moved)).float() / 255)
     answer, chosen = nearest_answer(data, rows, offsets, clean, targets), set()
@@ -83,7 +83,7 @@ def test_the_nearest_answer_is_that_of_a_search_by_hand(data, units):
             best, expected, which = np.sum(delta**2), targets[b], "view"
             for attack in range(2):
                 for view in range(3):
-                    stored = data.deltas[attack][b, view].numpy() * units[attack]
+                    stored = data.deltas[attack][b, view].numpy() * scales[attack]
                     moved = seen_through(back_to_frame(stored, data.offsets[view]), offsets[b])
                     distance = np.sum((delta - moved) ** 2)
                     if distance < best - 1e-6:

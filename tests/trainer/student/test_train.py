@@ -25,7 +25,7 @@ from darht.trainer.schedule import make_optimizer
 from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
 from darht.trainer.student import score as score_module
 from darht.trainer.student.inner import Examples
-from darht.trainer.student.run import Run, save_epoch
+from darht.trainer.student.run import TrainState, save_epoch
 from darht.trainer.student.score import holdout_source, score
 from darht.trainer.student.setup import feed_plan, make_student, normalisation
 from darht.trainer.student.train import train
@@ -212,7 +212,7 @@ def test_best_is_the_epoch_with_the_best_held_out_pgd(name, whole):
 def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
     feed = open_feed(cache)
     student = make_student(CONFIG, feed, cache.spec.data.classes)
-    run = Run(student, student, make_optimizer(student, CONFIG.optim), None)
+    run = TrainState(student, student, make_optimizer(student, CONFIG.optim), None)
     for epoch, accuracy in enumerate(scores, start=1):
         row = {"epoch": epoch, "holdout_pgd": float(accuracy)}
         card = StudentCard(
@@ -431,7 +431,7 @@ def test_two_streamed_runs_and_one_that_was_killed_end_with_the_same_bits(stream
     train(STREAMED, cache, tmp_path / "two", **options)
     assert_same_bits(tmp_path / "one", tmp_path / "two")
 
-    def kill(step, total, images, tally):
+    def kill(step, total, images, metrics):
         if step == 15:  # of 22: in the middle of the second epoch
             raise KeyboardInterrupt
 

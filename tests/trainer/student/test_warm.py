@@ -169,7 +169,7 @@ def test_steps_stay_in_the_ball_in_the_pixel_range_and_on_the_grid(student, data
     config, memory, rows = TrainConfig(recipe="at", inner=inner, seed=seed), memory_for(data), torch.arange(8)
     examples = Examples(config, AT, memory)
     for epoch in range(3):
-        step = examples.draw(student, data, rows, epoch=epoch, number=epoch, done=0.0, careful=0.0)
+        step = examples.draw(student, data, rows, epoch=epoch, number=epoch, done=0.0, pgd_share=0.0)
         levels, clean = (step.x * 255).round(), (step.clean * 255).round()
         assert torch.equal(levels / 255, step.x)
         assert (levels - clean).abs().max() <= eps
@@ -230,7 +230,7 @@ def test_when_all_rows_have_started_no_step_asks_again(data):
 
 
 def test_perturbations_stored_in_fractions_of_a_level_are_rounded(data):
-    finer = dataclasses.replace(data, units=(0.5, 0.5))
+    finer = dataclasses.replace(data, scales=(0.5, 0.5))
     inner, memory, rows = InnerConfig(kind="warm", eps=127), memory_for(data), torch.arange(N)
     memory.begin(finer, rows, inner.pgd().threat, inner, 0)
     choice = draw_choices(rows, 2, 0, 0, "warm")
@@ -247,7 +247,7 @@ def test_a_row_s_step_does_not_depend_on_its_batch(student, data):
         memory = memory_for(data)
         for epoch in range(3):
             step = Examples(config, AT, memory).draw(
-                student, data, batch, epoch=epoch, number=epoch, done=0.0, careful=0.0
+                student, data, batch, epoch=epoch, number=epoch, done=0.0, pgd_share=0.0
             )
         found.append((step.x[place], memory.delta[rows], memory.momentum[rows]))
     student.train()
@@ -259,7 +259,7 @@ def test_the_student_is_taken_in_its_mode_and_its_start_keeps_a_gradient(student
     config = TrainConfig(recipe="at", inner=InnerConfig(kind="warm", eps=16))
     before = int(student.body[1].num_batches_tracked)
     step = Examples(config, AT, memory_for(data)).draw(
-        student, data, torch.arange(N), epoch=0, number=0, done=0.0, careful=0.0
+        student, data, torch.arange(N), epoch=0, number=0, done=0.0, pgd_share=0.0
     )
     assert int(student.body[1].num_batches_tracked) == before + 1
     assert step.start.requires_grad and step.start.shape == (N, C)
@@ -280,7 +280,7 @@ def test_the_consistency_term_ties_both_ends_of_the_step(mixed_cache, tmp_path, 
         offsets = torch.from_numpy(mixed_cache.read("views/offset"))
         memory = WarmMemory.create(mixed_cache.rows, (3, 8, 8), offsets, CPU)
         step = Examples(config, config.objective(), memory).draw(
-            student, data, at, epoch=0, number=0, done=0.0, careful=0.0
+            student, data, at, epoch=0, number=0, done=0.0, pgd_share=0.0
         )
     logits = student(step.x).logits
     adversarial = logits[(step.x != step.clean).flatten(1).any(1)]
