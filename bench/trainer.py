@@ -121,7 +121,7 @@ def bare_step(config: TrainConfig, batch: int) -> Callable[[], float]:
     def once() -> float:
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        objective.loss(student, step, student(x), {}).backward()
+        objective.loss(student, step, student(x), {}).value.backward()
         optimizer.step()
         return time.perf_counter() - start
 
@@ -132,7 +132,7 @@ def bare_step(config: TrainConfig, batch: int) -> Callable[[], float]:
 WATCHED = (
     (Examples, "draw", "draw"), (Student, "forward", "forward"), (Darht, "loss", "loss"),
     (Tensor, "backward", "backward"), (trainer, "take_step", "optimizer"),
-    (Metrics, "add", "tally"), (Metrics, "_count", "tally"),
+    (Metrics, "add", "tally"), (Metrics, "count", "tally"),
     (trainer, "_scores", "end"), (trainer, "save_epoch", "end"),
 )  # fmt: skip
 
@@ -241,7 +241,7 @@ def live_steps(
         every = heard if heard.shape[1] == len(RELEASED) else heard.expand(-1, len(RELEASED), -1)
         step = step._replace(targets=every, clean_targets=every)
         optimizer.zero_grad(set_to_none=True)
-        objective.loss(student, step, student(step.x), {}).backward()
+        objective.loss(student, step, student(step.x), {}).value.backward()
         take_step(student, optimizer, config.optim, 0.5)
         spent["whole step"] += time.perf_counter() - start
     return {name: seconds / len(numbers) / arguments.batch for name, seconds in spent.items()}
@@ -268,7 +268,7 @@ def warm_rslad(config: TrainConfig, cache: Cache, data: TrainingSet, arguments: 
         out = student(step.x)
         drift = config.inner.warm.consistency * (out.logits - step.start).square().mean()
         optimizer.zero_grad(set_to_none=True)
-        (objective.loss(student, step, out, {}) + drift).backward()
+        (objective.loss(student, step, out, {}).value + drift).backward()
         take_step(student, optimizer, config.optim, 0.5)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds) / arguments.batch

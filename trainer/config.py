@@ -227,13 +227,14 @@ class TrainConfig:
             )
         if recipe.adversarial_when == "never" and kind != "pgd":
             raise ConfigError(f"recipe {self.recipe} trains on clean images alone; leave inner.kind: {kind} out")
-        if self.recipe == "darht" and not self.student.feature_map:
-            raise ConfigError("recipe darht trains the feature map; set student.feature_map: true, or recipe: rslad")
-
-        if self.recipe == "mtard" and self.compute.accumulate > 1:
+        if recipe.needs_feature_map and not self.student.feature_map:
             raise ConfigError(
-                f"recipe mtard learns its weights from whole batches, compute.accumulate is {self.compute.accumulate}: "
-                "leave it out, or lower optim.batch_size"
+                f"recipe {self.recipe} trains the feature map; set student.feature_map: true, or recipe: rslad"
+            )
+        if recipe.needs_whole_batches and self.compute.accumulate > 1:
+            raise ConfigError(
+                f"recipe {self.recipe} learns its weights from whole batches, compute.accumulate is "
+                f"{self.compute.accumulate}: leave it out, or lower optim.batch_size"
             )
 
     def objective(self) -> Recipe:

@@ -3,8 +3,9 @@
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -12,8 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from darht.core.config import parse
 from darht.core.files import write_atomic
 from darht.trainer.state.checkpoint import read_run
+from darht.trainer.student.losses import RECIPES
 
 CURVES = "curves.png"
 # Colour-blind safe (Okabe and Ito); held-out rows are drawn solid, training batches thin and dashed.
@@ -42,12 +45,11 @@ def write_curves(run: Path) -> Path:
 
 
 def _phases(recipe: dict[str, Any]) -> tuple[tuple[float, str], ...]:
-    """Where the phases of `darht` begin, in epochs, and what is trained in them."""
-    if recipe["recipe"] != "darht":
-        return ()
-    second, third = ({**recipe, **recipe.get("loss", {})})["phases"]
-    epochs = recipe["optim"]["epochs"]
-    return ((0.0, "CE"), (second * epochs, "CE + KD"), (third * epochs, "KD"))
+    """Where the recipe's phases begin, in epochs, and what is trained in them."""
+    kind, given = RECIPES[recipe["recipe"]], {**recipe, **recipe.get("loss", {})}  # old runs have no `loss`
+    names = [field.name for field in fields(cast(Any, kind)) if field.name in given]
+    loss = parse(kind, {name: given[name] for name in names}, f"loss of recipe {recipe['recipe']}")
+    return tuple((share * recipe["optim"]["epochs"], name) for share, name in loss.phases_by_name())
 
 
 def draw_curves(rows: Sequence[Row], *, epochs: int, phases: Sequence[tuple[float, str]], title: str) -> bytes:

@@ -1,11 +1,9 @@
 """What an epoch's batches gave so far: mean loss and training accuracy, from forward passes that happen anyway."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from darht.trainer.student.model import StudentOutput
 
@@ -56,30 +54,16 @@ class Metrics:
         self._copy: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
-    @contextmanager
-    def listening(self, student: nn.Module, batch: Batch) -> Iterator[None]:
-        """Count the student's answers to `batch.x` and `batch.clean` themselves while the block computes the loss.
-
-        Other forward passes (of an inner loop, on points between) are passed over. Nothing waits for the device.
-        """
-
-        def hear(module: nn.Module, inputs: tuple[Any, ...], out: StudentOutput) -> None:
-            if inputs[0] is batch.x and batch.x is not batch.clean:
-                moved = (batch.x != batch.clean).flatten(1)
-                # The largest byte of a row is found eighty times faster than `any` on a CPU.
-                self._count(out.logits, batch.y, moved.view(torch.uint8).amax(1).bool())
-            elif inputs[0] is batch.clean:
-                self._count(out.logits, batch.y, torch.zeros_like(batch.y, dtype=torch.bool))
-
-        hook = student.register_forward_hook(hear)
-        try:
-            yield
-        finally:
-            hook.remove()
-
     @torch.no_grad()
-    def _count(self, logits: Tensor, y: Tensor, adversarial: Tensor) -> None:
-        right = logits.argmax(-1) == y
+    def count(self, out: StudentOutput, batch: Batch) -> None:
+        """Count what the student said about `batch.x`; nothing waits for the device."""
+        if batch.x is batch.clean:  # nothing to compare
+            adversarial = torch.zeros_like(batch.y, dtype=torch.bool)
+        else:
+            moved = (batch.x != batch.clean).flatten(1)
+            # The largest byte of a row is found eighty times faster than `any` on a CPU.
+            adversarial = moved.view(torch.uint8).amax(1).bool()
+        right = out.logits.argmax(-1) == batch.y
         self.counts[_CLEAN] += (~adversarial).sum()
         self.counts[_CLEAN_RIGHT] += (right & ~adversarial).sum()
         self.counts[_ADVERSARIAL] += adversarial.sum()

@@ -13,7 +13,6 @@ from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin, draw_choices
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
-from darht.trainer.student.losses import At, Darht
 from darht.trainer.student.step import Recipe, Step
 from darht.trainer.student.targets import Answer, clean_answer, first_order_answer, live_answer, nearest_answer
 from darht.trainer.student.warm import WarmMemory, warm_step
@@ -64,9 +63,8 @@ class Examples:
             return draw.clean(at)
         if self.recipe.adversarial_when == "always":
             return draw.adversarial(student, at)
-        assert isinstance(self.recipe, Darht | At)  # the recipes whose examples are adversarial sometimes
-        share = self.recipe.clean_share
-        if self.recipe.clean_by == "batch":
+        share, per = self.recipe.clean_mix()
+        if per == "batch":
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
         clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.rows[at]).uniform((1,))[:, 0] < share
         others = int((~clean).sum())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
 from darht.trainer.student.model import StudentOutput
-from darht.trainer.student.step import Learned, Objective, Recipe, Step, TeachersNeeded, When
+from darht.trainer.student.step import Learned, Loss, Objective, Per, Recipe, Step, TeachersNeeded, When
 
 
 def kl_rows(target_logits: Tensor, logits: Tensor) -> Tensor:
@@ -33,10 +33,6 @@ def mean_log_probabilities(logits: Tensor, tau: float = 1.0) -> Tensor:
     return F.log_softmax(logits / tau, dim=-1).exp().mean(1).clamp(min=1e-12).log()
 
 
-def _cross_entropy(student: nn.Module, step: Step) -> Objective:
-    return lambda logits, x: F.cross_entropy(logits, step.y, reduction="none")
-
-
 def _check(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
     if not low <= value <= high:
         span = f"in [{low:g}, {high:g}]" if high < float("inf") else f"of at least {low:g}"
@@ -44,7 +40,7 @@ def _check(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Darht:
+class Darht(Recipe):
     """The released DARHT objective in its three phases: CE; CE + sum_t w_t KD_t; sum_t w_t KD_t (arXiv 2402.15586).
 
     Attributes:
@@ -58,22 +54,23 @@ class Darht:
 
     phases: tuple[float, ...] = (50 / 350, 118 / 350)
     kd: Literal["kl", "mse"] = "kl"
-    weights: Literal["batch", "row"] = "batch"
+    weights: Per = "batch"
     clean_share: float = 0.5
-    clean_by: Literal["batch", "row"] = "batch"
+    clean_by: Per = "batch"
     adversarial_when: ClassVar[When] = "some"
     teachers_needed: ClassVar[TeachersNeeded] = "any"
     uses_adversarial_logits: ClassVar[bool] = True
+    needs_feature_map: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
             raise ConfigError(f"phases are two rising shares in [0, 1]; got {list(self.phases)}")
         _check("clean_share", self.clean_share)
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """CE on z in the first two phases; the weighted distances of the map's rows in the last two."""
         if step.done < self.phases[0]:
-            return F.cross_entropy(out.logits, step.y)
+            return Loss(F.cross_entropy(out.logits, step.y))
         weights = teacher_weights(step.targets, step.y, self.weights) * step.supervises
         if self.kd == "kl":
             distances = kl_rows(step.targets, out.feature_map)
@@ -81,16 +78,24 @@ class Darht:
             distances = (step.targets - out.feature_map).square().mean(-1)
         distillation = (weights * distances).sum(1).mean()
         if step.done < self.phases[1]:
-            return F.cross_entropy(out.logits, step.y) + distillation
-        return distillation
+            return Loss(F.cross_entropy(out.logits, step.y) + distillation)
+        return Loss(distillation)
 
-    def inner(self, student: nn.Module, step: Step) -> Objective:
-        """Cross-entropy."""
-        return _cross_entropy(student, step)
+    def clean_mix(self) -> tuple[float, Per]:
+        """As the settings say."""
+        return self.clean_share, self.clean_by
+
+    def phases_by_name(self) -> tuple[tuple[float, str], ...]:
+        """Cross-entropy alone, both, distillation alone."""
+        return (0.0, "CE"), (self.phases[0], "CE + KD"), (self.phases[1], "KD")
+
+    def head_trained_until(self) -> float:
+        """Where cross-entropy leaves: only it reaches the head."""
+        return self.phases[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rslad:
+class Rslad(Recipe):
     """RSLAD (Zi et al. 2021, equation 8): KL to the teacher's clean probabilities, on clean and adversarial images.
 
     Several teachers are averaged as probabilities; the paper has one.
@@ -102,16 +107,16 @@ class Rslad:
     clean_weight: float = 1 / 6
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
-    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("clean_weight", self.clean_weight)
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """A blend of the two distances."""
         target = mean_log_probabilities(step.clean_targets[:, step.robust])
-        clean = kl_rows(target, student(step.clean).logits).mean()
-        return self.clean_weight * clean + (1 - self.clean_weight) * kl_rows(target, out.logits).mean()
+        clean = student(step.clean)
+        gap, adversarial = kl_rows(target, clean.logits).mean(), kl_rows(target, out.logits).mean()
+        return Loss(self.clean_weight * gap + (1 - self.clean_weight) * adversarial, clean)
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance from the teacher's clean probabilities."""
@@ -120,7 +125,7 @@ class Rslad:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ard:
+class Ard(Recipe):
     """ARD (Goldblum et al. 2020, equation 2): on adversarial images match the teacher's clean probabilities.
 
     Attributes:
@@ -132,27 +137,23 @@ class Ard:
     alpha: float = 1.0
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
-    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("alpha", self.alpha)
         _check("tau", self.tau, 1e-3, float("inf"))
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha * tau^2 * KL(T^tau(x) || S^tau(x')) + (1 - alpha) * CE(S(x), y)`."""
         target = mean_log_probabilities(step.clean_targets[:, step.robust], self.tau)
         loss = self.alpha * self.tau**2 * kl_rows(target, out.logits / self.tau).mean()
-        if self.alpha < 1:
-            loss = loss + (1 - self.alpha) * F.cross_entropy(student(step.clean).logits, step.y)
-        return loss
-
-    def inner(self, student: nn.Module, step: Step) -> Objective:
-        """Cross-entropy."""
-        return _cross_entropy(student, step)
+        if self.alpha == 1:
+            return Loss(loss)
+        clean = student(step.clean)
+        return Loss(loss + (1 - self.alpha) * F.cross_entropy(clean.logits, step.y), clean)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mtard:
+class Mtard(Recipe):
     """MTARD (Zhao et al. 2022): vanilla teachers on clean images, robust ones on adversarial images, learned weights.
 
     The weights follow the two losses relative to their first values (equations 7-9), so that the student learns from
@@ -172,6 +173,7 @@ class Mtard:
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "both"
     uses_adversarial_logits: ClassVar[bool] = True
+    needs_whole_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check("rate", self.rate)
@@ -179,15 +181,16 @@ class Mtard:
         for milestone in self.milestones:
             _check("milestones", milestone)
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`(1 - w) KL(T_vanilla(x) || S(x)) + w KL(T_robust(x') || S(x'))`."""
         vanilla = mean_log_probabilities(step.clean_targets[:, ~step.robust])
         robust = mean_log_probabilities(step.targets[:, step.robust])
-        clean = kl_rows(vanilla, student(step.clean).logits).mean()
+        said = student(step.clean)
+        clean = kl_rows(vanilla, said.logits).mean()
         adversarial = kl_rows(robust, out.logits).mean()
         rate = self.rate * 0.1 ** sum(step.done >= milestone for milestone in self.milestones)
         weight = self._learn(learned, clean.detach(), adversarial.detach(), rate)
-        return (1 - weight) * clean + weight * adversarial
+        return Loss((1 - weight) * clean + weight * adversarial, said)
 
     def _learn(self, learned: Learned, clean: Tensor, adversarial: Tensor, rate: float) -> Tensor:
         if not learned:
@@ -198,13 +201,9 @@ class Mtard:
         learned["weight"] = rate * share + (1 - rate) * learned["weight"]
         return learned["weight"]
 
-    def inner(self, student: nn.Module, step: Step) -> Objective:
-        """Cross-entropy."""
-        return _cross_entropy(student, step)
-
 
 @dataclass(frozen=True, kw_only=True)
-class AdaAd:
+class AdaAd(Recipe):
     """AdaAD (Huang et al. 2023): inner and outer loop both ask the teacher about x'; with IGDM's term on request.
 
     Live teachers answer exactly; from a cache, `targets: first-order` gives `T(x) + J(x) delta` and its gradient.
@@ -226,25 +225,30 @@ class AdaAd:
         _check("alpha", self.alpha)
         _check("igdm", self.igdm, 0.0, float("inf"))
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ...`."""
         loss = self.alpha * kl_rows(mean_log_probabilities(step.targets[:, step.robust]), out.logits).mean()
-        if self.alpha < 1:
+        clean = student(step.clean) if self.alpha < 1 else None
+        if clean is not None:
             target = mean_log_probabilities(step.clean_targets[:, step.robust])
-            loss = loss + (1 - self.alpha) * kl_rows(target, student(step.clean).logits).mean()
+            loss = loss + (1 - self.alpha) * kl_rows(target, clean.logits).mean()
         if self.igdm:
             mirrored = 2 * step.clean - step.x
             theirs = (step.targets - step.answer(mirrored))[:, step.robust].mean(1)
             loss = loss + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
-        return loss
+        return Loss(loss, clean)
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance between teacher and student at the very point, with the gradient of both."""
         return lambda logits, x: kl_rows(mean_log_probabilities(step.answer(x)[:, step.robust]), logits)
 
+    def compares_points(self) -> str:
+        """IGDM's term, where there is one."""
+        return "igdm" if self.igdm else ""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Kd:
+class Kd(Recipe):
     """Knowledge distillation on clean images (Hinton et al. 2015), from all teachers.
 
     Attributes:
@@ -256,25 +260,20 @@ class Kd:
     alpha: float = 0.9
     adversarial_when: ClassVar[When] = "never"
     teachers_needed: ClassVar[TeachersNeeded] = "any"
-    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("alpha", self.alpha)
         _check("tau", self.tau, 1e-3, float("inf"))
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha * tau^2 * KL(T^tau || S^tau) + (1 - alpha) * CE`."""
         target = mean_log_probabilities(step.clean_targets, self.tau)
         distillation = self.tau**2 * kl_rows(target, out.logits / self.tau).mean()
-        return self.alpha * distillation + (1 - self.alpha) * F.cross_entropy(out.logits, step.y)
-
-    def inner(self, student: nn.Module, step: Step) -> Objective:
-        """Cross-entropy: what the student is scored with on held-out rows."""
-        return _cross_entropy(student, step)
+        return Loss(self.alpha * distillation + (1 - self.alpha) * F.cross_entropy(out.logits, step.y))
 
 
 @dataclass(frozen=True, kw_only=True)
-class At:
+class At(Recipe):
     """Adversarial training without teachers (Madry et al. 2018).
 
     Attributes:
@@ -283,25 +282,24 @@ class At:
     """
 
     clean_share: float = 0.0
-    clean_by: Literal["batch", "row"] = "batch"
+    clean_by: Per = "batch"
     adversarial_when: ClassVar[When] = "some"
     teachers_needed: ClassVar[TeachersNeeded] = "none"
-    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("clean_share", self.clean_share)
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """Cross-entropy on `x`."""
-        return F.cross_entropy(out.logits, step.y)
+        return Loss(F.cross_entropy(out.logits, step.y))
 
-    def inner(self, student: nn.Module, step: Step) -> Objective:
-        """Cross-entropy."""
-        return _cross_entropy(student, step)
+    def clean_mix(self) -> tuple[float, Per]:
+        """As the settings say."""
+        return self.clean_share, self.clean_by
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trades:
+class Trades(Recipe):
     """TRADES without teachers (Zhang et al. 2019): CE on clean images, and the student's own distance from them.
 
     The inner loop starts as `inner` says, not at the paper's small Gaussian step.
@@ -313,15 +311,15 @@ class Trades:
     beta: float = 6.0
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "none"
-    uses_adversarial_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("beta", self.beta, 0.0, float("inf"))
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`CE(S(x), y) + beta KL(S(x) || S(x'))`."""
-        clean = student(step.clean).logits
-        return F.cross_entropy(clean, step.y) + self.beta * kl_rows(clean, out.logits).mean()
+        clean = student(step.clean)
+        value = F.cross_entropy(clean.logits, step.y) + self.beta * kl_rows(clean.logits, out.logits).mean()
+        return Loss(value, clean)
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance from what the student says about the clean images now."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.trainer.student.model import StudentOutput
@@ -10,6 +11,7 @@ from darht.trainer.student.model import StudentOutput
 Objective = Callable[[Tensor, Tensor], Tensor]  # (student's logits [B, C], pixels [B, 3, H, W]) -> [B], maximised
 When = Literal["always", "never", "some"]
 TeachersNeeded = Literal["none", "any", "robust", "both"]
+Per = Literal["batch", "row"]
 Learned = dict[str, Tensor]  # what a recipe carries from step to step; part of the checkpoint
 
 
@@ -41,8 +43,20 @@ class Step(NamedTuple):
     start: Tensor | None = None
 
 
+class Loss(NamedTuple):
+    """What a step costs.
+
+    Attributes:
+        value: a scalar.
+        clean: `student(step.clean)`, where the loss asked for it; training accuracy is counted on it too.
+    """
+
+    value: Tensor
+    clean: StudentOutput | None = None
+
+
 class Recipe(Protocol):
-    """An outer loss with the inner objective that goes with it.
+    """An outer loss with the inner objective that goes with it, and what the rest of a run must know of it.
 
     Attributes:
         adversarial_when: which steps are adversarial: `always`, `never`, or `some`, where `clean_share` and `clean_by`
@@ -50,14 +64,35 @@ class Recipe(Protocol):
         teachers_needed: which: `none`, `any`, `robust`, or `both` robust and vanilla ones.
         uses_adversarial_logits: whether it looks at what they say about adversarial images; others quote them on
             clean ones.
+        needs_feature_map: whether it trains the student's map, a row of logits for each teacher.
+        needs_whole_batches: whether it learns from a batch's mean, which parts of a batch would change.
     """
 
     adversarial_when: ClassVar[When]
     teachers_needed: ClassVar[TeachersNeeded]
-    uses_adversarial_logits: ClassVar[bool]
+    uses_adversarial_logits: ClassVar[bool] = False
+    needs_feature_map: ClassVar[bool] = False
+    needs_whole_batches: ClassVar[bool] = False
 
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Tensor:
-        """A scalar; `out` is `student(step.x)`."""
+    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
+        """What `step` costs; `out` is `student(step.x)`."""
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
-        """What the student's adversarial examples maximise."""
+        """What the student's adversarial examples maximise: cross-entropy, unless the recipe has its own."""
+        return lambda logits, x: F.cross_entropy(logits, step.y, reduction="none")
+
+    def clean_mix(self) -> tuple[float, Per]:
+        """The share that stays clean, and of what: of the batches, or of the rows of each."""
+        return float(self.adversarial_when == "never"), "batch"
+
+    def phases_by_name(self) -> tuple[tuple[float, str], ...]:
+        """Where its phases begin, in shares of the run, and what is trained in them; empty for a single one."""
+        return ()
+
+    def head_trained_until(self) -> float:
+        """The share of the run after which nothing reaches the head."""
+        return 1.0
+
+    def compares_points(self) -> str:
+        """The setting that compares teachers at two points of one image, for which quoted logits are no use; or ''."""
+        return ""

@@ -170,7 +170,7 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
 
 
 class Compiled(nn.Module):
-    """A compiled network within one that is not, on which a hook does not make it compile anew."""
+    """A compiled network within one that is not, so that train and eval mode reach it."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -262,9 +262,11 @@ def _compute_gradients(
         with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
             epoch = state.progress.epoch
             step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, pgd_share=pgd_share)
-            with metrics.listening(student, step):
-                out = student(step.x)
-                loss = examples.recipe.loss(student, step, out, state.learned)
+            out = student(step.x)
+            metrics.count(out, step)
+            loss, clean = examples.recipe.loss(student, step, out, state.learned)
+            if clean is not None:
+                metrics.count(clean, step._replace(x=step.clean))
             if step.start is not None:
                 loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
         share = len(at) / len(batch)

@@ -8,7 +8,6 @@ from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.distributed import Ranks
-from darht.trainer.student.losses import AdaAd, Darht
 from darht.trainer.student.model import Student
 
 _HEAD_EPOCHS = 30  # the released schedule has 118
@@ -36,11 +35,11 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
             f"targets: first-order needs the Jacobian of every teacher, {cache.folder} lacks {', '.join(lacking)}; "
             "list them under 'jacobians' and run darht-cache extend, or use targets: clean"
         )
-    recipe, answers = config.objective(), (config.teachers, config.targets)
-    if isinstance(recipe, AdaAd) and recipe.igdm and answers not in (("live", None), ("cached", "first-order")):
+    setting = config.objective().compares_points()
+    if setting and config.teachers == "cached" and config.targets != "first-order":
         yield (
-            "loss.igdm compares what teachers say at x' and at its mirror image, which quoted answers do not tell "
-            "apart; use targets: first-order or teachers: live, or igdm: 0"
+            f"loss.{setting} compares what teachers say at x' and at its mirror image, which quoted answers do not "
+            f"tell apart; use targets: first-order or teachers: live, or {setting}: 0"
         )
     others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
     if inner.kind == "cached" and others:
@@ -50,11 +49,8 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
 
 def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
     roles, recipe = {teacher.role for teacher in cache.spec.teachers.values()}, config.objective()
-    only_clean = isinstance(recipe, Darht) and recipe.clean_share == 1
-    wants_robust = recipe.teachers_needed in ("robust", "both") or (
-        recipe.teachers_needed == "any" and recipe.adversarial_when != "never"
-    )
-    if wants_robust and not only_clean and "robust" not in roles:
+    only_clean = recipe.clean_mix()[0] == 1
+    if recipe.teachers_needed != "none" and not only_clean and "robust" not in roles:
         yield (
             f"recipe {config.recipe} needs a robust teacher on adversarial images; those of {cache.folder} are all "
             "vanilla"
@@ -67,13 +63,12 @@ def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:
 
 
 def short_phases(config: TrainConfig) -> str | None:
-    """A sentence for a run of `darht` that leaves its head, which only CE reaches, after a few epochs."""
-    recipe, epochs = config.objective(), config.optim.epochs
-    if not isinstance(recipe, Darht) or recipe.phases[1] >= 0.5 or recipe.phases[1] * epochs >= _HEAD_EPOCHS:
+    """A sentence for a run whose recipe leaves the head after a few epochs."""
+    share, epochs = config.objective().head_trained_until(), config.optim.epochs
+    if share >= 0.5 or share * epochs >= _HEAD_EPOCHS:
         return None
-    trained = recipe.phases[1] * epochs
     return (
-        f"the head is trained in the first {trained:.1f} of {epochs} epochs only; short runs do better with "
+        f"the head is trained in the first {share * epochs:.1f} of {epochs} epochs only; short runs do better with "
         "loss.phases: [0.1, 0.8]"
     )
 

@@ -62,7 +62,7 @@ def make_step(done=0.0, robust=(True, True, True), clean=False):
 
 
 def loss_of(recipe, student, step, learned=None):
-    return recipe.loss(student, step, student(step.x), {} if learned is None else learned)
+    return recipe.loss(student, step, student(step.x), {} if learned is None else learned).value
 
 
 def softmax(logits):
