@@ -14,10 +14,10 @@ from torch import nn
 from darht.attacks import PGD
 from darht.attacks.encoding import encode
 from darht.attacks.engine.slots import forward_all
-from darht.cache.builder.teachers import load_teacher
+from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
 from darht.cache.sources.load import load_source
-from darht.core.errors import ConfigError, DarhtError, ModelError
+from darht.core.errors import DarhtError, ModelError
 from darht.core.files import sha256_file
 from darht.core.nets.classifier import Classifier
 from darht.core.rng import RowRng
@@ -42,22 +42,16 @@ def load_teachers(cache: Cache, folders: dict[str, Path], device: torch.device) 
 
     Raises:
         ConfigError: `folders` names a teacher that the cache does not have.
-        ModelError: a folder that was given holds other weights than the cache was built with.
+        ModelError: a folder that was given holds another teacher than the cache was built with.
     """
-    unknown = sorted(set(folders) - set(cache.spec.teachers))
-    if unknown:
-        raise ConfigError(f"--teacher names {', '.join(unknown)}; the cache has {', '.join(cache.spec.teachers)}")
-    known = {name: Path(folder) for name, folder in cache.origin().get("teachers", {}).items()} | folders
+    known = teacher_folders(cache.spec, cache.origin(), folders)
     teachers, missing = {}, {}
-    for name, spec in cache.spec.teachers.items():
+    for name in cache.spec.teachers:
         if name not in known:
             missing[name] = "where it lies is not noted in the cache"
             continue
         try:
-            teacher, card = load_teacher(known[name], device)
-            if card.weights_sha256 != spec.weights_sha256:
-                raise ModelError(f"{known[name]} holds other weights than '{name}' of the cache")
-            teachers[name] = teacher
+            teachers[name] = load_known_teacher(name, known[name], cache.spec, device)
         except DarhtError as error:
             if name in folders:
                 raise

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from darht.cache.format.layout import Kind
+
 
 @dataclass(frozen=True)
 class ValueDiff:
@@ -25,15 +27,15 @@ class ValueDiff:
     argmax_flips: float | None
 
 
-def compare(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: float = 1.0) -> ValueDiff:
+def compare(kind: Kind, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: float = 1.0) -> ValueDiff:
     """Compare blocks of rows of one array, `[rows, ...]` in the same shapes.
 
     Args:
-        name: of the array; logits and perturbations have views on their second axis.
+        kind: of the array; logits and perturbations have views on their second axis.
         pairs: the blocks, some rows at a time.
-        scale: what to multiply stored integers by: pixel levels for each unit of a perturbation.
+        scale: what to multiply stored integers by: pixel levels for each integer of a perturbation.
     """
-    logits, views = name.startswith("logits/"), name.startswith(("logits/", "delta/"))
+    logits, views = kind == "logits", kind in ("logits", "delta")
     rows = rows_off = values = values_off = answers = flips = 0
     largest = 0.0
     for one, other in pairs:

@@ -125,22 +125,21 @@ def _hashes(cache: Cache, name: str) -> dict[int, str]:
 def _compare_arrays(a: Cache, b: Cache, name: str) -> ValueDiff | None:
     """The numbers of an array on common views; None where rows or shapes are not the same, so that nothing matches."""
     one, other = a.arrays[name], b.arrays[name]
-    has_views = name.startswith(("logits/", "delta/"))
-    free = slice(1, 2) if has_views else slice(0, 0)  # the axis that may differ
+    free = slice(1, 2) if one.has_views else slice(0, 0)  # the axis that may differ
     if _without(one.shape, free) != _without(other.shape, free):
         return None
-    left, right = _common_views(a, b, one.shape[1], other.shape[1]) if has_views else ([], [])
+    left, right = _common_views(a, b, one.shape[1], other.shape[1]) if one.has_views else ([], [])
     scales = [float(array.attributes.get("scale", 1.0)) for array in (one, other)]
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for first in range(0, one.shape[0], _ROWS):
             rows = slice(first, min(first + _ROWS, one.shape[0]))
             x, y = a.read(name, rows), b.read(name, rows)
-            if has_views:
+            if one.has_views:
                 x, y = x[:, left], y[:, right]
             yield (x, y) if scales[0] == scales[1] else (x * scales[0], y * scales[1])
 
-    return compare(name, pairs(), scale=scales[0] if scales[0] == scales[1] else 1.0)
+    return compare(one.kind, pairs(), scale=scales[0] if scales[0] == scales[1] else 1.0)
 
 
 def _without(shape: tuple[int, ...], axes: slice) -> tuple[int, ...]:

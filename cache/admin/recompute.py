@@ -14,18 +14,15 @@ import torch
 
 from darht.cache.admin.compare import ValueDiff, compare
 from darht.cache.builder.compute import Worker, arithmetic
+from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.builder.plan import Plan
-from darht.cache.builder.resolve import teacher_spec
-from darht.cache.builder.teachers import load_teacher
 from darht.cache.format.commit import Commit, read_commit
-from darht.cache.format.layout import ArrayLayout, is_jacobian
+from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout, Kind
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.cache.read.reader import Cache
 from darht.cache.sources.load import Source, load_source
-from darht.core.config import spec_diff, to_plain
 from darht.core.errors import ConfigError, DataError, ModelError
-from darht.core.nets.classifier import Classifier
 from darht.core.rng import derive_seed
 
 _BATCH = 256  # of units whose record does not tell
@@ -48,11 +45,13 @@ class Recomputed:
         rows: how many rows were sampled.
         arrays: by name, how what was computed again differs from what is stored.
         made_on: device and torch release of the teachers' and attacks' units among them, as their records tell.
+        kinds: of the arrays.
     """
 
     rows: int
     arrays: dict[str, ValueDiff]
     made_on: tuple[str, ...]
+    kinds: dict[str, Kind]
 
     def beyond(self, logits: float = LOGITS, values: float = VALUES) -> list[str]:
         """The arrays that differ by more than may be, in words.
@@ -63,10 +62,11 @@ class Recomputed:
         """
         found = []
         for name, diff in self.arrays.items():
-            if name.startswith("logits/") and not is_jacobian(name):
+            kind = self.kinds[name]
+            if kind == "logits":
                 if diff.largest > logits:
                     found.append(f"{name}: logits differ by up to {diff.largest:g}, tolerance {logits:g}")
-            elif name.startswith("delta/") or is_jacobian(name):
+            elif kind == "delta" or kind in JACOBIAN_PARTS:
                 if diff.values > values:
                     found.append(
                         f"{name}: {100 * diff.values:.3g} % of the values differ, tolerance {100 * values:g} %"
@@ -122,10 +122,11 @@ def recompute(
         for name, array in plan.arrays.items():
             on_array(name)
             pairs = _pairs(cache, plan, array, blocks, device)
-            arrays[name] = compare(name, pairs, scale=float(array.attributes.get("scale", 1.0)))
-            if array.teacher(plan.spec) is not None:
+            arrays[name] = compare(array.kind, pairs, scale=float(array.attributes.get("scale", 1.0)))
+            if array.teacher is not None:
                 made_on |= {_maker(read_commit(cache.folder, array, k)) for b in blocks for k in array.shards_of(b)}
-    return Recomputed(sum(block.stop - block.start for block in blocks), arrays, tuple(sorted(made_on)))
+    kinds = {name: array.kind for name, array in plan.arrays.items()}
+    return Recomputed(sum(block.stop - block.start for block in blocks), arrays, tuple(sorted(made_on)), kinds)
 
 
 def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, teachers: Mapping[str, Path]) -> Plan:
@@ -136,10 +137,7 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
         DataError, ModelError: images or teachers are not at hand, or are not those of the cache.
     """
     spec, origin = cache.spec, cache.origin()
-    unknown = teachers.keys() - spec.teachers.keys()
-    if unknown:
-        raise ConfigError(f"{cache.folder} has no teacher '{min(unknown)}'; it has {', '.join(spec.teachers)}")
-    folders = {name: Path(folder) for name, folder in origin.get("teachers", {}).items()} | dict(teachers)
+    folders = teacher_folders(spec, origin, teachers)
     missing = [name for name in spec.teachers if name not in folders]
     if missing:
         raise ModelError(f"{cache.folder} does not tell where teacher '{missing[0]}' lies: give --teacher NAME=FOLDER")
@@ -147,7 +145,7 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
         spec=spec,
         source=_images(cache, data_root),
         offsets=torch.from_numpy(cache.read("views/offset")),
-        teachers={name: _teacher(cache, name, folders[name], device) for name in spec.teachers},
+        teachers={name: load_known_teacher(name, folder, spec, device) for name, folder in folders.items()},
         arrays=cache.arrays,
         origin=origin,
     )
@@ -167,15 +165,6 @@ def _images(cache: Cache, data_root: Path | None) -> Source:
             "give --data-root"
         )
     return source
-
-
-def _teacher(cache: Cache, name: str, folder: Path, device: torch.device) -> Classifier:
-    expected = cache.spec.teachers[name]
-    teacher, card = load_teacher(folder, device)
-    differences = spec_diff(to_plain(expected), to_plain(teacher_spec(card, expected.role)))
-    if differences:
-        raise ModelError(f"{folder} is not teacher '{name}' of {cache.folder}: {'; '.join(differences)}")
-    return teacher
 
 
 def sample_batches(plan: Plan, count: int, batch_size: int, seed: int) -> list[slice]:
@@ -199,7 +188,7 @@ def _pairs(
     cache: Cache, plan: Plan, array: ArrayLayout, blocks: list[slice], device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What is stored beside what is computed again, one block after the other."""
-    if array.name == "views/offset":
+    if array.kind == "views":
         yield cache.read(array.name), view_table(**vars(plan.spec.views), seed=plan.spec.seed)
         return
     for block in blocks:
@@ -217,7 +206,7 @@ def _whole_batches(rows: slice, shard: slice, size: int) -> slice:
 
 def _record(cache: Cache, plan: Plan, shard: int) -> Commit | None:
     """Any record of a unit that a teacher computed."""
-    array = max(plan.arrays.values(), key=lambda array: array.teacher(plan.spec) is not None)
+    array = max(plan.arrays.values(), key=lambda array: array.teacher is not None)
     return read_commit(cache.folder, array, shard)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from darht.attacks.encoding import check_stored
+from darht.attacks.threat import Threat
 from darht.cache.export.webdataset import INDEX
 from darht.cache.format.commit import State, read_commit, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts
@@ -107,22 +108,21 @@ class _Verifier:
     def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
         """What the numbers themselves break, whoever wrote them and whatever their hashes say."""
         classes = len(self.spec.data.classes)
-        if array.name == "source_index" and not np.array_equal(values, np.arange(rows.start, rows.stop)):
+        if array.kind == "source_index" and not np.array_equal(values, np.arange(rows.start, rows.stop)):
             yield "the source indices are not the row numbers"
-        if array.name == "label" and (values.min() < 0 or values.max() >= classes):
+        if array.kind == "label" and (values.min() < 0 or values.max() >= classes):
             yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
-        if array.name == "views/offset" and values[0].any():
+        if array.kind == "views" and values[0].any():
             yield "view 0 is not the identity"
-        if array.name == "views/offset" and not np.array_equal(values, self.views):
+        if array.kind == "views" and not np.array_equal(values, self.views):
             yield "the offsets are not the views of the spec"
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
-        if array.name.startswith("delta/"):
-            yield from self.deltas(array, rows, values)
+        if array.attack is not None and array.kind == "delta":
+            yield from self.deltas(array, self.spec.attacks[array.attack].attack().threat, rows, values)
 
-    def deltas(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
+    def deltas(self, array: ArrayLayout, threat: Threat, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""
-        threat = self.spec.attacks[array.name.removeprefix("delta/")].attack().threat
         codes, scale = torch.from_numpy(values), float(array.attributes["scale"])
         images = torch.from_numpy(self.store.read(self.arrays["image"], rows))
         offsets = torch.from_numpy(self.store.read(self.arrays["views/offset"], slice(0, values.shape[1])))

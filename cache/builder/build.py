@@ -211,9 +211,8 @@ def _check_teachers(out: Storage, plan: Plan) -> None:
     """A teacher whose folder is gone is missed only where a unit needs it, and then before the first is computed."""
     absent = plan.spec.teachers.keys() - plan.teachers.keys()
     for array, shard in plan.units if absent else ():
-        name = array.teacher(plan.spec)
-        if name in absent and unit_state(out, array, shard)[0] is not State.DONE:
-            raise ModelError(f"teacher '{name}' must compute {array.name} shard {shard}, {GONE}")
+        if array.teacher in absent and unit_state(out, array, shard)[0] is not State.DONE:
+            raise ModelError(f"teacher '{array.teacher}' must compute {array.name} shard {shard}, {GONE}")
 
 
 def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:

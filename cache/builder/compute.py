@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
-        self._slopes: tuple[tuple[str, int, int], tuple[np.ndarray, ...]] | None = None
+        self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
 
     @functools.cached_property
     def history(self) -> History:
@@ -48,27 +48,25 @@ class Worker:
 
         They have the bits of the whole unit's when `rows` is made of the batches that the unit was cut into.
         """
-        match array.name.split("/"):
-            case ["source_index"]:
+        match array.kind:
+            case "source_index":
                 return np.arange(rows.start, rows.stop, dtype=np.int64)
-            case ["label"]:
+            case "label":
                 return self.plan.source.labels[rows].astype(array.dtype)
-            case ["image"]:
+            case "image":
                 return self.plan.source.images[rows]
-            case ["views", "offset"]:
+            case "views":
                 return self.plan.offsets.numpy()[rows]
-            case ["delta", attack]:
-                return self._perturb(attack, rows)
-            case ["logits", teacher, part] if part in JACOBIAN_PARTS:
-                return self._jacobian(teacher, rows, array)[JACOBIAN_PARTS.index(part)]
-            case ["logits", teacher, "clean"]:
-                return self._ask(teacher, None, rows, array, known)
-            case ["logits", teacher, attack]:
-                return self._ask(teacher, attack, rows, array, _NOTHING)
-        raise AssertionError(f"no rule computes {array.name}")
+            case "delta":
+                return self._perturb(array, rows)
+            case "logits":
+                return self._ask(array, rows, known if array.attack is None else _NOTHING)
+            case part:
+                return self._jacobian(array, rows)[JACOBIAN_PARTS.index(part)]
 
-    def _perturb(self, name: str, rows: slice) -> np.ndarray:
-        spec = self.plan.spec.attacks[name]
+    def _perturb(self, array: ArrayLayout, rows: slice) -> np.ndarray:
+        assert array.attack is not None
+        name, spec = array.attack, self.plan.spec.attacks[array.attack]
         attack, model = spec.attack(), self._model(spec.teacher)
         labels = torch.from_numpy(self.plan.source.labels)
         deltas = torch.empty((rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape), dtype=torch.int8)
@@ -82,9 +80,7 @@ class Worker:
         return deltas.numpy()
 
     @torch.no_grad()
-    def _ask(
-        self, teacher: str, attack: str | None, rows: slice, array: ArrayLayout, known: Mapping[int, np.ndarray]
-    ) -> np.ndarray:
+    def _ask(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
         """What a teacher says about the stored pixels: clean views, or views plus stored perturbation.
 
         Views in `known` are not asked about again.
@@ -93,7 +89,7 @@ class Worker:
         for number, answers in known.items():
             values[:, number] = answers
         todo = [view for view in range(array.shape[1]) if view not in known]
-        model = self._model(teacher) if todo else None
+        model, attack = self._model(array.teacher) if todo else None, array.attack
         scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
         delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
         for row, view in self._batches(rows, todo):
@@ -106,14 +102,14 @@ class Worker:
         if not np.isfinite(values).all():
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(
-                f"teacher '{teacher}' gave logits that are not finite in {array.dtype} on {where}; "
+                f"teacher '{array.teacher}' gave logits that are not finite in {array.dtype} on {where}; "
                 f"use store.logits: float32, or another teacher"
             )
         return values
 
-    def _jacobian(self, teacher: str, rows: slice, array: ArrayLayout) -> tuple[np.ndarray, ...]:
+    def _jacobian(self, array: ArrayLayout, rows: slice) -> tuple[np.ndarray, ...]:
         """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
-        key = (teacher, rows.start, rows.stop)
+        teacher, key = array.teacher, (array.teacher, rows.start, rows.stop)
         if self._slopes is None or self._slopes[0] != key:
             labels, model, parts = torch.from_numpy(self.plan.source.labels), self._model(teacher), []
             for row, view in self._batches(rows, range(1)):
@@ -126,8 +122,8 @@ class Worker:
             self._slopes = (key, as_arrays(parts))
         return self._slopes[1]
 
-    def _model(self, name: str) -> Callable[[Tensor], Tensor]:
-        if name not in self.plan.teachers:
+    def _model(self, name: str | None) -> Callable[[Tensor], Tensor]:
+        if name is None or name not in self.plan.teachers:
             raise ModelError(f"teacher '{name}' must answer, {GONE}")
         teacher = self.plan.teachers[name]
         if not self.plan.spec.precision.amp:

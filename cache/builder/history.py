@@ -85,7 +85,7 @@ class History:
         Empty where there are none that can be trusted: the record must be that of a former spec and its sha256 that of
         the shard, which a build that was killed may have replaced already.
         """
-        if not self.fingerprints(array.name) or not array.name.endswith("/clean"):
+        if not self.fingerprints(array.name) or array.kind != "logits" or array.attack is not None:
             return {}
         try:
             commit = read_commit(store.storage, array, shard)

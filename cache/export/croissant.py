@@ -131,34 +131,40 @@ def _npz_records(cache: Cache, layout: str) -> list[Json]:
     """Arrays inside npz and npy entries: type, shape and meaning of each."""
     records = []
     for name, array in cache.arrays.items():
-        kind = name.split("/")[0]
-        source = "blocks" if layout == "blocks" else {"logits": "logits.npz", "delta": "delta.npy"}.get(kind)
-        if source is None or kind == "views":
+        if array.kind == "views" or (layout == "samples" and not (array.said or array.kind == "delta")):
             continue
+        source = "blocks" if layout == "blocks" else "delta.npy" if array.kind == "delta" else "logits.npz"
         value = _field(f"{name}/value", _TYPES[array.dtype], _content(source), array.shape[1:])
         records.append(_record_set(name, _meaning(cache, array), [value]))
     return records
 
 
+_MEANINGS = {
+    "views": "Each view: dy, dx and whether it is mirrored.",
+    "label": "The class.",
+    "image": "Pixels [3, H, W].",
+    "source_index": "Number of the row in its split.",
+    "jacobian": "Jacobian [classes, 3, H, W] of teacher {teacher} on the image, in its rows' scales.",
+    "jacobian-scale": "Scale [classes] of each row of the Jacobian of teacher {teacher}.",
+    "jacobian-class": "Class [classes] of each row of the Jacobian of teacher {teacher}.",
+}
+
+
 def _meaning(cache: Cache, array: ArrayLayout) -> str:
     """One sentence about an array's values, for people."""
-    spec = cache.spec
-    match array.name.split("/"):
-        case ["delta", attack]:
-            scale, eps, norm = (array.attributes[key] for key in ("scale", "eps", "norm"))
-            return (
-                f"Perturbations [views, 3, H, W] of attack {attack} ({spec.attacks[attack].kind} on teacher "
-                f"{spec.attacks[attack].teacher}, {norm} radius {eps:g}), in units of {scale:g} pixel levels."
-            )
-        case ["logits", teacher, "clean"]:
-            return f"Raw logits [views, classes] of teacher {teacher} on every view of the image."
-        case ["logits", teacher, attack]:
-            return f"Raw logits [views, classes] of teacher {teacher} on the views plus the perturbations of {attack}."
-        case ["views", "offset"]:
-            return "Each view: dy, dx and whether it is mirrored."
-    return {"label": "The class.", "image": "Pixels [3, H, W].", "source_index": "Number of the row in its split."}[
-        array.name
-    ]
+    if array.kind == "delta":
+        scale, eps, norm = (array.attributes[key] for key in ("scale", "eps", "norm"))
+        attack = cache.spec.attacks[str(array.attack)].kind
+        return (
+            f"Perturbations [views, 3, H, W] of attack {array.attack} ({attack} on teacher {array.teacher}, "
+            f"{norm} radius {eps:g}), in units of {scale:g} pixel levels."
+        )
+    if array.kind == "logits":
+        where = "every view of the image"
+        if array.attack is not None:
+            where = f"the views plus the perturbations of {array.attack}"
+        return f"Raw logits [views, classes] of teacher {array.teacher} on {where}."
+    return _MEANINGS[array.kind].format(teacher=array.teacher)
 
 
 def _stated(folder: Storage, key: str, encoding: str) -> Json:

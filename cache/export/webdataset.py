@@ -158,7 +158,7 @@ def _write_tar(cache: Cache, out: Path, path: str, rows: slice, layout: Layout) 
 
 
 def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
-    step, names = block_rows(cache.spec.store), [name for name in cache.arrays if name != "views/offset"]
+    step, names = block_rows(cache.spec.store), [name for name, array in cache.arrays.items() if array.kind != "views"]
     for first in range(rows.start, rows.stop, step):
         block = slice(first, min(first + step, rows.stop))
         arrays = {name: cache.read(name, block) for name in names}
@@ -181,7 +181,7 @@ def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterat
         entry = {"__key__": f"{rows.start + i:08d}", "png": _png(arrays["image"][i]), "cls": str(label).encode()}
         entry["json"] = canonical_json(about).encode()
         entry["logits.npz"] = _npz(
-            {n.removeprefix("logits/"): v[i] for n, v in arrays.items() if n.startswith("logits/")}
+            {array.of_teacher: arrays[name][i] for name, array in cache.arrays.items() if array.said}
         )
         if attacks:
             entry["delta.npy"] = _npy(np.concatenate([arrays[f"delta/{name}"][i] for name in attacks]))

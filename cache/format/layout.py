@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,8 +15,9 @@ _MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
 _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
 
 
-JACOBIAN = "jacobian"
-JACOBIAN_PARTS = (JACOBIAN, f"{JACOBIAN}-scale", f"{JACOBIAN}-class")  # of logits/<teacher>/
+Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
+Kind = Literal["source_index", "label", "image", "views", "delta", "logits"] | Part
+JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ArrayLayout:
 
     Attributes:
         name: path inside `data.zarr`.
+        kind: what its values are.
         shape: the whole array; axis 0 is cut into shards.
         dtype: numpy's name.
         rows_per_shard: rows of a unit.
@@ -32,9 +34,12 @@ class ArrayLayout:
         packed: compressed (pixels, perturbations) or stored plain (logits, labels).
         fingerprint: of every part of the spec that changes this array's bytes.
         attributes: stored beside the array.
+        teacher: who is asked, or for perturbations attacked; None where no teacher computes it.
+        attack: whose perturbations these are, or are answered; None for clean views.
     """
 
     name: str
+    kind: Kind
     shape: tuple[int, ...]
     dtype: str
     rows_per_shard: int
@@ -42,6 +47,8 @@ class ArrayLayout:
     packed: bool
     fingerprint: str
     attributes: dict[str, Any]
+    teacher: str | None = None
+    attack: str | None = None
 
     @property
     def shards(self) -> int:
@@ -62,14 +69,25 @@ class ArrayLayout:
         first, last = max(own.start, rows.start), min(own.stop, rows.stop)
         return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
 
-    def teacher(self, spec: CacheSpec) -> str | None:
-        """The teacher that computes it: the one attacked, the one asked, or none."""
-        match self.name.split("/"):
-            case ["delta", attack]:
-                return spec.attacks[attack].teacher
-            case ["logits", teacher, _]:
-                return teacher
-        return None
+    @property
+    def is_jacobian(self) -> bool:
+        """Whether it is a part of a teacher's Jacobian."""
+        return self.kind in JACOBIAN_PARTS
+
+    @property
+    def of_teacher(self) -> str:
+        """The name among what teachers say, as an export's `logits.npz` has it: `T/clean`, `T/ATTACK`, `T/jacobian`."""
+        return f"{self.teacher}/{self.kind if self.is_jacobian else self.attack or 'clean'}"
+
+    @property
+    def said(self) -> bool:
+        """Whether it is what a teacher says: logits, or a part of its Jacobian."""
+        return self.kind == "logits" or self.is_jacobian
+
+    @property
+    def has_views(self) -> bool:
+        """Whether its second axis are views."""
+        return self.kind in ("delta", "logits")
 
     @property
     def fill_value(self) -> float | int:
@@ -114,11 +132,6 @@ def label_dtype(classes: int) -> str:
     return "int16" if classes <= np.iinfo(np.int16).max else "int32"
 
 
-def is_jacobian(name: str) -> bool:
-    """Whether an array is a part of a teacher's Jacobian."""
-    return name.rsplit("/", 1)[-1] in JACOBIAN_PARTS
-
-
 def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     """Every array of a cache, in the order in which a shard is computed: inputs before what is made from them."""
     plain = to_plain(spec)
@@ -126,9 +139,9 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     table = view_table(**plain["views"], seed=spec.seed)
     N, image, V = spec.data.rows, spec.data.image_shape, spec.views.count
     arrays = [
-        _array(spec, "source_index", (N,), "int64", base),
-        _array(spec, "label", (N,), label_dtype(len(spec.data.classes)), base),
-        _array(spec, "image", (N, *image), "uint8", base, packed=True),
+        _array(spec, "source_index", "source_index", (N,), "int64", inputs=base),
+        _array(spec, "label", "label", (N,), label_dtype(len(spec.data.classes)), inputs=base),
+        _array(spec, "image", "image", (N, *image), "uint8", inputs=base, packed=True),
         _views(spec, base | {"views": table.tolist()}),
     ]
     computed = base | {"precision": plain["precision"]}
@@ -138,11 +151,12 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
         C = teacher.num_classes
         clean = own | {"views": table.tolist()}
-        arrays.append(_array(spec, f"logits/{name}/clean", (N, V, C), spec.store.logits, clean))
+        dtype = spec.store.logits
+        arrays.append(_array(spec, f"logits/{name}/clean", "logits", (N, V, C), dtype, inputs=clean, teacher=name))
         for attack_name, attack in spec.attacks.items():
-            shape = (N, attack.views, C)
+            shape, about = (N, attack.views, C), {"teacher": name, "attack": attack_name}
             inputs = own | _attack_inputs(plain, attack_name, table)
-            arrays.append(_array(spec, f"logits/{name}/{attack_name}", shape, spec.store.logits, inputs))
+            arrays.append(_array(spec, f"logits/{name}/{attack_name}", "logits", shape, dtype, inputs=inputs, **about))
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
@@ -171,42 +185,36 @@ def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
 def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
     shape = (spec.data.rows, attack.views, *spec.data.image_shape)
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
-    return _array(spec, f"delta/{name}", shape, "int8", inputs, packed=True, attributes=about)
+    more = {"packed": True, "attributes": about, "teacher": attack.teacher, "attack": name}
+    return _array(spec, f"delta/{name}", "delta", shape, "int8", inputs=inputs, **more)
 
 
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:
     N, K = spec.data.rows, spec.jacobians[teacher].classes
     inputs = own | {"jacobian": {"classes": K}}
-    values, scales, classes = (f"logits/{teacher}/{part}" for part in JACOBIAN_PARTS)
+    image, where = spec.data.image_shape, f"logits/{teacher}"
+    parts = zip(JACOBIAN_PARTS, ((N, K, *image), (N, K), (N, K)), ("int8", "float32", "int16"), strict=True)
     return [
-        _array(spec, values, (N, K, *spec.data.image_shape), "int8", inputs, packed=True),
-        _array(spec, scales, (N, K), "float32", inputs),
-        _array(spec, classes, (N, K), "int16", inputs),
+        _array(spec, f"{where}/{kind}", kind, shape, dtype, inputs=inputs, packed=kind == "jacobian", teacher=teacher)
+        for kind, shape, dtype in parts
     ]
 
 
 def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
     V = spec.views.count
-    return ArrayLayout("views/offset", (V, 3), "int8", V, V, False, fingerprint(inputs), {"columns": "dy, dx, flip"})
+    about = {"columns": "dy, dx, flip"}
+    return ArrayLayout("views/offset", "views", (V, 3), "int8", V, V, False, fingerprint(inputs), about)
 
 
-def _array(
-    spec: CacheSpec,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    inputs: dict[str, Any],
-    *,
-    packed: bool = False,
-    attributes: dict[str, Any] | None = None,
-) -> ArrayLayout:
+def _array(spec: CacheSpec, name: str, kind: Kind, shape: tuple[int, ...], dtype: str, **more: Any) -> ArrayLayout:
+    own: dict[str, Any] = {"packed": False, "attributes": {}} | more
     return ArrayLayout(
         name=name,
+        kind=kind,
         shape=shape,
         dtype=dtype,
         rows_per_shard=spec.store.rows_per_shard,
         rows_per_chunk=spec.store.rows_per_chunk,
-        packed=packed,
-        fingerprint=fingerprint({"array": name, **inputs}),
-        attributes=attributes or {},
+        fingerprint=fingerprint({"array": name, **own.pop("inputs")}),
+        **own,
     )

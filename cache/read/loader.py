@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN, JACOBIAN_PARTS, is_jacobian
+from darht.cache.format.layout import JACOBIAN_PARTS
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 
@@ -119,20 +119,18 @@ class TrainingSet:
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False) -> int:
     """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
-    names = [name for name in cache.arrays if name == "image" or name.startswith(("logits/", "delta/"))]
-    left_out = {name for name in names if _is_adversarial(name, cache) and not adversarial}
-    left_out |= {name for name in names if is_jacobian(name) and not jacobians}
-    held = [cache.arrays[name] for name in names if name not in left_out]
+    held = [
+        array
+        for array in cache.arrays.values()
+        if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
+        and (array.attack is None or adversarial)
+    ]
     return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
 
 
 def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False) -> int:
     """What `load_training_set` will hold in memory."""
     return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians)
-
-
-def _is_adversarial(name: str, cache: Cache) -> bool:
-    return name.startswith("delta/") or name.rsplit("/", 1)[-1] in cache.spec.attacks
 
 
 def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False) -> TrainingSet:
@@ -152,7 +150,7 @@ def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = Fa
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:
             raise ConfigError(f"teacher '{teacher}' has no Jacobian in {cache.folder}; list it under 'jacobians'")
-        K = cache.arrays[f"logits/{teacher}/{JACOBIAN}"].shape[1]
+        K = cache.arrays[f"logits/{teacher}/{JACOBIAN_PARTS[0]}"].shape[1]
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 

@@ -50,7 +50,7 @@ class ExportedCache(Cache):
             IncompleteError: a tar is missing.
             CorruptError: a tar is cut or changed.
         """
-        if name == "views/offset":
+        if self._array(name).kind == "views":
             return np.array(self._index.offsets, dtype=np.int8)[rows or slice(None)]
         return super().read(name, rows)
 
@@ -117,16 +117,15 @@ class ExportedCache(Cache):
         found: Arrays = {}
         with np.load(io.BytesIO(entry["logits.npz"]), allow_pickle=False) as logits:
             for name in names:
-                if name == "image":
+                array = self.arrays[name]
+                if array.said:
+                    found[name] = logits[array.of_teacher]
+                elif array.attack is not None:
+                    found[name] = self._delta(entry["delta.npy"], array.attack)
+                elif array.kind == "image":
                     found[name] = _pixels(entry["png"])
-                elif name == "label":
-                    found[name] = np.asarray(int(entry["cls"]))
-                elif name == "source_index":
-                    found[name] = np.asarray(row)
-                elif name.startswith("logits/"):
-                    found[name] = logits[name.removeprefix("logits/")]
                 else:
-                    found[name] = self._delta(entry["delta.npy"], name.removeprefix("delta/"))
+                    found[name] = np.asarray(int(entry["cls"]) if array.kind == "label" else row)
         return {name: value[None] for name, value in found.items()}
 
     def _delta(self, data: bytes, name: str) -> np.ndarray:

@@ -49,9 +49,9 @@ def test_moved_teachers_are_left_out_and_wrong_ones_refused(
     assert loaded.teachers == {} and "not noted" in loaded.missing["vit"] and "nowhere" in loaded.missing["cnn"]
     given = live.load_teachers(open_cache(copy), {"cnn": tiny_teachers["cnn"]}, CPU)
     assert set(given.teachers) == {"cnn"}
-    with pytest.raises(ModelError, match="holds other weights than 'cnn' of the cache"):
+    with pytest.raises(ModelError, match="is not teacher 'cnn' of the cache"):
         live.load_teachers(open_cache(copy), {"cnn": tiny_teachers["vit"]}, CPU)
-    with pytest.raises(ConfigError, match="--teacher names bit; the cache has cnn, vit"):
+    with pytest.raises(ConfigError, match="the cache has no teacher 'bit'; it has cnn, vit"):
         live.load_teachers(open_cache(copy), {"bit": tmp_path}, CPU)
 
 

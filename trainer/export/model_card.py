@@ -7,6 +7,7 @@ from typing import Any
 import safetensors
 import torch
 
+from darht.cache.builder.known_teachers import teacher_folders
 from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import Cache
 from darht.core.errors import DarhtError, ModelError
@@ -49,12 +50,12 @@ logits = session.run(["logits"], {{"pixels": pixels}})[0]  # float32 [N, 3, H, W
 
 def teacher_notes(cache: Cache) -> dict[str, Any]:
     """Role, architecture and, where the teachers' folders are still there, the accuracies measured on them, by name."""
-    folders = cache.origin().get("teachers", {})
+    folders = teacher_folders(cache.spec, cache.origin(), {})
     notes = {}
     for name, spec in cache.spec.teachers.items():
         note: dict[str, Any] = {"role": spec.role, "arch": spec.arch, "weights_sha256": spec.weights_sha256}
         try:
-            card = read_card(Path(folders[name]))
+            card = read_card(folders[name])
         except (KeyError, OSError, DarhtError):
             card = None
         if card is not None and card.weights_sha256 == spec.weights_sha256:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import darht
-from darht.cache.builder.teachers import load_teacher
+from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan, plan_feed
 from darht.core.config import fingerprint, to_plain
@@ -99,27 +99,19 @@ def live_teachers(
     """The cache's teachers in its order, loaded when the recipe asks them; `given` overrides where their folders lie.
 
     Raises:
-        ConfigError: a folder is not known or not wanted, or its weights are not those that the cache was made with.
-        ModelError: a folder holds no teacher.
+        ConfigError: a folder is not known or not wanted.
+        ModelError: a folder holds no teacher, or another one than the cache was made with.
     """
-    unknown = [name for name in given if name not in cache.spec.teachers]
-    if unknown:
-        raise ConfigError(f"the cache has no teacher {', '.join(unknown)}; it has {', '.join(cache.spec.teachers)}")
+    folders = teacher_folders(cache.spec, cache.origin(), given)
     if config.teachers == "cached":
         if given:
             raise ConfigError("--teacher says where live teachers lie; set teachers: live, or leave it out")
         return ()
-    folders = {name: Path(folder) for name, folder in cache.origin().get("teachers", {}).items()} | dict(given)
     teachers = []
-    for name, spec in cache.spec.teachers.items():
+    for name in cache.spec.teachers:
         if name not in folders:
             raise ConfigError(f"teachers: live needs the folder of teacher '{name}'; give --teacher {name}=FOLDER")
-        teacher, card = load_teacher(folders[name], device)
-        if card.weights_sha256 != spec.weights_sha256:
-            raise ConfigError(
-                f"{folders[name]} holds weights {card.weights_sha256[:12]}, teacher '{name}' of the cache has "
-                f"{spec.weights_sha256[:12]}; give --teacher {name}=FOLDER"
-            )
+        teacher = load_known_teacher(name, folders[name], cache.spec, device)
         if config.compute.channels_last:
             pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
             to_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))

@@ -125,8 +125,8 @@ def test_the_measures_on_numbers_that_are_easy_to_check():
     one[:, :, 0], other[:, :, 0] = 1, 1
     other[1, 0] = (1, 3, 0)
     blocks = [(one[:2], other[:2]), (one[2:], other[2:])]
-    found = compare("logits/a/clean", blocks)
+    found = compare("logits", blocks)
     assert (found.compared, found.largest, found.rows, found.values, found.argmax_flips) == (8, 3, 1 / 4, 1 / 24, 1 / 8)
-    moved = compare("delta/a", [(np.int8([[[[[100]]]]]), np.int8([[[[[-100]]]]]))], scale=0.5)
+    moved = compare("delta", [(np.int8([[[[[100]]]]]), np.int8([[[[[-100]]]]]))], scale=0.5)
     assert (moved.largest, moved.rows, moved.argmax_flips) == (100, 1, None)
     assert compare("label", []).largest == 0

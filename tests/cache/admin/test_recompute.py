@@ -129,7 +129,8 @@ def test_what_is_neither(text):
 
 def test_what_is_beyond_the_tolerances():
     def found(name: str, largest: float, values: float) -> list[str]:
-        return Recomputed(1, {name: ValueDiff(1, largest, 1.0, values, None)}, ()).beyond()
+        kinds = {"logits/a/clean": "logits", "delta/a": "delta", "image": "image"}
+        return Recomputed(1, {name: ValueDiff(1, largest, 1.0, values, None)}, (), kinds).beyond()
 
     assert found("logits/a/clean", LOGITS, 1.0) == [] and found("delta/a", 64, VALUES) == []
     assert found("logits/a/clean", LOGITS * 1.01, 1.0) == [

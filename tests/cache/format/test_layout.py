@@ -112,7 +112,7 @@ def test_precision_changes_what_is_computed(spec):
 
 def test_chunks_fit_the_codec():
     def array(rows: int) -> ArrayLayout:
-        return ArrayLayout("image", (10**9, 3, 32, 32), "uint8", rows, rows, True, "", {})
+        return ArrayLayout("image", "image", (10**9, 3, 32, 32), "uint8", rows, rows, True, "", {})
 
     most = (2**31 - 1) // 3072
     check_chunks({"image": array(most)})

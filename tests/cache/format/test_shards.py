@@ -17,7 +17,7 @@ from darht.core.errors import CorruptError
 
 
 def layout(dtype="int8", packed=True, rows=20, rest=(2, 3), shard=8, chunk=4) -> ArrayLayout:
-    return ArrayLayout("delta/a", (rows, *rest), dtype, shard, chunk, packed, "f" * 64, {})
+    return ArrayLayout("delta/a", "delta", (rows, *rest), dtype, shard, chunk, packed, "f" * 64, {})
 
 
 def values(array: ArrayLayout, shard: int, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from darht.core.errors import CorruptError, IncompleteError
 
 
 def layout(name="delta/a", dtype="int8", packed=True, rows=20, rest=(2, 3), shard=8, chunk=4) -> ArrayLayout:
-    return ArrayLayout(name, (rows, *rest), dtype, shard, chunk, packed, "f" * 64, {"scale": 1.0})
+    return ArrayLayout(name, "delta", (rows, *rest), dtype, shard, chunk, packed, "f" * 64, {"scale": 1.0})
 
 
 def values(array: ArrayLayout, shard: int) -> np.ndarray:
