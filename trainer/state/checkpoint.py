@@ -67,6 +67,11 @@ class Progress:
     best: float = -1.0
     collapses: int = 0
 
+    @property
+    def pgd_share(self) -> float:
+        """The share of the warm steps that are PGD steps instead: half after one collapse, all after two."""
+        return min(1.0, self.collapses / 2)
+
 
 def save_student(folder: Path, student: Student, card: StudentCard) -> None:
     """Write `model.safetensors` and `config.json`, each atomically."""

@@ -33,7 +33,7 @@ from darht.trainer.student.warm import WarmMemory
 
 @dataclass(eq=False)
 class TrainState:
-    """Everything that changes while a student is trained, and so everything that its checkpoint holds.
+    """Everything that changes while a student is trained: but for `stopping`, what its checkpoint holds.
 
     Attributes:
         student: trained.

@@ -1,4 +1,9 @@
-"""Train a student from a sealed cache. Unless `teachers: live`, none is loaded; what they said is looked up."""
+"""Train a student from a sealed cache. Unless `teachers: live`, none is loaded; what they said is looked up.
+
+One loop for all recipes: `inner.py` draws a `Step` (images, and what teachers said about them), the recipe in `losses.py`
+says what it costs, `run.py` holds what changes and keeps it. `distributed.py` is all that several processes say to one
+another. The states of a run, and who knows which, are drawn in `docs/architecture.md`.
+"""
 
 import math
 import time
@@ -6,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +145,7 @@ def _train(state: TrainState, context: TrainContext) -> None:
     config, cache, ranks, callbacks = context.examples.config, context.feed.cache, context.ranks, context.callbacks
     held, collapse_probe = holdout_source(context.feed), collapse_probe_source(context.feed, config)
     while state.progress.epoch < config.optim.epochs:
-        row = _epoch_or_pause(state, context)
+        row = _epoch(state, context)
         scores = _scores(state, held, collapse_probe, config, context.feed.plan.device) if ranks.first else {}
         row |= cast(dict[str, float], ranks.agree(scores))
         if _collapsed(row, state.progress, len(cache.spec.data.classes)):
@@ -192,18 +197,6 @@ def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int]
     return average
 
 
-def _epoch_or_pause(state: TrainState, context: TrainContext) -> dict[str, Any]:
-    """`_epoch`; when it is stopped between two steps, that moment is kept."""
-    try:
-        return _epoch(state, context)
-    except KeyboardInterrupt:
-        if state.pause is not None:
-            state.save(pause_file(context.out, context.ranks))
-            steps, of = state.pause.steps, context.feed.steps
-            context.callbacks.on_note(f"kept: epoch {state.progress.epoch + 1} up to its step {steps} of {of}")
-        raise
-
-
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
     config, feed, ranks, epoch = context.examples.config, context.feed, context.ranks, state.progress.epoch
@@ -228,7 +221,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
                 state.stopping = True
             if ranks.stop(state.stopping, before):  # between two steps: nothing is half done
                 state.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, metrics, ranks.world)
-                raise KeyboardInterrupt
+                _stop_here(state, context)
     _average(state, config, step=False, done=(first + feed.steps) / total)
     ranks.share(state.student, state.memory, state.learned)
     ranks.total(metrics.counts)
@@ -241,6 +234,15 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
     }
+
+
+def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
+    """Keep a run that is between two steps, and end it."""
+    assert state.pause is not None
+    state.save(pause_file(context.out, context.ranks))
+    steps, of = state.pause.steps, context.feed.steps
+    context.callbacks.on_note(f"kept: epoch {state.progress.epoch + 1} up to its step {steps} of {of}")
+    raise KeyboardInterrupt
 
 
 def _compute_gradients(
@@ -256,12 +258,13 @@ def _compute_gradients(
     """The gradient of this process's part of a global batch, a piece after the other."""
     examples, student, config = context.examples, state.forward, context.examples.config
     compute = config.compute
-    pgd_share = min(1.0, state.progress.collapses / 2)
     state.optimizer.zero_grad(set_to_none=True)
     for at in filter(len, context.ranks.part(batch).tensor_split(compute.accumulate)):
         with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
             epoch = state.progress.epoch
-            step = examples.draw(student, data, at, epoch=epoch, number=number, done=done, pgd_share=pgd_share)
+            step = examples.draw(
+                student, data, at, epoch=epoch, number=number, done=done, pgd_share=state.progress.pgd_share
+            )
             out = student(step.x)
             metrics.count(out, step)
             loss, clean = examples.recipe.loss(student, step, out, state.learned)
@@ -313,7 +316,7 @@ def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
     Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse.
     """
     before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
-    if not before or progress.collapses >= 2 or max(before) < 200 / classes:
+    if not before or progress.pgd_share == 1 or max(before) < 200 / classes:
         return False
     return bool(row["training_pgd"] < max(before) / 2)
 
@@ -324,7 +327,7 @@ def _go_back(state: TrainState, context: TrainContext, row: dict[str, Any]) -> s
     remove_pauses(context.out)
     state.load(context.out / CHECKPOINT)
     state.progress.collapses = collapses
-    share = "half of" if collapses == 1 else "all"
+    share = "all" if state.progress.pgd_share == 1 else "half of"
     return (
         f"epoch {row['epoch']}: PGD accuracy on training rows collapsed to {row['training_pgd']:.1f} %; back to epoch "
         f"{state.progress.epoch}, and {share} the adversarial steps are PGD steps from here on"

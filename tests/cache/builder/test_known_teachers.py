@@ -21,7 +21,7 @@ def test_given_folders_come_before_known_ones(tiny_cache, tiny_teachers, tmp_pat
     found = teacher_folders(cache.spec, cache.origin(), {"vit": tmp_path})
     assert list(found.items()) == [("cnn", tiny_teachers["cnn"]), ("vit", tmp_path)]
     assert teacher_folders(cache.spec, {}, {"vit": Path("x")}) == {"vit": Path("x")}
-    with pytest.raises(ConfigError, match="^the cache has no teacher 'a', 'b'; it has cnn, vit$"):
+    with pytest.raises(ConfigError, match=r"^the cache has no teacher 'a', 'b'; it has cnn, vit$"):
         teacher_folders(cache.spec, {}, {"a": tmp_path, "vit": tmp_path, "b": tmp_path})
 
 
