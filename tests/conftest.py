@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from built import sealed_cache
 from hypothesis import settings
 
 # No deadline: machines differ, and speed is not what tests are for. CI draws the same examples every time.
@@ -138,30 +139,12 @@ def tiny_cache_config(tiny_teachers: dict[str, Path], tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def fine_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_cache` with one attack, in shards of 16 rows with chunks of 4: small enough to be streamed."""
-    import torch
-
-    from darht.cache.builder.build import build, plan_build
-    from darht.cache.builder.seal import seal
-
-    root, cpu = tmp_path_factory.mktemp("fine"), torch.device("cpu")
     config = yaml.safe_load(tiny_cache_config.read_text()) | {"store": {"rows_per_shard": 16, "rows_per_chunk": 4}}
     del config["attacks"]["pgd-cnn"]
-    (root / "cache.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    plan = plan_build(root / "cache.yaml", device=cpu)
-    build(plan, root / "fine", device=cpu, on_unit=lambda array, shard, seconds: None)
-    seal(root / "fine")
-    return root / "fine"
+    return sealed_cache(config, tmp_path_factory.mktemp("fine"))
 
 
 @pytest.fixture(scope="session")
 def tiny_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed cache; read only: a test that damages it copies it first."""
-    import torch
-
-    from darht.cache.builder.build import build, plan_build
-    from darht.cache.builder.seal import seal
-
-    folder, cpu = tmp_path_factory.mktemp("cache") / "tiny", torch.device("cpu")
-    build(plan_build(tiny_cache_config, device=cpu), folder, device=cpu, on_unit=lambda array, shard, seconds: None)
-    seal(folder)
-    return folder
+    return sealed_cache(yaml.safe_load(tiny_cache_config.read_text()), tmp_path_factory.mktemp("tiny"))

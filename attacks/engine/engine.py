@@ -1,7 +1,7 @@
 """Run an attack over many rows: batching, compaction, precision, private copies, and a record per row.
 
 An attack is a frozen dataclass that brings `start`, `look` and `move`. The engine brings the rest: batches (`slots.py`:
-fooled rows leave, the next take their slots, and empty slots may lend themselves to other rows' searches), a private copy
+fooled rows leave, the next take their slots, and empty slots may lend themselves to other searches), a private copy
 with BatchNorm folded (`optimize_model.py`) and another gradient of the pixels (`first_layer.py`), and two rules: `full`
 for distillation data, `first_hit` for evaluation.
 """

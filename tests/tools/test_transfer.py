@@ -6,15 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from built import sealed_cache
 from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
 from darht.attacks import FGSM
 from darht.attacks.transfer import transfer_matrix as live_matrix
-from darht.cache.builder.build import build, plan_build
-from darht.cache.builder.seal import seal
 from darht.cache.builder.teachers import Card, save_teacher
 from darht.cache.read.reader import open_cache
 from darht.cache.sources.load import load_source
@@ -81,11 +79,7 @@ def test_it_agrees_with_attacking_the_teachers_again(tmp_path: Path) -> None:
         "views": {"kind": "identity"},
         "store": {"logits": "float32"},
     }
-    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(spec))
-    cpu = torch.device("cpu")
-    plan = plan_build(tmp_path / "cache.yaml", device=cpu)
-    build(plan, tmp_path / "cache", device=cpu, on_unit=lambda array, shard, seconds: None)
-    seal(tmp_path / "cache")
+    sealed_cache(spec, tmp_path)
     live = live_matrix(nets, x, y, attacks=[attack], count=len(y))
     read = transfer_matrix(open_cache(tmp_path / "cache"), balanced=True)
     assert [[cell.count for cell in row] for row in live.cells] == read.counted.tolist()

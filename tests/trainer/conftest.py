@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from built import sealed_cache
 from torch import nn
 
-from darht.cache.builder.build import build, plan_build
-from darht.cache.builder.seal import seal
 from darht.cache.format.views import apply_views, crop_flip_offsets
 from darht.cache.read.loader import Jacobian, TrainingSet
 from darht.cache.read.reader import Cache, open_cache
@@ -93,7 +91,7 @@ def data(make_data: Callable[..., TrainingSet]) -> TrainingSet:
 @pytest.fixture(scope="session")
 def mixed_cache(tiny_teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """60 digits, 7 views with flips, a vanilla ResNet and a robust ViT with their Jacobians, an attack on each."""
-    folder, cpu = tmp_path_factory.mktemp("mixed"), torch.device("cpu")
+    folder = tmp_path_factory.mktemp("mixed")
     attack = {"kind": "pgd", "eps": 32, "step": 8, "steps": 2}
     config = {
         "data": {"source": "digits", "limit": 60, "holdout": 0.2},
@@ -106,8 +104,4 @@ def mixed_cache(tiny_teachers: dict[str, Path], tmp_path_factory: pytest.TempPat
         "jacobians": {"cnn": {}, "vit": {}},
         "store": {"rows_per_shard": 64, "rows_per_chunk": 16, "logits": "float32"},
     }
-    (folder / "cache.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    plan = plan_build(folder / "cache.yaml", device=cpu)
-    build(plan, folder / "cache", device=cpu, on_unit=lambda array, shard, seconds: None)
-    seal(folder / "cache")
-    return open_cache(folder / "cache")
+    return open_cache(sealed_cache(config, folder))

@@ -1,8 +1,8 @@
 """Train a student from a sealed cache. Unless `teachers: live`, none is loaded; what they said is looked up.
 
-One loop for all recipes: `inner.py` draws a `Step` (images, and what teachers said about them), the recipe in `losses.py`
-says what it costs, `run.py` holds what changes and keeps it. `distributed.py` is all that several processes say to one
-another. The states of a run, and who knows which, are drawn in `docs/architecture.md`.
+One loop for all recipes: `inner.py` draws a `Step` (images, and what teachers said about them), the recipe in
+`losses.py` says what it costs, `run.py` holds what changes and keeps it. `distributed.py` is all that several processes
+say to one another. The states of a run, and who knows which, are drawn in `docs/architecture.md`.
 """
 
 import math

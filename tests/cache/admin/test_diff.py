@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from built import sealed_cache
 
 from darht.cache.admin.compare import compare
 from darht.cache.admin.diff import diff_caches, diff_spec
-from darht.cache.builder.build import build, plan_build
 from darht.cache.builder.seal import seal
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.commit import read_commit, write_commit
@@ -32,11 +32,7 @@ def wider(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     config["views"] = {"padding": 1, "flip": False, "count": 4}
     config["attacks"] = {"pgd-cnn": {**config["attacks"]["pgd-cnn"], "steps": 1}}
     folder = tmp_path_factory.mktemp("other")
-    (folder / "spec.yaml").write_text(yaml.safe_dump(config))
-    plan = plan_build(folder / "spec.yaml", device=CPU)
-    build(plan, folder / "cache", device=CPU, on_unit=lambda array, shard, seconds: None)
-    seal(folder / "cache")
-    return folder / "cache", folder / "spec.yaml"
+    return sealed_cache(config, folder), folder / "cache.yaml"
 
 
 def change(folder: Path, name: str, index: tuple[int, ...], value: float) -> None:

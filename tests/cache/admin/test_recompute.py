@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from built import sealed_cache
 from reseal import reseal
 
 from darht.cache.admin.compare import ValueDiff
 from darht.cache.admin.recompute import LOGITS, VALUES, Recomputed, recompute, sample_batches, sample_size
-from darht.cache.builder.build import build, plan_build
-from darht.cache.builder.seal import seal
+from darht.cache.builder.build import plan_build
 from darht.cache.read.reader import open_cache
 from darht.core.errors import ConfigError, DataError, ModelError
 
@@ -26,11 +26,7 @@ def odd_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory)
     config["data"]["limit"], config["views"]["count"] = 40, 3
     config["store"] = {"rows_per_shard": 16, "rows_per_chunk": 4, "logits": "float32"}
     folder = tmp_path_factory.mktemp("odd")
-    (folder / "spec.yaml").write_text(yaml.safe_dump(config))
-    plan = plan_build(folder / "spec.yaml", device=CPU)
-    build(plan, folder / "cache", device=CPU, batch_size=5, on_unit=lambda array, shard, seconds: None)
-    seal(folder / "cache")
-    return folder / "cache"
+    return sealed_cache(config, folder, batch_size=5)
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def test_on_the_same_engine_nothing_differs(odd_cache, count, seed, rows):
 
 def test_the_sample_is_seeded_and_cut_as_the_build_was(odd_cache, tiny_cache_config):
     cache = open_cache(odd_cache)
-    plan = plan_build(odd_cache.parent / "spec.yaml", device=CPU)
+    plan = plan_build(odd_cache.parent / "cache.yaml", device=CPU)
     every = sample_batches(plan, cache.rows, 5, seed=0)
     assert [(s.start, s.stop) for s in every[:5]] == [(0, 5), (5, 10), (10, 15), (15, 16), (16, 21)]
     assert sum(s.stop - s.start for s in every) == 40

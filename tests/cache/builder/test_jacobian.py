@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from built import sealed_cache
 from torch import nn
 
 from darht.cache.admin.verify import verify
@@ -115,17 +116,11 @@ def sealed(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """40 digits in shards of 8, with all rows of the ResNet's Jacobian and three of the ViT's."""
     import yaml
 
-    from darht.cache.builder.build import build, plan_build
-
     folder, config = tmp_path_factory.mktemp("jacobian"), yaml.safe_load(tiny_cache_config.read_text())
     with_jacobians(cnn=None, vit=3)(config)
     config["data"]["limit"], config["store"] = 40, {"rows_per_shard": 8, "rows_per_chunk": 4}
     del config["attacks"]["pgd-vit"]
-    (folder / "c.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    plan = plan_build(folder / "c.yaml", device=CPU)
-    build(plan, folder / "cache", device=CPU, on_unit=lambda array, shard, seconds: None)
-    seal(folder / "cache")
-    return open_cache(folder / "cache")
+    return open_cache(sealed_cache(config, folder))
 
 
 def test_the_arrays_of_the_format(sealed: Cache) -> None:

@@ -7,11 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
+from built import sealed_cache
 from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_after
 
-from darht.cache.builder.build import build, plan_build
-from darht.cache.builder.seal import seal
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.reader import open_cache
@@ -56,11 +54,7 @@ def plain_cache(tiny_teachers, tmp_path_factory):
         "views": {"kind": "identity"},
         "store": {"rows_per_shard": 64, "rows_per_chunk": 64},
     }
-    (folder / "cache.yaml").write_text(yaml.safe_dump(config))
-    plan = plan_build(folder / "cache.yaml", device=CPU)
-    build(plan, folder / "cache", device=CPU, on_unit=lambda array, shard, seconds: None)
-    seal(folder / "cache")
-    return open_cache(folder / "cache")
+    return open_cache(sealed_cache(config, folder))
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import json
 
 import pytest
 import torch
-import yaml
+from built import sealed_cache
 
 from darht.attacks import AutoAttack
-from darht.cache.builder.build import build, plan_build
-from darht.cache.builder.seal import seal
 from darht.cache.read.reader import open_cache
 from darht.trainer.cli import train
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
@@ -106,9 +104,7 @@ def test_a_cache_of_test_images_is_told(tiny_teachers, tmp_path):
         "teachers": {"cnn": {"path": str(tiny_teachers["cnn"])}},
         "views": {"kind": "identity"},
     }
-    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(config))
-    build(plan_build(tmp_path / "cache.yaml", device=CPU), tmp_path / "cache", device=CPU, on_unit=lambda *unit: None)
-    seal(tmp_path / "cache")
+    sealed_cache(config, tmp_path)
     network = StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]})
     recipe = TrainConfig(
         student=network,
