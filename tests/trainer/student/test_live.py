@@ -149,7 +149,7 @@ def test_a_folder_with_other_weights_is_refused(cache, tiny_teachers, tmp_path):
         train(LIVE, cache, tmp_path / "run", device=CPU, teachers={"cnn": tiny_teachers["vit"]})
     mine, theirs = (cache.spec.teachers[name].weights_sha256 for name in ("cnn", "vit"))
     assert str(caught.value).startswith(f"{tiny_teachers['vit']} is not teacher 'cnn' of the cache: ")
-    assert "weights_sha256: " in str(caught.value) and mine[:40] in str(caught.value) and theirs[:40] in str(caught.value)
+    assert all(part in str(caught.value) for part in ("weights_sha256: ", mine[:40], theirs[:40]))
     assert str(caught.value).endswith("; give --teacher cnn=FOLDER")
     assert not (tmp_path / "run").exists()
 
