@@ -48,7 +48,7 @@ RUN = """
     from darht.cache.read.reader import Cache, open_cache
     from darht.core.config import load_mapping, parse
     from darht.trainer.config import TrainConfig
-    from darht.trainer.student.distributed import leave, place
+    from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.student.train import train
 
     def stop(step, *rest):
