@@ -1,8 +1,7 @@
 """FAISS indexes over a sealed cache: perturbations, images, teachers' logits and students' features.
 
 The main path is `build_indexes`: for every space project the vectors in a stream, choose an index, measure its recall
-against exact search, and save it with the cache's root hash. `python -m darht.tools.index CACHE` is `darht-inspect
-index CACHE`.
+against exact search, and save it with the cache's root hash.
 """
 
 import io
@@ -325,9 +324,3 @@ def make_index(kind: str, vectors: Floats, what: str) -> Any:
 def _search(index: Any, vectors: Floats, queries: Ints, k: int) -> Ints:
     _, rows = index.search(vectors[queries], k + 1)
     return without_self(rows, queries, k)
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import index
-
-    index()

@@ -1,7 +1,6 @@
 """Everything that the report of a cache shows, collected once.
 
-The main path is `collect`; `report_figures.py` draws, `report_page.py` writes the page. `python -m darht.tools.report
-CACHE` is `darht-inspect report CACHE`.
+The main path is `collect`; `report_figures.py` draws, `report_page.py` writes the page.
 """
 
 from collections.abc import Callable
@@ -242,9 +241,3 @@ def _build_facts(cache: Cache) -> tuple[tuple[ArrayFacts, ...], dict[str, str]]:
         size = cache.size(array.name)
         facts.append(ArrayFacts(name=array.name, shape=array.shape, dtype=array.dtype, size=size, seconds=seconds))
     return tuple(facts), environment
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import report
-
-    report()

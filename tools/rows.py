@@ -1,7 +1,4 @@
-"""Rows worth a look: those that fool all teachers, that one alone gets right, mislabelled ones, repeats in the test.
-
-`python -m darht.tools.rows CACHE` is `darht-inspect rows CACHE`.
-"""
+"""Rows worth a look: those that fool all teachers, that one alone gets right, mislabelled ones, repeats in the test."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -207,9 +204,3 @@ def _caption(cache: Cache, report: RowReport, kind: str, row: int) -> str:
         return f"{label}?\n{classes[next(one.suggested for one in report.label_errors if one.row == row)]}"
     best = next(one for one in report.duplicates or () if one.row == row)
     return f"{label}\n{best.pixels:.2f}{' mirrored' if best.mirrored else ''}"
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import rows
-
-    rows()

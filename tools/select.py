@@ -1,7 +1,7 @@
 """Which teachers to take: sets whose adversarial examples seldom transfer inside the set.
 
 The main path is `rank_sets`: one table of what each teacher is worth alone, one of how often the examples of one fool
-another, and a search over sets. `python -m darht.tools.select CACHE --size 3` is `darht-inspect select CACHE --size 3`.
+another, and a search over sets.
 """
 
 import math
@@ -290,9 +290,3 @@ def spec_snippet(cache: Cache, names: tuple[str, ...]) -> str:
             attacks[name] = {"kind": attack.kind, "teacher": attack.teacher, **views, **to_plain(attack.parameters)}
     text: str = yaml.safe_dump({"teachers": teachers, "attacks": attacks}, sort_keys=False, default_flow_style=None)
     return text
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import select
-
-    select()

@@ -1,7 +1,7 @@
 """Which teachers share their weaknesses: the transferability matrix, read from a cache at no extra cost.
 
 Every teacher has already answered every stored adversarial example, so the matrix takes no gradient and no forward
-pass. `python -m darht.tools.transfer CACHE` is `darht-inspect transfer CACHE`.
+pass.
 """
 
 from dataclasses import dataclass
@@ -114,9 +114,3 @@ def draw(matrix: TransferMatrix, path: Path) -> None:
     made_on = [f"{attack}\non {source}" for attack, source in zip(matrix.attacks, matrix.sources, strict=True)]
     asked_of = [f"{name}\nclean {value:.1f} %" for name, value in zip(matrix.teachers, matrix.clean, strict=True)]
     write_atomic(path, heat_map(matrix.accuracy.tolist(), made_on, asked_of))
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import transfer
-
-    transfer()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks import APGD, FGSM, PGD, Attack, AutoAttack
-from darht.attacks.autoattack import SQUARE_WINS, reference
+from darht.attacks.autoattack import on_survivors, reference, square_warning
 from darht.attacks.engine.engine import FULL, Engine
 from darht.attacks.objectives import Model, ObjectiveName
 from darht.attacks.threat import Threat
@@ -23,7 +23,6 @@ from darht.trainer.teacher.evaluate import EVERYONE, Score
 
 SELF = "the evaluated model"
 AUTOATTACK = "autoattack"
-_BY_CHANCE = 2  # images that Square may win where 0.2 % would be less than one
 _REFERENCE_TARGETS = 9  # of pyautoattack's targeted attacks, which fail where there are fewer
 
 
@@ -89,23 +88,21 @@ def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
     """
     if m.random:
         suite = dataclasses.replace(suite, version="rand")
-    left = m.correct
     after: dict[str, int] = {}
-    for part, attack in suite.parts(m.logits.shape[1]).items():
+
+    def ask(part: str, attack: Attack, left: Tensor) -> Tensor:
         once = dataclasses.replace(attack, eot=1) if m.random and isinstance(attack, APGD) else attack
-        step = white_box(m, f"{AUTOATTACK}:{part}", once)
-        step = dataclasses.replace(step, stream=(AUTOATTACK, part))
-        before = len(left)
-        if len(left):
-            left = left[m.ask(step, left, on=f"those that withstood {', '.join(after) or 'nothing yet'}", quiet=True)]
+        step = dataclasses.replace(white_box(m, f"{AUTOATTACK}:{part}", once), stream=(AUTOATTACK, part))
+        on = f"those that withstood {', '.join(after) or 'nothing yet'}"
+        return torch.from_numpy(m.ask(step, left.numpy(), on=on, quiet=True))
+
+    left = torch.from_numpy(m.correct)
+    for part, left in on_survivors(suite.parts(m.logits.shape[1]), left, ask):
         after[part] = len(left)
-        if part == "square" and before - len(left) > max(_BY_CHANCE, SQUARE_WINS * m.count):
-            m.warnings.append(
-                f"square fooled {before - len(left)} of {m.count} images that withstood the white-box attacks: the "
-                "gradients mislead, so the true accuracy is lower still; attack adaptively"
-            )
+        if part == "square" and (text := square_warning(after, m.count)):
+            m.warnings.append(text)
     about = {key: value for key, value in to_plain(suite).items() if key != "engine"}
-    _suite_score(m, left, {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
+    _suite_score(m, left.numpy(), {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
 
 
 def check_reference(classes: int) -> None:
