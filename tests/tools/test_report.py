@@ -18,7 +18,7 @@ from darht.tools.index import Indexes, IndexSettings, build_indexes
 from darht.tools.live import load_teachers
 from darht.tools.report import OUTCOMES, Report, collect, hardest_rows, outcomes
 from darht.tools.report_figures import class_figure
-from darht.tools.report_page import render, table
+from darht.tools.report_page import draw, render, table
 from darht.tools.vectors import cache_spaces
 
 NAMES = ("bit", "res", "vit")
@@ -181,5 +181,6 @@ def test_too_many_classes_are_not_drawn(lively: Report, monkeypatch: pytest.Monk
 
 
 def test_names_cannot_become_markup() -> None:
-    text = table(["<b>"], [["<script>alert(1)</script>"], [("<i>", 1.0)]])
+    part = table(["<b>"], [["<script>alert(1)</script>"], [("<i>", 1.0)]])
+    text = draw("table.html", {"part": part})
     assert "<script>" not in text and "<i>" not in text and "&lt;b&gt;" in text

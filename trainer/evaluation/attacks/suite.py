@@ -96,13 +96,14 @@ def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
         on = f"those that withstood {', '.join(after) or 'nothing yet'}"
         return torch.from_numpy(m.ask(step, left.numpy(), on=on, quiet=True))
 
-    left = torch.from_numpy(m.correct)
-    for part, left in on_survivors(suite.parts(m.logits.shape[1]), left, ask):
+    withstood = torch.from_numpy(m.correct)
+    for part, left in on_survivors(suite.parts(m.logits.shape[1]), withstood, ask):
+        withstood = left
         after[part] = len(left)
         if part == "square" and (text := square_warning(after, m.count)):
             m.warnings.append(text)
     about = {key: value for key, value in to_plain(suite).items() if key != "engine"}
-    _suite_score(m, left.numpy(), {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
+    _suite_score(m, withstood.numpy(), {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
 
 
 def check_reference(classes: int) -> None:
