@@ -183,10 +183,10 @@ def transfer(location: str, by_class: bool, balanced: bool, picture: Path | None
     """Which teacher falls for which teacher's adversarial examples."""
     from darht.cache.read.webdataset import open_shards
     from darht.tools.tables import transfer_table
-    from darht.tools.transfer import draw, transfer_matrix
+    from darht.tools.transfer import draw, stored_transfer
 
     cache = open_shards(location)
-    matrix = transfer_matrix(cache, balanced=balanced)
+    matrix = stored_transfer(cache, balanced=balanced)
     names = cache.spec.data.classes if by_class else ()
     path = _beside(location, "transfer.png", picture)
     _print(transfer_table(matrix), *(transfer_table(matrix, c, name) for c, name in enumerate(names)))

@@ -20,8 +20,8 @@ from darht.core.config import parse
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.core.files import is_free, sha256_bytes, write_atomic
 from darht.core.storage import LocalPlace
-from darht.tools.answers import Ints
 from darht.tools.nearest import Nearest, recall, without_self
+from darht.tools.predictions import Ints
 from darht.tools.project import Method, fit_projection, project
 from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
 

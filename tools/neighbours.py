@@ -10,10 +10,10 @@ from torch import nn
 
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError, DataError
-from darht.tools.answers import Ints
 from darht.tools.index import Indexes
 from darht.tools.live import ask, craft
 from darht.tools.nearest import Nearest
+from darht.tools.predictions import Ints
 from darht.tools.project import project
 from darht.tools.vectors import Floats, Space, cache_spaces, image_vectors, logit_vectors, space_blocks, take, unit
 

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from darht.core.stats import wilson
-from darht.tools.report import Hard, Report
+from darht.tools.report import CacheReport, Hard
 from darht.tools.report_figures import (
     Figure,
     angle_figure,
@@ -28,7 +28,7 @@ Part = dict[str, Any]
 Section = dict[str, Any]
 
 
-def render(report: Report) -> str:
+def render(report: CacheReport) -> str:
     """The whole page."""
     from plotly.offline import get_plotlyjs
 
@@ -79,7 +79,7 @@ def _per_cent(value: float) -> Cell:
     return ("unknown", -1.0) if np.isnan(value) else (f"{value:.1f}", value)
 
 
-def _head(report: Report) -> Section:
+def _head(report: CacheReport) -> Section:
     cache, spec = report.cache, report.cache.spec
     held, total = len(cache.manifest.holdout), sum(array.size for array in report.arrays)
     height, width = spec.data.image_shape[1:]
@@ -102,7 +102,7 @@ def _head(report: Report) -> Section:
     return {"finding": words + extra, "facts": facts}
 
 
-def _teachers(report: Report) -> Section:
+def _teachers(report: CacheReport) -> Section:
     rows: list[list[Cell]] = []
     N = report.cache.rows
     for t, one in enumerate(report.candidates):
@@ -131,7 +131,7 @@ def _teachers(report: Report) -> Section:
     return _section(finding, table([*columns, "weights"], rows, note))
 
 
-def _transfer(report: Report) -> Section:
+def _transfer(report: CacheReport) -> Section:
     figure, by_class = transfer_figure(report), class_figure(report)
     return _section(
         figure.finding,
@@ -140,7 +140,7 @@ def _transfer(report: Report) -> Section:
     )
 
 
-def _subspaces(report: Report) -> Section:
+def _subspaces(report: CacheReport) -> Section:
     found, figure = report.geometry, angle_figure(report)
     rows: list[list[Cell]] = []
     for (a, b), mix in found.mixing.items():
@@ -167,7 +167,7 @@ def _subspaces(report: Report) -> Section:
     return _section(figure.finding, _figure(figure, "angles", heading=False), pairs, own, *_directions(report))
 
 
-def _directions(report: Report) -> tuple[Part, ...]:
+def _directions(report: CacheReport) -> tuple[Part, ...]:
     found = report.gaas
     if found is None:
         return (_text("Orthogonal directions were not counted: that needs every teacher."),)
@@ -196,7 +196,7 @@ def _shared(shares: list[float]) -> str:
     )
 
 
-def _maps(report: Report) -> Section:
+def _maps(report: CacheReport) -> Section:
     parts = []
     for plane in report.maps:
         first, second = map_figures(report, plane)
@@ -212,7 +212,7 @@ def _pair(*sides: Part) -> Part:
     return {"pair": sides}
 
 
-def _hardest(report: Report) -> Section:
+def _hardest(report: CacheReport) -> Section:
     count, T = len(report.rows.fooled_all), len(report.matrix.teachers)
     finding = (
         f"{count:,} of {report.cache.rows:,} images have one example that fools "
@@ -227,7 +227,7 @@ def _hardest(report: Report) -> Section:
     return _section(finding, {"kind": "cards", "cards": cards, "note": note})
 
 
-def _card(report: Report, hard: Hard) -> dict[str, Any]:
+def _card(report: CacheReport, hard: Hard) -> dict[str, Any]:
     classes = report.cache.spec.data.classes
     pictures = [("image", hard.image), ("perturbation", np.rint(255 * hard.delta).astype(np.uint8)),
                 ("adversarial image", hard.adversarial)]  # fmt: skip
@@ -248,7 +248,7 @@ def _uri(pixels: np.ndarray) -> str:
     return charts.picture(np.moveaxis(pixels, 2, 0))
 
 
-def _odd_rows(report: Report) -> Section:
+def _odd_rows(report: CacheReport) -> Section:
     rows, classes = report.rows, report.cache.spec.data.classes
     lone = {name: sum(one.teacher == name for one in rows.only_one) for name in report.matrix.teachers}
     finding = (
@@ -269,7 +269,7 @@ def _odd_rows(report: Report) -> Section:
     return _section(finding, alone, labels)
 
 
-def _build(report: Report) -> Section:
+def _build(report: CacheReport) -> Section:
     sizes, seconds = size_figures(report)
     drawn = [_figure(figure, name) for figure, name in ((sizes, "sizes"), (seconds, "seconds")) if figure]
     rows: list[list[Cell]] = [

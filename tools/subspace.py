@@ -13,8 +13,8 @@ import numpy as np
 
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
-from darht.tools.answers import Ints
 from darht.tools.index import Indexes
+from darht.tools.predictions import Ints
 from darht.tools.project import project
 from darht.tools.vectors import Floats, cache_spaces, need_attacks, sample_rows, take
 

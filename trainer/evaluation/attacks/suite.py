@@ -18,7 +18,7 @@ from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 from darht.core.tensors import hash_weights
-from darht.trainer.evaluation.measure import Family, Measurement, Step
+from darht.trainer.evaluation.measure import AttackStep, Family, Measurement
 from darht.trainer.teacher.evaluate import EVERYONE, Score
 
 SELF = "the evaluated model"
@@ -43,25 +43,25 @@ def step_of(threat: Threat, *, share: float = 4.0) -> float:
 
 def white_box(
     m: Measurement, name: str, attack: Attack, *, engine: Engine | None = None, family: Family = "white-box"
-) -> Step:
+) -> AttackStep:
     """An attack on the evaluated model itself, by the engine."""
-    used = engine or m.engine
+    used = engine or m.setup.engine
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
-        return used.run(attack, m.model, x, y, generator=generator).x_adv
+        return used.run(attack, m.setup.model, x, y, generator=generator).x_adv
 
     about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": SELF, "restarts": used.restarts}
-    return Step(name=name, family=family, craft=craft, about=about, threat=attack.threat)
+    return AttackStep(name=name, family=family, craft=craft, about=about, threat=attack.threat)
 
 
-def from_other(name: str, attack: Any, model: Model, label: str, family: Family = "transfer") -> Step:
+def from_other(name: str, attack: Any, model: Model, label: str, family: Family = "transfer") -> AttackStep:
     """An attack with its whole budget on another model, whose examples the evaluated one is asked about."""
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         return FULL.run(attack, model, x, y, generator=generator).x_adv
 
     about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": label, "weights": weights_of(model)}
-    return Step(name=name, family=family, craft=craft, about=about, threat=attack.threat)
+    return AttackStep(name=name, family=family, craft=craft, about=about, threat=attack.threat)
 
 
 def weights_of(model: Model) -> str:
@@ -72,7 +72,7 @@ def weights_of(model: Model) -> str:
 
 def run_quick(m: Measurement, teachers: Mapping[str, Model]) -> None:
     """FGSM and PGD-20 on the model itself, and PGD-20 examples of every teacher, on every image that is right."""
-    threat = m.threat
+    threat = m.setup.threat
     pgd = PGD(eps=threat.eps, norm=threat.norm, step=step_of(threat), steps=20)
     steps = [white_box(m, "fgsm", FGSM(eps=threat.eps, norm=threat.norm)), white_box(m, "pgd-20", pgd)]
     steps += [from_other(f"transfer:{name}", pgd, model, name) for name, model in teachers.items()]
@@ -86,12 +86,12 @@ def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
     For a model that draws random numbers the parts are those of version `rand`; the model is then an expectation over
     draws already, so that they do not average again.
     """
-    if m.random:
+    if m.setup.random:
         suite = dataclasses.replace(suite, version="rand")
     after: dict[str, int] = {}
 
     def ask(part: str, attack: Attack, left: Tensor) -> Tensor:
-        once = dataclasses.replace(attack, eot=1) if m.random and isinstance(attack, APGD) else attack
+        once = dataclasses.replace(attack, eot=1) if m.setup.random and isinstance(attack, APGD) else attack
         step = dataclasses.replace(white_box(m, f"{AUTOATTACK}:{part}", once), stream=(AUTOATTACK, part))
         on = f"those that withstood {', '.join(after) or 'nothing yet'}"
         return torch.from_numpy(m.ask(step, left.numpy(), on=on, quiet=True))
@@ -129,15 +129,17 @@ def run_reference(m: Measurement, suite: AutoAttack) -> None:
     Raises:
         ConfigError: the package is not installed.
     """
-    if m.random:
+    if m.setup.random:
         suite = dataclasses.replace(suite, version="rand")
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         with torch.enable_grad():
-            return reference(m.model, x, y, eps=suite.eps, norm=suite.norm, version=suite.version, seed=m.seed)
+            return reference(
+                m.setup.model, x, y, eps=suite.eps, norm=suite.norm, version=suite.version, seed=m.setup.seed
+            )
 
     about = {"kind": AUTOATTACK, "version": suite.version, "eps": suite.eps, "norm": suite.norm, "by": "pyautoattack"}
-    step = Step(name=f"{AUTOATTACK}:reference", family="white-box", craft=craft, about=about, threat=suite.threat)
+    step = AttackStep(name=f"{AUTOATTACK}:reference", family="white-box", craft=craft, about=about, threat=suite.threat)
     left = m.correct[m.ask(step, m.correct, on=EVERYONE, quiet=True)]
     _suite_score(m, left, about)
 
@@ -147,5 +149,5 @@ def _suite_score(m: Measurement, left: np.ndarray, about: dict[str, Any]) -> Non
     known[m.correct] = 0
     known[left] = 1
     m.right[AUTOATTACK] = known
-    about = {**about, "against": SELF, "seed": m.seed, "alive_after": int(m.alive.sum())}
+    about = {**about, "against": SELF, "seed": m.setup.seed, "alive_after": int(m.alive.sum())}
     m.scores.append(Score(AUTOATTACK, len(left), m.count, about, "white-box"))

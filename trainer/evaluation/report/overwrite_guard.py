@@ -11,7 +11,7 @@ from darht.trainer.teacher.evaluate import NORMS
 TIERS = ("quick", "standard", "full")  # each has what the one before has
 
 
-def check_standing(path: Path, weights: str, *, tier: str, rows: int, ball: Threat) -> None:
+def check_overwrite(path: Path, weights: str, *, tier: str, rows: int, ball: Threat) -> None:
     """Refuse to write over an evaluation of the same weights that says more, or that is in another ball.
 
     Args:

@@ -78,7 +78,7 @@ def _gallery(m: Measurement) -> list[dict[str, Any]]:
 
 
 def _shown(m: Measurement, example: Example) -> dict[str, Any]:
-    clean, names = m.source.images[example.row], m.source.classes
+    clean, names = m.setup.source.images[example.row], m.setup.source.classes
     largest = float(np.abs(example.delta).max())
     amplified = 127.5 + example.delta * (127.5 / max(largest, 1e-6))
     attacked = np.clip(clean.astype(np.float32) + example.delta, 0, 255)
@@ -91,7 +91,7 @@ def _shown(m: Measurement, example: Example) -> dict[str, Any]:
         "delta": charts.picture(np.clip(amplified, 0, 255).round().astype(np.uint8)),
         "adversarial": charts.picture(attacked.round().astype(np.uint8)),
         "factor": 127.5 / max(largest, 1e-6),
-        "label": names[int(m.source.labels[example.row])],
+        "label": names[int(m.setup.source.labels[example.row])],
         "was": names[int(m.predictions[example.row])],
         "was_sure": 100 * sure,
         "now": names[example.prediction],
