@@ -219,13 +219,13 @@ def test_bf16_hits_are_confirmed_in_float32(scene):
 def test_rounding_to_the_stored_code_is_recorded(scene):
     model, x, y = scene
     attack = APGD(eps=2, steps=20)
-    found = Engine(unit=1.0).run(attack, model, x, y, generator=rng(70))
+    found = Engine(scale=1.0).run(attack, model, x, y, generator=rng(70))
     levels = (found.x_adv - x) * 255
     assert float((levels - levels.round()).abs().max()) < 1e-3
     assert float(levels.abs().max()) < 2 + 1e-3
     plain = Engine().run(attack, model, x, y, generator=rng(70))
     assert found.record["saved_by_rounding"] == int((plain.success & ~found.success).sum())
-    fine = Engine(unit=2 / 127).run(attack, model, x, y, generator=rng(70))
+    fine = Engine(scale=2 / 127).run(attack, model, x, y, generator=rng(70))
     assert fine.record["saved_by_rounding"] <= found.record["saved_by_rounding"]
 
 
@@ -310,8 +310,8 @@ def test_clear_errors(scene):
         APGD(objective="dlr", steps=2)(three, x, labelled(three, x), generator=stream)
     with pytest.raises(ConfigError, match="multiple of 16"):
         Engine(slots=20)
-    with pytest.raises(ConfigError, match="unit"):
-        Engine(unit=2.0)
+    with pytest.raises(ConfigError, match="scale"):
+        Engine(scale=2.0)
     check_inputs(model, x, y)
 
 
