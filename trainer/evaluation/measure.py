@@ -20,7 +20,7 @@ from darht.attacks.threat import Threat
 from darht.cache.sources.load import Source
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.ledger import Arrays, Ledger
-from darht.trainer.teacher.evaluate import EVERYONE, Score
+from darht.trainer.evaluation.score import EVERYONE, Score
 
 Family = Literal["white-box", "transfer", "adaptive", "black-box", "check"]
 Craft = Callable[[Tensor, Tensor, RowRng], Tensor]

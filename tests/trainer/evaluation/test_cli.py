@@ -15,7 +15,7 @@ from darht.trainer.evaluation import cli
 from darht.trainer.evaluation import run as run_module
 from darht.trainer.evaluation.checks.masking import check_masking
 from darht.trainer.evaluation.cli import evaluate
-from darht.trainer.teacher.evaluate import Score
+from darht.trainer.evaluation.score import Score
 
 SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
 

@@ -11,7 +11,7 @@ from darht.cache.sources.load import Source
 from darht.trainer.evaluation.attacks.substitute import Substitution, label_by_asking, train_substitute
 from darht.trainer.evaluation.attacks.suite import from_other, logit_ratio, white_box
 from darht.trainer.evaluation.measure import Measurement
-from darht.trainer.teacher.evaluate import EVERYONE
+from darht.trainer.evaluation.score import EVERYONE
 
 
 def run_queries(m: Measurement, rows: np.ndarray, *, square: int = 5000, rays: int = 10_000) -> None:

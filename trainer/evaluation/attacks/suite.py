@@ -19,7 +19,7 @@ from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 from darht.core.tensors import hash_weights
 from darht.trainer.evaluation.measure import AttackStep, Family, Measurement
-from darht.trainer.teacher.evaluate import EVERYONE, Score
+from darht.trainer.evaluation.score import EVERYONE, Score
 
 SELF = "the evaluated model"
 AUTOATTACK = "autoattack"
@@ -70,10 +70,15 @@ def weights_of(model: Model) -> str:
     return hash_weights(model, getattr(getattr(model, "preprocess", None), "resize", None))[:16]
 
 
+def pgd_20(threat: Threat) -> PGD:
+    """PGD of 20 steps, what the quick tier asks and teachers are checked with."""
+    return PGD(eps=threat.eps, norm=threat.norm, step=step_of(threat), steps=20)
+
+
 def run_quick(m: Measurement, teachers: Mapping[str, Model]) -> None:
     """FGSM and PGD-20 on the model itself, and PGD-20 examples of every teacher, on every image that is right."""
     threat = m.setup.threat
-    pgd = PGD(eps=threat.eps, norm=threat.norm, step=step_of(threat), steps=20)
+    pgd = pgd_20(threat)
     steps = [white_box(m, "fgsm", FGSM(eps=threat.eps, norm=threat.norm)), white_box(m, "pgd-20", pgd)]
     steps += [from_other(f"transfer:{name}", pgd, model, name) for name, model in teachers.items()]
     for step in steps:

@@ -6,7 +6,7 @@ from typing import Any
 
 from darht.attacks.threat import Threat
 from darht.core.errors import ConfigError
-from darht.trainer.teacher.evaluate import NORMS
+from darht.trainer.evaluation.score import NORMS
 
 TIERS = ("quick", "standard", "full")  # each has what the one before has
 

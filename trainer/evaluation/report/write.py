@@ -15,8 +15,8 @@ from darht.trainer.evaluation.checks.calibration import Calibration, calibration
 from darht.trainer.evaluation.checks.masking import SURFACE_IMAGES, Masking
 from darht.trainer.evaluation.measure import Measurement
 from darht.trainer.evaluation.report.page import write_page
+from darht.trainer.evaluation.score import NORMS, SCHEMA_VERSION, Score
 from darht.trainer.evaluation.target import Target
-from darht.trainer.teacher.evaluate import NORMS, SCHEMA_VERSION, Score
 
 FEW_CLASSES = 20  # up to so many the confusion matrix is written out
 
