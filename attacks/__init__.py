@@ -13,7 +13,6 @@ from darht.attacks.mim import MIM
 from darht.attacks.pgd import PGD
 from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
 from darht.attacks.square import Square
-from darht.attacks.surrogate import Transfer
 from darht.attacks.threat import Threat, parse_eps
 from darht.attacks.validate import AttackWarning
 
@@ -51,6 +50,5 @@ __all__ = [
     "Outcome",
     "Square",
     "Threat",
-    "Transfer",
     "parse_eps",
 ]

@@ -37,7 +37,7 @@ class APGDState(State):
         rises: how often the loss rose since the last checkpoint.
         checked: the best loss at the last checkpoint.
         halved: whether the last checkpoint halved the step.
-        target: the class that this run aims at; the label for `APGD`.
+        run_target: the class of this run; the label for `APGD`.
     """
 
     before: Tensor
@@ -49,7 +49,7 @@ class APGDState(State):
     rises: Tensor
     checked: Tensor
     halved: Tensor
-    target: Tensor
+    run_target: Tensor
 
 
 @lru_cache
@@ -86,7 +86,7 @@ class _AutoPGD(SingleModel):
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
         raise NotImplementedError
 
-    def _begin(self, rows: Rows, target: Tensor) -> APGDState:
+    def _begin(self, rows: Rows, run_target: Tensor) -> APGDState:
         radius, x = self.threat.radius, rows.x
         noise = self._noise(rows)
         query = (x + radius * noise).clamp(0.0, 1.0)
@@ -103,7 +103,7 @@ class _AutoPGD(SingleModel):
             rises=per_row.clone(),
             checked=per_row.clone(),
             halved=torch.ones_like(rows.y, dtype=torch.bool),
-            target=target,
+            run_target=run_target,
         )
 
     def _noise(self, rows: Rows) -> Tensor:
@@ -195,7 +195,7 @@ class APGD(_AutoPGD):
         return self._begin(rows, rows.y)
 
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
-        return lambda logits: state.aim(self.objective, logits)
+        return lambda logits: state.objective(self.objective, logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,14 +233,14 @@ class APGDT(_AutoPGD):
 
     def start(self, rows: Rows, run: int) -> APGDState:
         """At a random point of the ball, aiming at one class."""
-        return self._begin(rows, aimed_class(rows, run, self.runs(rows.clean.shape[1]))[0])
+        return self._begin(rows, class_of_run(rows, run, self.runs(rows.clean.shape[1]))[0])
 
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
         objective = targeted_dlr if self.objective == "dlr" else targeted_margin
-        return lambda logits: objective(logits, state.y, state.target)
+        return lambda logits: objective(logits, state.y, state.run_target)
 
 
-def aimed_class(rows: Rows, run: int, classes: int) -> tuple[Tensor, int]:
+def class_of_run(rows: Rows, run: int, classes: int) -> tuple[Tensor, int]:
     """The wrong class that a run aims at, `[B]`, and how many restarts came before the run.
 
     Of `classes` runs the k-th takes the class with the k-th largest clean logit after the largest; where somebody

@@ -3,7 +3,7 @@
 The package `pyautoattack` is the oracle that this is checked against; `reference` runs that instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,42 @@ from darht.core.rng import RowRng
 from darht.core.tensors import load_tensors, save_tensors
 
 Version = Literal["standard", "rand"]
-SQUARE_WINS = 0.002  # of all images; more says that the gradients mislead (the authors' threshold)
+Ask = Callable[[str, Attack, Tensor], Tensor]
+_SQUARE_WINS = 0.002  # of all images; more says that the gradients mislead (the authors' threshold)
+_BY_CHANCE = 2  # images that Square may win where that is less than one
+
+
+def on_survivors(parts: Mapping[str, Attack], left: Tensor, ask: Ask) -> Iterator[tuple[str, Tensor]]:
+    """The chain itself: each part on the images that the parts before left.
+
+    Args:
+        parts: attacks by name, in order.
+        left: positions of the images to begin with, int64 `[n]`.
+        ask: runs a part on positions `[m]`, at least one, and says which withstood, bool `[m]`.
+
+    Yields:
+        The part's name and the positions it left.
+    """
+    for name, attack in parts.items():
+        if len(left):
+            left = left[ask(name, attack, left)]
+        yield name, left
+
+
+def square_warning(after: Mapping[str, int], count: int) -> str | None:
+    """What there is to say when Square takes many images from those that the gradients could not fool, or None.
+
+    Args:
+        after: robust images after each part, Square the last of several.
+        count: images in all, also those that are wrong when clean.
+    """
+    *_, before, now = after.values()
+    if before - now <= max(_BY_CHANCE, _SQUARE_WINS * count):
+        return None
+    return (
+        f"square fooled {before - now} of {count} images that withstood the white-box attacks: the gradients mislead, "
+        "so the true accuracy is lower still; attack adaptively"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +169,7 @@ class AutoAttack:
             check_labels(clean, y)
             run = _Run(self, ready, Rows(x=x, y=y, clean=clean, generator=generator), state)
             run.check_model()
-            for name, attack in self.parts(clean.shape[1]).items():
-                run.part(name, attack)
+            for name in run.chain(self.parts(clean.shape[1])):
                 on_part(name, float(run.robust.double().mean()))
             return run.finish()
 
@@ -167,28 +201,27 @@ class _Run:
         if first.shape[1] < 4:
             self._warn(f"{first.shape[1]} classes are too few for DLR: the margin stands in for it")
 
-    def part(self, name: str, attack: Attack) -> None:
-        """Run one attack on the survivors, unless a resumed state has it already."""
-        if name in self.after:
-            return
-        before = int(self.robust.sum())
-        left = self.robust.nonzero().squeeze(1)
-        if len(left):
-            own = self.rows[left]
-            own = replace(own, generator=own.generator.fold("autoattack", name))
-            try:
-                outcome = self.suite.engine.run_prepared(attack, self.ready, own)
-            except NoGradientError as error:
-                self._warn(f"{name} cannot run: {error}")
-            else:
-                self._take(name, outcome, left)
-        self.after[name] = int(self.robust.sum())
-        if name == "square" and before - self.after[name] > SQUARE_WINS * len(self.rows.y):
-            self._warn(
-                f"square fooled {before - self.after[name]} of {len(self.rows.y)} images that withstood the white-box "
-                "attacks: the gradients mislead, so the true accuracy is lower still; attack adaptively"
-            )
-        self._save()
+    def chain(self, parts: Mapping[str, Attack]) -> Iterator[str]:
+        """Run the parts that a resumed state does not have; yields the name of each, also of those."""
+        yield from (name for name in parts if name in self.after)
+        todo = {name: attack for name, attack in parts.items() if name not in self.after}
+        for name, left in on_survivors(todo, self.robust.nonzero().squeeze(1), self._ask):
+            self.after[name] = len(left)
+            if name == "square" and (text := square_warning(self.after, len(self.rows.y))):
+                self._warn(text)
+            self._save()
+            yield name
+
+    def _ask(self, name: str, attack: Attack, left: Tensor) -> Tensor:
+        own = self.rows[left]
+        own = replace(own, generator=own.generator.fold("autoattack", name))
+        try:
+            outcome = self.suite.engine.run_prepared(attack, self.ready, own)
+        except NoGradientError as error:
+            self._warn(f"{name} cannot run: {error}")
+        else:
+            self._take(name, outcome, left)
+        return self.robust[left]
 
     def _take(self, name: str, outcome: Outcome, left: Tensor) -> None:
         fooled = left[outcome.success]

@@ -106,8 +106,8 @@ class CW(SingleModel):
         """The objective's gradient with respect to the pixels; the point is kept where it is the nearest so far."""
         assert isinstance(state, CWState)
         square = (state.query - state.x).square().sum((1, 2, 3))
-        penalty = observe(oracle, state, lambda logits: (self.confidence - state.lead(logits)).clamp(min=0.0))
-        wrong = state.lead(state.logits) > self.confidence
+        penalty = observe(oracle, state, lambda logits: (self.confidence - state.margin(logits)).clamp(min=0.0))
+        wrong = state.margin(state.logits) > self.confidence
         state.found |= wrong
         nearer = (wrong & (-square > state.score)).nonzero().squeeze(1)
         state.best[nearer], state.score[nearer] = state.query[nearer], -square[nearer]
@@ -181,4 +181,4 @@ class CWLinf(Steps):
 
     def look(self, oracle: Oracle, state: State) -> None:
         """The capped margin's gradient at the iterate; zero where the cap is reached, so that the row stays."""
-        state.score = observe(oracle, state, lambda logits: state.lead(logits).clamp(max=self.confidence))
+        state.score = observe(oracle, state, lambda logits: state.margin(logits).clamp(max=self.confidence))

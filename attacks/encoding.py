@@ -1,4 +1,4 @@
-"""Perturbations as they are stored: whole multiples of a unit of pixel levels, inside the ball and the pixel range."""
+"""Perturbations as they are stored: whole multiples of a scale in pixel levels, inside the ball and the pixel range."""
 
 import torch
 from torch import Tensor
@@ -9,45 +9,45 @@ from darht.core.errors import DataError
 CODES = 127  # int8 without -128, so that codes are symmetric
 
 
-def encode(x_adv: Tensor, x: Tensor, threat: Threat, unit: float) -> Tensor:
-    """The int8 codes `[N, 3, H, W]` of a perturbation; `unit` pixel levels each.
+def encode(x_adv: Tensor, x: Tensor, threat: Threat, scale: float) -> Tensor:
+    """The int8 codes `[N, 3, H, W]` of a perturbation; `scale` pixel levels each.
 
     Rounded to the nearest code in L-inf and cut towards zero in L2, then clipped so that neither the ball nor the pixel
     range is left.
     """
     delta = threat.project(to_levels(x_adv) - to_levels(x))
-    codes = delta / unit
+    codes = delta / scale
     codes = codes.round() if threat.norm == "linf" else codes.trunc()
-    limit = min(CODES, int(threat.eps / unit * (1 + 1e-6))) if threat.norm == "linf" else CODES
+    limit = min(CODES, int(threat.eps / scale * (1 + 1e-6))) if threat.norm == "linf" else CODES
     codes = codes.clamp(-limit, limit)
     clean = to_levels(x)
-    low, high = (-clean / unit - 1e-4).ceil(), ((LEVELS - clean) / unit + 1e-4).floor()
+    low, high = (-clean / scale - 1e-4).ceil(), ((LEVELS - clean) / scale + 1e-4).floor()
     return torch.minimum(torch.maximum(codes, low), high).to(torch.int8)
 
 
-def decode(codes: Tensor, x: Tensor, unit: float) -> Tensor:
+def decode(codes: Tensor, x: Tensor, scale: float) -> Tensor:
     """Pixels in [0, 1] of stored codes."""
-    return ((to_levels(x) + codes.to(x.dtype) * unit) / LEVELS).clamp(0.0, 1.0)
+    return ((to_levels(x) + codes.to(x.dtype) * scale) / LEVELS).clamp(0.0, 1.0)
 
 
-def store(x_adv: Tensor, x: Tensor, threat: Threat, unit: float | None, *, whole: bool) -> tuple[Tensor, Tensor]:
+def store(x_adv: Tensor, x: Tensor, threat: Threat, scale: float | None, *, whole: bool) -> tuple[Tensor, Tensor]:
     """What storing would leave of `x_adv`, and which rows it changes, bool `[N]`.
 
     An attack on whole levels stored in whole levels is returned as it is.
     """
-    if unit is None or (whole and unit == 1.0):
+    if scale is None or (whole and scale == 1.0):
         return x_adv, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    stored = decode(encode(x_adv, x, threat, unit), x, unit)
+    stored = decode(encode(x_adv, x, threat, scale), x, scale)
     return stored, (stored != x_adv).flatten(1).any(1)
 
 
-def check_stored(codes: Tensor, image: Tensor, threat: Threat, unit: float) -> None:
+def check_stored(codes: Tensor, image: Tensor, threat: Threat, scale: float) -> None:
     """Check epsilon and range on the stored bytes: int8 codes beside their uint8 images.
 
     Raises:
         DataError: rows outside the ball or the pixel range, with their number and the worst excess.
     """
-    delta = codes.double() * unit
+    delta = codes.double() * scale
     reach = delta.flatten(1).abs().amax(1) if threat.norm == "linf" else delta.flatten(1).norm(dim=1)
     far = reach > threat.eps * (1 + 1e-9)
     pixels = image.double() + delta

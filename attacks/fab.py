@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darht.attacks.apgd import aimed_class
+from darht.attacks.apgd import class_of_run
 from darht.attacks.base import SingleModel
 from darht.attacks.engine.query_model import Oracle
 from darht.attacks.engine.state import Rows, State
@@ -20,11 +20,11 @@ class FABState(State):
     """Rows of FAB; `best` is the nearest adversarial point so far, or the image.
 
     Attributes:
-        target: the class aimed at.
+        run_target: the class of this run.
         beaten: `query` is adversarial and must be drawn back.
     """
 
-    target: Tensor
+    run_target: Tensor
     beaten: Tensor
 
 
@@ -73,9 +73,11 @@ class FABT(SingleModel):
     def start(self, rows: Rows, run: int) -> FABState:
         """At the image, aiming at one class; later restarts at half the radius in a random direction."""
         x = rows.x
-        target, restart = aimed_class(rows, run, self.runs(rows.clean.shape[1]))
+        run_target, restart = class_of_run(rows, run, self.runs(rows.clean.shape[1]))
         query = x if restart == 0 else (x + 0.5 * self.threat.radius * self._noise(rows)).clamp(0.0, 1.0)
-        return FABState.begin(rows, query.clone(), target=target, beaten=torch.zeros_like(rows.y, dtype=torch.bool))
+        return FABState.begin(
+            rows, query.clone(), run_target=run_target, beaten=torch.zeros_like(rows.y, dtype=torch.bool)
+        )
 
     def _noise(self, rows: Rows) -> Tensor:
         shape = tuple(rows.x.shape[1:])
@@ -117,7 +119,7 @@ class FABT(SingleModel):
 
     def _boundary(self, state: FABState, logits: Tensor) -> Tensor:
         """0 where the label and this run's class are equal, or, with chosen targets, the target and its best rival."""
-        return state.lead(logits) if state.targeted else targeted_margin(logits, state.y, state.target)
+        return state.margin(logits) if state.targeted else targeted_margin(logits, state.y, state.run_target)
 
     def _size(self, step: Tensor) -> Tensor:
         return step.abs().amax((1, 2, 3), keepdim=True) if self.norm == "linf" else row_norms(step)

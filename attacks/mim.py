@@ -54,7 +54,7 @@ class MIM(OnLevels):
 
     def look(self, oracle: Oracle, state: State) -> None:
         """The objective's gradient at the iterate."""
-        state.score = observe(oracle, state, lambda logits: state.aim(self.objective, logits))
+        state.score = observe(oracle, state, lambda logits: state.objective(self.objective, logits))
 
     def move(self, oracle: Oracle, state: State) -> None:
         """Add the gradient to the momentum and take a step along it."""

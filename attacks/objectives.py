@@ -62,7 +62,7 @@ def _check_dlr(logits: Tensor) -> None:
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 
 
-def aimed(name: ObjectiveName, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+def objective_of(name: ObjectiveName, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     """The objective of this name, `[B]`; where somebody chose a target, the larger the closer to that.
 
     A targeted `margin` is above 0 where the target is predicted; `dlr` is then the targeted one.
@@ -72,8 +72,8 @@ def aimed(name: ObjectiveName, logits: Tensor, y: Tensor, target: Tensor | None)
     return targeted_dlr(logits, y, target) if name == "dlr" else -OBJECTIVES[name](logits, target)
 
 
-def lead(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """The margin, above 0 where an attack has reached its aim: any wrong class, or the target where there is one."""
+def margin_of(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """The margin, above 0 where an attack has succeeded: any wrong class, or the target where there is one."""
     return margin(logits, y) if target is None else -margin(logits, target)
 
 

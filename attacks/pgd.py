@@ -143,4 +143,4 @@ class PGD(Steps):
 
     def look(self, oracle: Oracle, state: State) -> None:
         """The objective's gradient at the iterate."""
-        state.score = observe(oracle, state, lambda logits: state.aim(self.objective, logits))
+        state.score = observe(oracle, state, lambda logits: state.objective(self.objective, logits))

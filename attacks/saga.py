@@ -15,7 +15,7 @@ from darht.attacks.engine.batch_sizes import padded
 from darht.attacks.engine.optimize_model import kernels, private_copy, replicas
 from darht.attacks.engine.query_model import Oracle
 from darht.attacks.engine.slots import forward_all
-from darht.attacks.objectives import Model, aimed
+from darht.attacks.objectives import Model, objective_of
 from darht.attacks.pgd import check_sign_attack, climb
 from darht.attacks.rollout import Watched, is_transformer
 from darht.attacks.threat import LEVELS, Norm, Threat, to_levels
@@ -86,12 +86,12 @@ class SAGA:
     def _attack_all(self, teams: list[tuple[Model, ...]], x: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
         """Chunks of constant size, shared out among the teams, each of which has a thread."""
         chunks = torch.split(torch.arange(len(x), device=x.device), _SLOTS)
-        aims = [None if targets is None else targets[chunk] for chunk in chunks]
+        chosen = [None if targets is None else targets[chunk] for chunk in chunks]
 
         def work(lane: int) -> list[Tensor]:
             members = [Oracle(model) for model in teams[lane]]
             mine = range(lane, len(chunks), len(teams))
-            return [self._attack(members, x[chunks[k]], y[chunks[k]], aims[k]) for k in mine]
+            return [self._attack(members, x[chunks[k]], y[chunks[k]], chosen[k]) for k in mine]
 
         with ThreadPoolExecutor(len(teams)) as pool:
             made = list(pool.map(work, range(len(teams))))
@@ -100,11 +100,11 @@ class SAGA:
     def _attack(self, members: list[Oracle], x: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
         index = torch.arange(padded(len(x), _SLOTS, constant=x.is_cuda), device=x.device) % len(x)
         clean, labels = to_levels(x[index]), y[index]
-        aim = None if targets is None else targets[index]
+        chosen = None if targets is None else targets[index]
         delta = torch.zeros_like(clean)
         blend = self._blend(len(members))
         for _ in range(self.steps):
-            parts = [_part(member, (clean + delta) / LEVELS, labels, aim) for member in members]
+            parts = [_part(member, (clean + delta) / LEVELS, labels, chosen) for member in members]
             direction = blend.direction(parts)
             delta = climb(clean, delta, direction, threat=self.threat, step=self.step)
         return ((clean + delta) / LEVELS)[: len(x)]
@@ -200,7 +200,7 @@ def _teams(models: Sequence[Model], count: int) -> list[tuple[Model, ...]]:
 
 
 def _part(member: Oracle, z: Tensor, y: Tensor, targets: Tensor | None) -> Part:
-    _, _, gradient = member.gradient(z, lambda logits: aimed("ce", logits, y, targets))
+    _, _, gradient = member.gradient(z, lambda logits: objective_of("ce", logits, y, targets))
     if not isinstance(member.model, Watched):
         return Part(gradient, gradient)
     return Part(gradient, gradient * member.model.weights((z.shape[2], z.shape[3])))

@@ -123,7 +123,7 @@ class Square(SingleModel):
             number = torch.arange(len(empty), device=empty.device)
             owner = owners[number % len(owners)]
             state.owner[empty], state.ahead[empty] = owner, number // len(owners) + 1
-            state.y[empty], state.goal[empty] = state.y[owner], state.goal[owner]
+            state.y[empty], state.target[empty] = state.y[owner], state.target[owner]
 
     def look(self, oracle: Oracle, state: State) -> None:
         """Ask for the proposal's loss; keep the proposal where it is higher, or where it fools."""
@@ -133,7 +133,7 @@ class Square(SingleModel):
             state.query[helpers] = self._propose(state, state.owner[helpers], state.ahead[helpers])
         state.logits = oracle.logits(state.query)
         state.hit = state.fooled()
-        loss = state.aim(self.objective, state.logits)
+        loss = state.objective(self.objective, state.logits)
         if len(helpers):
             loss = self._first_accepted(state, loss)
         better = ((loss > state.score) | state.hit).nonzero().squeeze(1)

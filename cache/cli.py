@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeRemainingColumn
 
-from darht.core.cli import StateGroup
+from darht.core.cli import FOLDER, StateGroup, device_option, named_folders, transient_bar
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ def cache() -> None:
 
 
 @cache.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=FOLDER)
 @click.option(
     "--out", required=True, help="The cache's folder, or a URL such as s3://BUCKET/NAME; a stopped build goes on."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
 )
@@ -87,9 +87,8 @@ def build(
 @contextlib.contextmanager
 def _progress(total: int) -> "Iterator[tuple[OnUnit, OnNotice]]":
     """A bar on a terminal's stderr; notices are printed above it."""
-    console, units = Console(stderr=True), (BarColumn(), MofNCompleteColumn(), TextColumn("units"))
-    columns = (TextColumn("{task.description}"), *units, TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = Console(stderr=True)
+    with transient_bar(console, TextColumn("units"), TimeRemainingColumn()) as progress:
         task = progress.add_task("build", total=total)
 
         def on_unit(array: "ArrayLayout", shard: int, seconds: float) -> None:
@@ -103,7 +102,7 @@ def _progress(total: int) -> "Iterator[tuple[OnUnit, OnNotice]]":
 
 @cache.command(params=[option for option in build.params if option.name not in ("spec", "out")])
 @click.argument("location", metavar="CACHE")
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=FOLDER)
 @click.pass_context
 def extend(context: click.Context, /, location: str, spec: Path, **options: Any) -> None:
     """Add the teachers, attacks and views that SPEC has beyond CACHE's, keep everything else, and seal.
@@ -149,11 +148,11 @@ def status(location: str, as_json: bool) -> None:
 @click.argument("location", metavar="CACHE")
 @click.option("--recompute", metavar="2%", help="Also compute a sample of rows again: a share, or a count.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where the data set lies, if not as when built.")
+@click.option("--data-root", type=FOLDER, help="Where the data set lies, if not as when built.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a teacher that does not lie as when built.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Largest difference of a logit [default: 0.05].")
 @click.option("--moved", type=click.FloatRange(0, 100), help="Largest % of a perturbation's values [default: 10].")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 def verify(
     location: str,
     recompute: str | None,
@@ -179,7 +178,7 @@ def verify(
     from darht.cache.read.webdataset import open_shards
     from darht.core.device import pick_device
 
-    folders = _folders(teachers)
+    folders = named_folders(teachers)
     count = sample_size(recompute, read_spec(location).data.rows) if recompute else 0
     problems = verify_cache(location)
     for problem in problems:
@@ -200,13 +199,6 @@ def verify(
     for line in beyond:
         click.echo(f"differs: {line}", err=True)
     sys.exit(4 if beyond else 0)
-
-
-def _folders(teachers: tuple[str, ...]) -> dict[str, Path]:
-    given = dict(item.split("=", 1) for item in teachers if "=" in item)
-    if len(given) != len(teachers):
-        raise ConfigError(f"--teacher reads NAME=FOLDER, each name once; got {', '.join(teachers)}")
-    return {name: Path(folder).expanduser() for name, folder in given.items()}
 
 
 @cache.command()
@@ -274,7 +266,7 @@ def gc(location: str, yes: bool, everything: bool) -> None:
     type=click.Choice(["samples", "blocks"]),
     help="Of tars: one entry per row for everybody, or one per 256 rows, which reads faster.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Of tars: a new or empty folder.")
+@click.option("--out", type=FOLDER, help="Of tars: a new or empty folder.")
 def export(location: str, kind: str, layout: Literal["samples", "blocks"], out: Path | None) -> None:
     """Write a sealed cache as WebDataset tar shards, which darht-train --shards takes as well.
 

@@ -1,15 +1,94 @@
 """What every command line shares: a user's mistake becomes one line and an exit code, never a traceback."""
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from darht.core.errors import DarhtError
+from darht.core.errors import ConfigError, DarhtError
+
+FOLDER = click.Path(path_type=Path)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+
+
+def data_options(*, data: str, root: str, required: bool = False) -> Callable[[Any], Any]:
+    """The options `--data`, `--root`, `--image-size` and `--download`; `data` and `root` are the help of the first two.
+
+    Args:
+        data: which data sets, or which by default.
+        root: where it lies, or by default.
+        required: whether `--data` must be given.
+    """
+    options = (
+        click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
+        click.option("--image-size", type=click.IntRange(min=1), help="Side to which an imagefolder is cut."),
+        click.option("--root", type=FOLDER, help=root),
+        click.option("--data", required=required, help=data),
+    )
+
+    def decorate(function: Any) -> Any:
+        for option in options:
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def named_folders(items: tuple[str, ...], option: str = "--teacher") -> dict[str, Path]:
+    """Folders by name from `NAME=FOLDER`; `~` is expanded.
+
+    Raises:
+        ConfigError: one has another form, or a name comes twice.
+    """
+    given = {name: Path(folder) for name, _, folder in (item.partition("=") for item in items) if name and folder}
+    if len(given) != len(items):
+        raise ConfigError(f"{option} reads NAME=FOLDER, each name once; got {', '.join(items)}")
+    return {name: folder.expanduser() for name, folder in given.items()}
+
+
+def json_mapping(text: str, option: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} must be JSON, such as '{{\"width\": 16}}'; got {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{option} must be a JSON mapping; got {text!r}")
+    return value
+
+
+def numbers(text: str, option: str, *, three: bool = False) -> tuple[float, ...]:
+    """Numbers with commas between them, any count of them or exactly three.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (three and len(values) != 3):
+        many = "three numbers" if three else "numbers"
+        raise ConfigError(f"{option} must be {many} with commas between them; got {text!r}")
+    return values
 
 
 @contextlib.contextmanager
@@ -22,6 +101,14 @@ def progress_bar() -> Iterator[Progress]:
         except DarhtError:
             progress.live.transient = True
             raise
+
+
+@contextlib.contextmanager
+def transient_bar(console: Console, *extra: ProgressColumn) -> Iterator[Progress]:
+    """A counting bar that leaves nothing behind, on a terminal only; `extra` columns follow the time that passed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *extra)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
 
 
 class Command(click.Command):

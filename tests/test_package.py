@@ -66,7 +66,6 @@ def test_the_public_names():
                 "SET_ATTACKS",
                 "Square",
                 "Threat",
-                "Transfer",
                 "parse_eps",
             },
         ),

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from darht.core.cli import Command, Group
+from darht.core.cli import FOLDER, Command, Group, device_option, named_folders, transient_bar
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,12 +17,10 @@ if TYPE_CHECKING:
     from darht.tools.index import Indexes
     from darht.tools.live import Loaded
 
-_FOLDER = click.Path(path_type=Path)
 _teachers_option = click.option(
     "--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from."
 )
-_index_option = click.option("--index", "folder", type=_FOLDER, help="Where the index lies; CACHE/index by default.")
-_device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_index_option = click.option("--index", "folder", type=FOLDER, help="Where the index lies; CACHE/index by default.")
 
 
 @click.group(cls=Group)
@@ -42,10 +39,9 @@ def _beside(location: str, name: str, given: Path | None) -> Path:
 
 
 @contextmanager
-def _steps(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr: told what is done, how much of it, and how much there is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with transient_bar(Console(stderr=True)) as progress:
         task = progress.add_task("", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 
@@ -64,7 +60,7 @@ def _indexes(cache: "Cache", folder: Path | None) -> "Indexes":
     where = folder or default_folder(cache)
     if (where / CARD).is_file():
         return open_indexes(cache, where)
-    with _steps(Console(stderr=True)) as on_rows:
+    with _steps() as on_rows:
         return build_indexes(cache, cache_spaces(cache), where, IndexSettings(), on_rows=on_rows)[0]
 
 
@@ -72,13 +68,7 @@ def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":
     from darht.core.device import pick_device
     from darht.tools.live import load_teachers
 
-    folders = {}
-    for text in teachers:
-        name, equals, folder = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--teacher takes NAME=FOLDER; got {text!r}")
-        folders[name] = Path(folder)
-    found = load_teachers(cache, folders, pick_device(device))
+    found = load_teachers(cache, named_folders(teachers), pick_device(device))
     for name, why in found.missing.items():
         click.echo(f"teacher '{name}' is left out: {why}; give --teacher {name}=FOLDER", err=True)
     return found
@@ -86,12 +76,12 @@ def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":
 
 @inspect.command(cls=Command)
 @click.argument("location", metavar="CACHE")
-@click.option("--out", type=_FOLDER, help="The index's folder; CACHE/index by default.")
+@click.option("--out", type=FOLDER, help="The index's folder; CACHE/index by default.")
 @click.option("--dim", default=128, show_default=True, help="Dimensions after projection.")
 @click.option("--projection", default="pca", show_default=True, type=click.Choice(["pca", "random"]))
 @click.option("--kind", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw", "ivfpq"]))
 @click.option("--exact-below", default=100_000, show_default=True, help="Vectors from which on auto takes hnsw.")
-@click.option("--student", type=_FOLDER, help="A run of darht-train, whose features are indexed too.")
+@click.option("--student", type=FOLDER, help="A run of darht-train, whose features are indexed too.")
 def index(location: str, out: Path | None, student: Path | None, **settings: Any) -> None:
     """Build FAISS indexes over perturbations, images, logits and features; what fits is kept."""
     from darht.cache.read.webdataset import open_shards
@@ -108,7 +98,7 @@ def index(location: str, out: Path | None, student: Path | None, **settings: Any
         students[student.name] = live.student_features(net, cache.spec.data.image_shape)
         identities[f"features/{student.name}"] = live.student_hash(student)
     spaces = cache_spaces(cache, students)
-    with _steps(Console(stderr=True)) as on_rows:
+    with _steps() as on_rows:
         made, built = build_indexes(cache, spaces, folder, chosen, identities=identities, on_rows=on_rows)
     _print(index_table(made, built), f"{folder}: {len(built)} built, {len(made.card.indexes) - len(built)} kept")
 
@@ -118,7 +108,7 @@ def index(location: str, out: Path | None, student: Path | None, **settings: Any
 @click.argument("query", metavar="[ROW|IMAGE.png]", required=False)
 @click.option("--row", type=int, help="The row (source index) to look around; the same as ROW.")
 @click.option("--k", default=5, show_default=True, type=int, help="How many neighbours.")
-@click.option("--picture", type=_FOLDER, help="Where the sheet goes; beside the cache by default.")
+@click.option("--picture", type=FOLDER, help="Where the sheet goes; beside the cache by default.")
 @_index_option
 @_teachers_option
 def neighbours(
@@ -162,7 +152,7 @@ def neighbours(
 @click.option("--gaas", default=32, show_default=True, help="Rows on which orthogonal directions are counted; 0: none.")
 @_index_option
 @_teachers_option
-@_device_option
+@device_option
 def subspace(
     location: str, k: int, near: int, gaas: int, folder: Path | None, teachers: tuple[str, ...], device: str
 ) -> None:
@@ -174,12 +164,12 @@ def subspace(
 
     cache = open_shards(location)
     indexes = _indexes(cache, folder)
-    with _steps(Console(stderr=True)) as on_step:
+    with _steps() as on_step:
         found = subspaces(cache, indexes, k=k, neighbours=near, on_step=on_step)
     _print(attack_table(found), pair_table(found))
     loaded = _loaded(cache, teachers, device) if gaas else None
     if loaded is not None and loaded.teachers:
-        with _steps(Console(stderr=True)) as on_step:
+        with _steps() as on_step:
             counted = measure_gaas(cache, dict(loaded.teachers), count=gaas, on_step=on_step)
         _print(gaas_table(counted) if len(counted.rows) else "no row was drawn that all teachers answer rightly")
 
@@ -188,15 +178,15 @@ def subspace(
 @click.argument("location", metavar="CACHE")
 @click.option("--by-class", is_flag=True, help="A table for each class as well.")
 @click.option("--balanced", is_flag=True, help="Count equally many rows of each class, as darht-teacher transfer does.")
-@click.option("--picture", type=_FOLDER, help="Where the heat map goes; beside the cache by default.")
+@click.option("--picture", type=FOLDER, help="Where the heat map goes; beside the cache by default.")
 def transfer(location: str, by_class: bool, balanced: bool, picture: Path | None) -> None:
     """Which teacher falls for which teacher's adversarial examples."""
     from darht.cache.read.webdataset import open_shards
     from darht.tools.tables import transfer_table
-    from darht.tools.transfer import draw, transfer_matrix
+    from darht.tools.transfer import draw, stored_transfer
 
     cache = open_shards(location)
-    matrix = transfer_matrix(cache, balanced=balanced)
+    matrix = stored_transfer(cache, balanced=balanced)
     names = cache.spec.data.classes if by_class else ()
     path = _beside(location, "transfer.png", picture)
     _print(transfer_table(matrix), *(transfer_table(matrix, c, name) for c, name in enumerate(names)))
@@ -210,10 +200,10 @@ def transfer(location: str, by_class: bool, balanced: bool, picture: Path | None
 @click.option("--min-clean", default=0.0, show_default=True, help="Floor on clean accuracy, per cent.")
 @click.option("--min-robust", default=0.0, show_default=True, help="Floor on accuracy under the own attack, per cent.")
 @click.option("--by", default="transfer", show_default=True, type=click.Choice(["transfer", "student", "entropy"]))
-@click.option("--student", type=_FOLDER, help="A run of darht-train; its examples are tried on every teacher.")
+@click.option("--student", type=FOLDER, help="A run of darht-train; its examples are tried on every teacher.")
 @click.option("--most", default=10, show_default=True, type=click.IntRange(min=1), help="How many sets to show.")
 @_teachers_option
-@_device_option
+@device_option
 def select(location: str, student: Path | None, teachers: tuple[str, ...], device: str, **options: Any) -> None:
     """Which set of teachers to take: low mutual transfer, subject to floors on accuracy."""
     from darht.cache.read.webdataset import open_shards
@@ -235,15 +225,15 @@ def select(location: str, student: Path | None, teachers: tuple[str, ...], devic
 
 @inspect.command(cls=Command)
 @click.argument("location", metavar="CACHE")
-@click.option("--out", type=_FOLDER, help="The JSON list; CACHE-rows.json beside the cache by default.")
+@click.option("--out", type=FOLDER, help="The JSON list; CACHE-rows.json beside the cache by default.")
 @click.option("--filter", "kinds", default="label-error,duplicate", show_default=True,
               help="Kinds for darht-train --exclude; fooled-all and only-one as well.")  # fmt: skip
 @click.option("--margin", default=0.5, show_default=True, help="Lead in probability that makes a label suspicious.")
-@click.option("--root", type=_FOLDER, help="Where the test split lies, when not where the cache was built from.")
+@click.option("--root", type=FOLDER, help="Where the test split lies, when not where the cache was built from.")
 @click.option("--most", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each kind to show.")
-@click.option("--picture", type=_FOLDER, help="Where the gallery goes; beside the cache by default.")
+@click.option("--picture", type=FOLDER, help="Where the gallery goes; beside the cache by default.")
 @_teachers_option
-@_device_option
+@device_option
 def rows(
     location: str, out: Path | None, picture: Path | None, root: Path | None, teachers: tuple[str, ...], **options: Any
 ) -> None:
@@ -274,12 +264,12 @@ def rows(
 
 @inspect.command(cls=Command)
 @click.argument("location", metavar="CACHE")
-@click.option("--out", type=_FOLDER, help="The page; CACHE-report.html beside the cache by default.")
+@click.option("--out", type=FOLDER, help="The page; CACHE-report.html beside the cache by default.")
 @click.option("--k", default=16, show_default=True, help="Directions of a subspace.")
 @click.option("--gaas", default=32, show_default=True, help="Rows on which orthogonal directions are counted; 0: none.")
 @_index_option
 @_teachers_option
-@_device_option
+@device_option
 def report(
     location: str, out: Path | None, k: int, gaas: int, folder: Path | None, teachers: tuple[str, ...], device: str
 ) -> None:
@@ -292,7 +282,7 @@ def report(
     cache, path = open_shards(location), _beside(location, "report.html", out)
     indexes = _indexes(cache, folder)
     loaded = _loaded(cache, teachers, device) if gaas else None
-    with _steps(Console(stderr=True)) as on_step:
+    with _steps() as on_step:
         facts = collect(cache, indexes, dict(loaded.teachers) if loaded else {}, k=k, gaas_rows=gaas, on_step=on_step)
     page = render(facts).encode()
     write_atomic(path, page)
@@ -314,9 +304,9 @@ def _call(words: tuple[str, ...]) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("recipe", type=_FOLDER)
-@click.option("--out", type=_FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
-@click.option("--root", type=_FOLDER, help="Where the data set lies; none for digits.")
+@click.argument("recipe", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
+@click.option("--root", type=FOLDER, help="Where the data set lies; none for digits.")
 def experiment(recipe: Path, out: Path, root: Path | None) -> None:
     """Run teachers, cache, inspection, students and evaluation from one file."""
     from darht.tools.experiment import collect, load_experiment, run_experiment

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from darht.cache.read.reader import Cache
-from darht.tools.answers import Ints
+from darht.tools.predictions import Ints
 from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, read_rows, unit
 
 # Looked at on CIFAR-10: of all 10,000 test images these bounds pair 2.6 % with a training image. Below them pairs of

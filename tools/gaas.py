@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darht.attacks.engine.slots import forward_all
 from darht.cache.read.reader import Cache
-from darht.tools.answers import Ints
+from darht.tools.predictions import Ints
 from darht.tools.vectors import Floats, read_rows, sample_rows
 
 ORDERS = (1, 4, 16, 64)  # regular Hadamard matrices by Kronecker powers; 64 directions cost 85 passes a row in all

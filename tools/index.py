@@ -1,8 +1,7 @@
 """FAISS indexes over a sealed cache: perturbations, images, teachers' logits and students' features.
 
 The main path is `build_indexes`: for every space project the vectors in a stream, choose an index, measure its recall
-against exact search, and save it with the cache's root hash. `python -m darht.tools.index CACHE` is `darht-inspect
-index CACHE`.
+against exact search, and save it with the cache's root hash.
 """
 
 import io
@@ -21,8 +20,8 @@ from darht.core.config import parse
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.core.files import is_free, sha256_bytes, write_atomic
 from darht.core.storage import LocalStorage
-from darht.tools.answers import Ints
 from darht.tools.nearest import Nearest, recall, without_self
+from darht.tools.predictions import Ints
 from darht.tools.project import Method, fit_projection, project
 from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
 
@@ -325,9 +324,3 @@ def make_index(kind: str, vectors: Floats, what: str) -> Any:
 def _search(index: Any, vectors: Floats, queries: Ints, k: int) -> Ints:
     _, rows = index.search(vectors[queries], k + 1)
     return without_self(rows, queries, k)
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import index
-
-    index()

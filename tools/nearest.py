@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from darht.tools.answers import Ints
+from darht.tools.predictions import Ints
 from darht.tools.vectors import Floats
 
 

@@ -1,7 +1,4 @@
-"""What lies near an image: among the perturbations, the images and each teacher's logits.
-
-`python -m darht.tools.neighbours CACHE 7` is `darht-inspect neighbours CACHE 7`.
-"""
+"""What lies near an image: among the perturbations, the images and each teacher's logits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,10 +10,10 @@ from torch import nn
 
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError, DataError
-from darht.tools.answers import Ints
 from darht.tools.index import Indexes
 from darht.tools.live import ask, craft
 from darht.tools.nearest import Nearest
+from darht.tools.predictions import Ints
 from darht.tools.project import project
 from darht.tools.vectors import Floats, Space, cache_spaces, image_vectors, logit_vectors, space_blocks, take, unit
 
@@ -245,9 +242,3 @@ def amplified(cache: Cache, attack: str, delta: NDArray[np.int8]) -> NDArray[np.
     levels = delta.astype(np.float32) * spec.scale
     span = spec.parameters["eps"] if spec.parameters["norm"] == "linf" else max(1.0, float(np.abs(levels).max()))
     return np.clip(0.5 + levels / (2 * span), 0, 1).transpose(1, 2, 0).astype(np.float32)
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import neighbours
-
-    neighbours()

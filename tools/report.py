@@ -1,7 +1,6 @@
 """Everything that the report of a cache shows, collected once.
 
-The main path is `collect`; `report_figures.py` draws, `report_page.py` writes the page. `python -m darht.tools.report
-CACHE` is `darht-inspect report CACHE`.
+The main path is `collect`; `report_figures.py` draws, `report_page.py` writes the page.
 """
 
 from collections.abc import Callable
@@ -13,15 +12,15 @@ from torch import nn
 
 from darht.cache.format.commit import read_commit
 from darht.cache.read.reader import Cache
-from darht.tools.answers import Answers, Ints, read_answers, softmax
 from darht.tools.gaas import Gaas, measure_gaas
 from darht.tools.index import Indexes
 from darht.tools.neighbours import amplified
+from darht.tools.predictions import Ints, Predictions, read_predictions, softmax
 from darht.tools.project import project
 from darht.tools.rows import RowReport, find_rows
 from darht.tools.select import Candidate, candidates_of, fooling
 from darht.tools.subspace import Geometry, subspaces
-from darht.tools.transfer import TransferMatrix, transfer_matrix
+from darht.tools.transfer import StoredTransfer, stored_transfer
 from darht.tools.vectors import Floats, cache_spaces, need_attacks, sample_rows, take
 
 OnStep = Callable[[str, int, int], None]
@@ -86,7 +85,7 @@ class ArrayFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CacheReport:
     """What a page shows; see the fields' own types."""
 
     cache: Cache
@@ -94,7 +93,7 @@ class Report:
     candidates: tuple[Candidate, ...]
     worst: Floats
     rates: NDArray[np.float64]
-    matrix: TransferMatrix
+    matrix: StoredTransfer
     geometry: Geometry
     gaas: Gaas | None
     maps: tuple[Map, ...]
@@ -112,7 +111,7 @@ def collect(
     k: int = 16,
     gaas_rows: int = 32,
     on_step: OnStep = lambda what, done, total: None,
-) -> Report:
+) -> CacheReport:
     """Measure everything.
 
     Args:
@@ -127,43 +126,43 @@ def collect(
         ConfigError: no attacks, or k too large.
     """
     need_attacks(cache)
-    answers = read_answers(cache)
-    counts, fooled = fooling(answers)
+    predictions = read_predictions(cache)
+    counts, fooled = fooling(predictions)
     geometry = subspaces(cache, indexes, k=k, on_step=on_step)
     whole = set(teachers) == set(cache.spec.teachers) and gaas_rows > 0
     gaas = measure_gaas(cache, teachers, count=gaas_rows, on_step=on_step) if whole else None
     on_step("map of the perturbations", 0, 1)
-    maps = draw_maps(cache, indexes, answers)
+    maps = draw_maps(cache, indexes, predictions)
     arrays, environment = _build_facts(cache)
-    return Report(
+    return CacheReport(
         cache=cache,
         indexes=indexes,
-        candidates=candidates_of(cache, answers, {}),
-        worst=(100 * (answers.right.all(0) & answers.right_clean).mean(1)).astype(np.float32),
+        candidates=candidates_of(cache, predictions, {}),
+        worst=(100 * (predictions.right.all(0) & predictions.right_clean).mean(1)).astype(np.float32),
         rates=fooled.sum(2) / np.maximum(counts.sum(2), 1),
-        matrix=transfer_matrix(cache, answers=answers),
+        matrix=stored_transfer(cache, predictions=predictions),
         geometry=geometry,
         gaas=gaas if gaas is not None and len(gaas.rows) else None,
         maps=maps,
-        rows=find_rows(cache, answers=answers),
-        hardest=hardest_rows(cache, answers),
+        rows=find_rows(cache, predictions=predictions),
+        hardest=hardest_rows(cache, predictions),
         arrays=arrays,
         environment=environment,
     )
 
 
-def outcomes(answers: Answers, attack: int, rows: Ints) -> Ints:
+def outcomes(predictions: Predictions, attack: int, rows: Ints) -> Ints:
     """What an attack's examples achieve on some rows: numbers of `OUTCOMES`."""
-    own = answers.teachers.index(answers.sources[attack])
-    clean = answers.right_clean[:, rows]
-    wins = clean & ~answers.right[attack][:, rows]
+    own = predictions.teachers.index(predictions.sources[attack])
+    clean = predictions.right_clean[:, rows]
+    wins = clean & ~predictions.right[attack][:, rows]
     others = np.delete(wins, own, axis=0).any(0)
     found = np.where(others, 3, np.where(wins[own], 2, 1))
     result: Ints = np.where(clean[own], found, 0)
     return result
 
 
-def draw_maps(cache: Cache, indexes: Indexes, answers: Answers) -> tuple[Map, ...]:
+def draw_maps(cache: Cache, indexes: Indexes, predictions: Predictions) -> tuple[Map, ...]:
     """Planes of a sample of the perturbations: PCA, and UMAP (arXiv 1802.03426) where umap-learn is installed."""
     from sklearn.decomposition import PCA
 
@@ -174,7 +173,7 @@ def draw_maps(cache: Cache, indexes: Indexes, answers: Answers) -> tuple[Map, ..
     shared = {
         "attack": np.repeat(np.arange(len(attacks)), len(rows)),
         "row": np.tile(rows, len(attacks)),
-        "outcome": np.concatenate([outcomes(answers, a, rows) for a in range(len(attacks))]),
+        "outcome": np.concatenate([outcomes(predictions, a, rows) for a in range(len(attacks))]),
     }
     xy = plane.fit_transform(vectors).astype(np.float32)
     maps = [Map(method="PCA", xy=xy, held=float(plane.explained_variance_ratio_.sum()), **shared)]
@@ -199,13 +198,13 @@ def _umap(vectors: Floats) -> Floats | None:
     return np.asarray(xy, dtype=np.float32)
 
 
-def hardest_rows(cache: Cache, answers: Answers, most: int = HARDEST) -> tuple[Hard, ...]:
+def hardest_rows(cache: Cache, predictions: Predictions, most: int = HARDEST) -> tuple[Hard, ...]:
     """Rows that all teachers answer rightly when clean, by how many teachers one of their examples fools.
 
     Among equals come first those whose examples fool most often in all.
     """
-    wins = answers.right_clean[None] & ~answers.right
-    able = answers.right_clean.all(0)
+    wins = predictions.right_clean[None] & ~predictions.right
+    able = predictions.right_clean.all(0)
     score = np.where(able, wins.sum(1).max(0) * wins.size + wins.sum((0, 1)), -1)
     rows = np.argsort(-score, kind="stable")[:most]
     return tuple(_hard(cache, int(row), int(wins[:, :, row].sum(1).argmax())) for row in rows if score[row] > 0)
@@ -242,9 +241,3 @@ def _build_facts(cache: Cache) -> tuple[tuple[ArrayFacts, ...], dict[str, str]]:
         size = cache.size(array.name)
         facts.append(ArrayFacts(name=array.name, shape=array.shape, dtype=array.dtype, size=size, seconds=seconds))
     return tuple(facts), environment
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import report
-
-    report()

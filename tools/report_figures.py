@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from darht.tools.report import OUTCOMES, Map, Report
+from darht.tools.report import OUTCOMES, CacheReport, Map
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#444444")  # Okabe and Ito
 _OUTCOME_COLOURS = ("#c8c8c8", "#8fb8d8", "#e69f00", "#b2182b")
@@ -39,7 +39,7 @@ def _styled(drawing: Any, height: int, **layout: Any) -> Any:
     return drawing
 
 
-def transfer_figure(report: Report) -> Figure:
+def transfer_figure(report: CacheReport) -> Figure:
     """The transferability matrix."""
     matrix = report.matrix
     values, T = matrix.accuracy, len(matrix.teachers)
@@ -74,7 +74,7 @@ def transfer_figure(report: Report) -> Figure:
     return Figure(_transfer_finding(report) if T > 1 else "One teacher: there is nothing to transfer", drawing, reading)
 
 
-def _transfer_finding(report: Report) -> str:
+def _transfer_finding(report: CacheReport) -> str:
     names, rates = report.matrix.teachers, report.rates
     known = {source: names.index(source) for source in report.matrix.sources}
     pairs = [(rates[s, t], source, names[t]) for source, s in known.items() for t in range(len(names)) if t != s]
@@ -90,7 +90,7 @@ def _interval(ends: tuple[float, float]) -> str:
     return f"95 %: {ends[0]:.1f} to {ends[1]:.1f}"
 
 
-def class_figure(report: Report) -> Figure | None:
+def class_figure(report: CacheReport) -> Figure | None:
     """Transfer by class; None where there is nothing between teachers, or too much to draw."""
     matrix, classes = report.matrix, report.cache.spec.data.classes
     pairs = [
@@ -140,7 +140,7 @@ def class_figure(report: Report) -> Figure | None:
     )
 
 
-def angle_figure(report: Report) -> Figure:
+def angle_figure(report: CacheReport) -> Figure:
     """Principal angles of every pair of attacks, beside those between halves of one attack."""
     found, drawing = report.geometry, go.Figure()
     number = list(range(1, found.k + 1))
@@ -167,7 +167,7 @@ def angle_figure(report: Report) -> Figure:
     return Figure(_angle_finding(report), drawing, reading)
 
 
-def _angle_finding(report: Report) -> str:
+def _angle_finding(report: CacheReport) -> str:
     found = report.geometry
     own = np.mean([found.angles[a, a].mean() for a in range(len(found.attacks))])
     if not found.mixing:
@@ -189,7 +189,7 @@ def _angle_finding(report: Report) -> str:
     )
 
 
-def map_figures(report: Report, plane: Map) -> tuple[Figure, Figure]:
+def map_figures(report: CacheReport, plane: Map) -> tuple[Figure, Figure]:
     """The map coloured by attack, and by success."""
     attacks, labels = report.geometry.attacks, report.cache.read("label")
     classes = report.cache.spec.data.classes
@@ -243,7 +243,7 @@ def _cloud(plane: Map, words: Any, group: Any, names: tuple[str, ...], colours: 
     return drawing
 
 
-def size_figures(report: Report) -> tuple[Figure, Figure | None]:
+def size_figures(report: CacheReport) -> tuple[Figure, Figure | None]:
     """Megabytes and seconds of every array; no seconds where they were not recorded."""
     arrays = [array for array in report.arrays if array.size > 1e-3 * max(one.size for one in report.arrays)]
     names, total = [array.name for array in arrays], sum(array.size for array in report.arrays)

@@ -1,15 +1,13 @@
 """The page of the report: one HTML file that holds its figures, tables and pictures, and asks no network."""
 
-import base64
-import io
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from markupsafe import Markup
 
 from darht.core.stats import wilson
-from darht.tools.report import Hard, Report
+from darht.tools.report import CacheReport, Hard
 from darht.tools.report_figures import (
     Figure,
     angle_figure,
@@ -18,67 +16,70 @@ from darht.tools.report_figures import (
     size_figures,
     transfer_figure,
 )
-from darht.tools.report_style import PAGE, SORT, STYLE
 from darht.tools.select import WEAK
+from darht.trainer.evaluation.report import charts, page
 
-_CONFIG = '{"responsive": true, "displayModeBar": false}'
 Cell = str | tuple[str, float]
 """Text, or text and the number that it is sorted by."""
 
 
-def render(report: Report) -> str:
+Part = dict[str, Any]
+"""What a template of this package shows: `kind` names it, the rest is what it takes; or a `pair` of such."""
+Section = dict[str, Any]
+
+
+def render(report: CacheReport) -> str:
     """The whole page."""
     from plotly.offline import get_plotlyjs
 
-    parts = [
-        _head(report),
-        _teachers(report),
-        _transfer(report),
-        _subspaces(report),
-        _maps(report),
-        _hardest(report),
-        _odd_rows(report),
-        _build(report),
-    ]
     spec = report.cache.spec.data
-    title = escape(f"{spec.source} {spec.split}: what its cache shows")
-    return PAGE.format(title=title, style=STYLE, plotly=get_plotlyjs(), sort=SORT, body="\n".join(parts))
+    facts = {
+        "title": f"{spec.source} {spec.split}: what its cache shows",
+        "plotly": Markup(get_plotlyjs()),
+        "head": _head(report),
+        "sections": [
+            _teachers(report),
+            _transfer(report),
+            _subspaces(report),
+            _maps(report),
+            _hardest(report),
+            _odd_rows(report),
+            _build(report),
+        ],
+    }
+    return draw("report.html", facts)
 
 
-def _section(finding: str, *parts: str) -> str:
-    return f"<section><h2>{finding}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
+def draw(template: str, facts: dict[str, Any]) -> str:
+    """One of the templates of inspection."""
+    return page.render(template, facts, "darht.tools")
 
 
-def _figure(figure: Figure, number: str, *, heading: bool = True) -> str:
-    data = figure.drawing.to_json().replace("</", "<\\/")
-    title = f"<h3>{figure.finding}</h3>" if heading else ""
-    return (
-        f'{title}<div class="plot" id="{number}" role="img" aria-label="{escape(figure.finding)}"></div>'
-        f'<p class="reading">{figure.reading}</p>'
-        f"<script>{{const f = {data}; Plotly.newPlot('{number}', f.data, f.layout, {_CONFIG});}}</script>"
-    )
+def _section(finding: str, *parts: Part | None) -> Section:
+    return {"finding": finding, "parts": parts}
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> str:
+def _figure(figure: Figure, name: str, *, heading: bool = True) -> Part:
+    data = Markup(figure.drawing.to_json().replace("</", "<\\/"))
+    title = figure.finding if heading else ""
+    return {"kind": "figure", "id": name, "heading": title, "finding": figure.finding, "reading": figure.reading,
+            "drawing": data}  # fmt: skip
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> Part:
     """A table that sorts by a click on a column's name."""
-    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in columns)
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    said = f'<p class="reading">{note}</p>' if note else ""
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{said}'
+    return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 
 
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return f"<td>{escape(cell)}</td>"
-    text, value = cell
-    return f'<td class="number" data-value="{value:.9g}">{escape(text)}</td>'
+def _text(note: str = "", heading: str = "") -> Part:
+    return {"kind": "text", "note": note, "heading": heading}
 
 
 def _per_cent(value: float) -> Cell:
     return ("unknown", -1.0) if np.isnan(value) else (f"{value:.1f}", value)
 
 
-def _head(report: Report) -> str:
+def _head(report: CacheReport) -> Section:
     cache, spec = report.cache, report.cache.spec
     held, total = len(cache.manifest.holdout), sum(array.size for array in report.arrays)
     height, width = spec.data.image_shape[1:]
@@ -94,15 +95,14 @@ def _head(report: Report) -> str:
         "size": f"{total / 1e6:.1f} MB, {total / spec.data.rows:,.0f} bytes an image",
         "root hash": cache.root_hash,
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     words = f"{len(spec.teachers)} teachers have answered {spec.data.rows:,} {spec.data.source} images"
     extra = (
         f", clean and under {len(spec.attacks)} attacks" if len(spec.attacks) > 1 else ", clean and under one attack"
     )
-    return f"<header><h1>{escape(words + extra)}</h1><dl>{rows}</dl></header>"
+    return {"finding": words + extra, "facts": facts}
 
 
-def _teachers(report: Report) -> str:
+def _teachers(report: CacheReport) -> Section:
     rows: list[list[Cell]] = []
     N = report.cache.rows
     for t, one in enumerate(report.candidates):
@@ -131,16 +131,16 @@ def _teachers(report: Report) -> str:
     return _section(finding, table([*columns, "weights"], rows, note))
 
 
-def _transfer(report: Report) -> str:
+def _transfer(report: CacheReport) -> Section:
     figure, by_class = transfer_figure(report), class_figure(report)
     return _section(
         figure.finding,
         _figure(figure, "transfer", heading=False),
-        "" if by_class is None else _figure(by_class, "classes"),
+        None if by_class is None else _figure(by_class, "classes"),
     )
 
 
-def _subspaces(report: Report) -> str:
+def _subspaces(report: CacheReport) -> Section:
     found, figure = report.geometry, angle_figure(report)
     rows: list[list[Cell]] = []
     for (a, b), mix in found.mixing.items():
@@ -156,7 +156,7 @@ def _subspaces(report: Report) -> str:
         f"(chance: {100 * found.k / found.dim:.2f} %). Mixing: how many of an example's nearest neighbours belong to "
         "the other attack; 50 % when nothing tells them apart. p: how often chance mixes as little (999 permutations)."
     )
-    pairs = table(columns, rows, note) if rows else ""
+    pairs = table(columns, rows, note) if rows else None
     alone: list[list[Cell]] = [
         [name, found.sources[a], (f"{found.effective_rank[a]:.0f}", float(found.effective_rank[a])),
          _per_cent(100 * float(found.energy[a, a])), _per_cent(float(found.angles[a, a].mean()))]
@@ -164,13 +164,13 @@ def _subspaces(report: Report) -> str:
     ]  # fmt: skip
     own = table(["attack", "made on", "effective rank", "own energy %", "its halves °"], alone,
                 f"Effective rank: over how many of the {found.dim:,} dimensions the energy is spread.")  # fmt: skip
-    return _section(figure.finding, _figure(figure, "angles", heading=False), pairs, own, _directions(report))
+    return _section(figure.finding, _figure(figure, "angles", heading=False), pairs, own, *_directions(report))
 
 
-def _directions(report: Report) -> str:
+def _directions(report: CacheReport) -> tuple[Part, ...]:
     found = report.gaas
     if found is None:
-        return '<p class="reading">Orthogonal directions were not counted: that needs every teacher.</p>'
+        return (_text("Orthogonal directions were not counted: that needs every teacher."),)
     rows: list[list[Cell]] = []
     for s, name in enumerate(found.teachers):
         mean, half = found.mean(s)
@@ -184,7 +184,8 @@ def _directions(report: Report) -> str:
         f"Directions aligned with the gradient, {found.eps:g}/255 at every pixel, on {len(found.rows)} images that all "
         "teachers answer rightly; mean with 95 % interval. Then the per cent of them that fool each other teacher too."
     )
-    return f"<h3>{finding}</h3>" + table(["made on", "directions", *(f"{t} %" for t in found.teachers)], rows, note)
+    columns = ["made on", "directions", *(f"{t} %" for t in found.teachers)]
+    return _text(heading=finding), table(columns, rows, note)
 
 
 def _shared(shares: list[float]) -> str:
@@ -195,7 +196,7 @@ def _shared(shares: list[float]) -> str:
     )
 
 
-def _maps(report: Report) -> str:
+def _maps(report: CacheReport) -> Section:
     parts = []
     for plane in report.maps:
         first, second = map_figures(report, plane)
@@ -207,49 +208,47 @@ def _maps(report: Report) -> str:
     )
 
 
-def _pair(*sides: str) -> str:
-    return '<div class="pair">' + "".join(f"<div>{side}</div>" for side in sides) + "</div>"
+def _pair(*sides: Part) -> Part:
+    return {"pair": sides}
 
 
-def _hardest(report: Report) -> str:
+def _hardest(report: CacheReport) -> Section:
     count, T = len(report.rows.fooled_all), len(report.matrix.teachers)
     finding = (
         f"{count:,} of {report.cache.rows:,} images have one example that fools "
         + ("the teacher" if T == 1 else f"all {T} teachers")
         + ", and all of them are right when it is clean"
     )
-    cards = "".join(_card(report, hard) for hard in report.hardest)
+    cards = [_card(report, hard) for hard in report.hardest]
     note = (
         "Left: the image; middle: the perturbation around grey, full contrast at epsilon; right: the adversarial image."
         " Below: every teacher's three most probable classes for it."
     )
-    return _section(finding, f'<div class="cards">{cards}</div><p class="reading">{note}</p>')
+    return _section(finding, {"kind": "cards", "cards": cards, "note": note})
 
 
-def _card(report: Report, hard: Hard) -> str:
+def _card(report: CacheReport, hard: Hard) -> dict[str, Any]:
     classes = report.cache.spec.data.classes
-    label = escape(classes[hard.label])
-    pictures = [(hard.image, "image"), (np.rint(255 * hard.delta).astype(np.uint8), "perturbation"),
-                (hard.adversarial, "adversarial image")]  # fmt: skip
-    images = "".join(f'<img alt="{what} of row {hard.row}" src="{_uri(pixels)}">' for pixels, what in pictures)
-    lines = []
-    for teacher, top in hard.top.items():
-        words = [f"{escape(classes[c])} {100 * p:.0f} %" for c, p in top]
-        right = "right" if top[0][0] == hard.label else "fooled"
-        lines.append(f'<li class="{right}"><b>{escape(teacher)}</b> {", ".join(words)}</li>')
-    return (
-        f"<article><h3>row {hard.row}: {label}, by {escape(hard.attack)}</h3>"
-        f'<div class="triple">{images}</div><ul>{"".join(lines)}</ul></article>'
-    )
+    pictures = [("image", hard.image), ("perturbation", np.rint(255 * hard.delta).astype(np.uint8)),
+                ("adversarial image", hard.adversarial)]  # fmt: skip
+    lines = [
+        {
+            "teacher": teacher,
+            "words": ", ".join(f"{classes[c]} {100 * p:.0f} %" for c, p in top),
+            "right": top[0][0] == hard.label,
+        }
+        for teacher, top in hard.top.items()
+    ]
+    drawn = [(what, _uri(pixels)) for what, pixels in pictures]
+    return {"row": hard.row, "label": classes[hard.label], "attack": hard.attack, "pictures": drawn, "lines": lines}
 
 
 def _uri(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    """Pixels uint8 `[H, W, 3]` as a PNG in the page."""
+    return charts.picture(np.moveaxis(pixels, 2, 0))
 
 
-def _odd_rows(report: Report) -> str:
+def _odd_rows(report: CacheReport) -> Section:
     rows, classes = report.rows, report.cache.spec.data.classes
     lone = {name: sum(one.teacher == name for one in rows.only_one) for name in report.matrix.teachers}
     finding = (
@@ -266,11 +265,11 @@ def _odd_rows(report: Report) -> str:
         [(str(one.row), one.row), classes[one.label], classes[one.suggested], (f"{one.margin:.2f}", one.margin)]
         for one in rows.label_errors[:50]
     ]
-    labels = table(["row", "label", "all teachers say", "lead in probability"], wrong) if wrong else ""
+    labels = table(["row", "label", "all teachers say", "lead in probability"], wrong) if wrong else None
     return _section(finding, alone, labels)
 
 
-def _build(report: Report) -> str:
+def _build(report: CacheReport) -> Section:
     sizes, seconds = size_figures(report)
     drawn = [_figure(figure, name) for figure, name in ((sizes, "sizes"), (seconds, "seconds")) if figure]
     rows: list[list[Cell]] = [

@@ -1,7 +1,4 @@
-"""Rows worth a look: those that fool all teachers, that one alone gets right, mislabelled ones, repeats in the test.
-
-`python -m darht.tools.rows CACHE` is `darht-inspect rows CACHE`.
-"""
+"""Rows worth a look: those that fool all teachers, that one alone gets right, mislabelled ones, repeats in the test."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,8 +10,8 @@ import numpy as np
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
-from darht.tools.answers import Answers, Bools, Ints, read_answers, softmax
 from darht.tools.duplicates import Pair
+from darht.tools.predictions import Bools, Ints, Predictions, read_predictions, softmax
 from darht.tools.vectors import Floats, blocks, need_attacks
 
 KINDS = ("fooled-all", "only-one", "label-error", "duplicate")
@@ -74,7 +71,7 @@ def find_rows(
     *,
     margin: float = MARGIN,
     duplicates: tuple[Pair, ...] | None = None,
-    answers: Answers | None = None,
+    predictions: Predictions | None = None,
 ) -> RowReport:
     """Look through all rows.
 
@@ -82,7 +79,7 @@ def find_rows(
         cache: a sealed cache.
         margin: how much more probable another class must be than the label, in [0, 1).
         duplicates: from `find_duplicates`.
-        answers: of this cache, where they were read already.
+        predictions: of this cache, where they were read already.
 
     Raises:
         ConfigError: the cache has no attacks, or the margin is out of range.
@@ -90,38 +87,38 @@ def find_rows(
     need_attacks(cache)
     if not 0 <= margin < 1:
         raise ConfigError(f"--margin is a difference of probabilities in [0, 1); got {margin:g}")
-    answers = answers or read_answers(cache)
+    predictions = predictions or read_predictions(cache)
     return RowReport(
-        fooled_all=_fooled_all(answers),
-        only_one=_only_one(answers),
-        label_errors=_label_errors(cache, answers, margin),
+        fooled_all=_fooled_all(predictions),
+        only_one=_only_one(predictions),
+        label_errors=_label_errors(cache, predictions, margin),
         duplicates=duplicates,
     )
 
 
-def _fooled_all(answers: Answers) -> tuple[FooledRow, ...]:
-    fooled: Bools = ~np.any(answers.right, axis=1) & np.all(answers.right_clean, axis=0)
+def _fooled_all(predictions: Predictions) -> tuple[FooledRow, ...]:
+    fooled: Bools = ~np.any(predictions.right, axis=1) & np.all(predictions.right_clean, axis=0)
     rows = np.flatnonzero(fooled.any(0))
     rows = rows[np.argsort(-fooled[:, rows].sum(0), kind="stable")]
     return tuple(
-        FooledRow(row=int(row), attacks=tuple(answers.attacks[a] for a in np.flatnonzero(fooled[:, row])))
+        FooledRow(row=int(row), attacks=tuple(predictions.attacks[a] for a in np.flatnonzero(fooled[:, row])))
         for row in rows
     )
 
 
-def _only_one(answers: Answers) -> tuple[LoneRow, ...]:
-    stands: Bools = np.all(answers.right, axis=0) & answers.right_clean
+def _only_one(predictions: Predictions) -> tuple[LoneRow, ...]:
+    stands: Bools = np.all(predictions.right, axis=0) & predictions.right_clean
     rows = np.flatnonzero(stands.sum(0) == 1)
-    return tuple(LoneRow(row=int(row), teacher=answers.teachers[int(stands[:, row].argmax())]) for row in rows)
+    return tuple(LoneRow(row=int(row), teacher=predictions.teachers[int(stands[:, row].argmax())]) for row in rows)
 
 
-def _label_errors(cache: Cache, answers: Answers, margin: float) -> tuple[LabelError, ...]:
+def _label_errors(cache: Cache, predictions: Predictions, margin: float) -> tuple[LabelError, ...]:
     """Confident learning (Northcutt et al. 2021, arXiv 1911.00068) on the teachers' mean probabilities.
 
     A class is a candidate for a row when it is at least as probable as it is on average among its own rows. To be
     flagged, the best candidate must not be the label, all teachers must name it, and it must lead by the margin.
     """
-    p, labels, N = _mean_probabilities(cache), answers.labels, len(answers.labels)
+    p, labels, N = _mean_probabilities(cache), predictions.labels, len(predictions.labels)
     C = p.shape[1]
     own = p[np.arange(N), labels]
     counts = np.bincount(labels, minlength=C)
@@ -129,7 +126,7 @@ def _label_errors(cache: Cache, answers: Answers, margin: float) -> tuple[LabelE
     candidates = np.where((p >= thresholds) & (counts > 0), p, -1.0)
     best = candidates.argmax(1)
     lead = candidates.max(1) - own
-    agree = (answers.clean == best).all(0)
+    agree = (predictions.clean == best).all(0)
     flagged = np.flatnonzero(agree & (best != labels) & (lead >= margin) & (candidates.max(1) > 0))
     flagged = flagged[np.argsort(-lead[flagged], kind="stable")]
     return tuple(
@@ -207,9 +204,3 @@ def _caption(cache: Cache, report: RowReport, kind: str, row: int) -> str:
         return f"{label}?\n{classes[next(one.suggested for one in report.label_errors if one.row == row)]}"
     best = next(one for one in report.duplicates or () if one.row == row)
     return f"{label}\n{best.pixels:.2f}{' mirrored' if best.mirrored else ''}"
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import rows
-
-    rows()

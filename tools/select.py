@@ -1,7 +1,7 @@
 """Which teachers to take: sets whose adversarial examples seldom transfer inside the set.
 
 The main path is `rank_sets`: one table of what each teacher is worth alone, one of how often the examples of one fool
-another, and a search over sets. `python -m darht.tools.select CACHE --size 3` is `darht-inspect select CACHE --size 3`.
+another, and a search over sets.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from darht.cache.read.reader import Cache
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
-from darht.tools.answers import Answers, Bools, read_answers, softmax
+from darht.tools.predictions import Bools, Predictions, read_predictions, softmax
 from darht.tools.vectors import blocks, need_attacks
 
 Criterion = Literal["transfer", "student", "entropy"]
@@ -93,13 +93,13 @@ class Ranking:
     warnings: tuple[str, ...]
 
 
-def candidates_of(cache: Cache, answers: Answers, student: dict[str, tuple[int, int]]) -> tuple[Candidate, ...]:
+def candidates_of(cache: Cache, predictions: Predictions, student: dict[str, tuple[int, int]]) -> tuple[Candidate, ...]:
     """What each teacher of a cache is worth alone; `student` holds (fooled, rows) by name, or nothing."""
-    found, clean = [], answers.right_clean
-    for t, name in enumerate(answers.teachers):
+    found, clean = [], predictions.right_clean
+    for t, name in enumerate(predictions.teachers):
         fooled, both = student.get(name, (0, 0))
-        has_own = bool(answers.own(name))
-        stands = answers.withstood(name)[t] & clean[t]
+        has_own = bool(predictions.own(name))
+        stands = predictions.withstood(name)[t] & clean[t]
         found.append(
             Candidate(
                 name=name,
@@ -124,11 +124,11 @@ def _entropy(cache: Cache, teacher: str) -> float:
     return total / count
 
 
-def fooling(answers: Answers) -> tuple[Bools, Bools]:
+def fooling(predictions: Predictions) -> tuple[Bools, Bools]:
     """For every source and target, `[T, T, N]` each: the rows that count (both right when clean), and those fooled."""
-    clean = answers.right_clean
+    clean = predictions.right_clean
     counts = clean[:, None] & clean[None]
-    withstood = np.stack([answers.withstood(source) for source in answers.teachers])
+    withstood = np.stack([predictions.withstood(source) for source in predictions.teachers])
     return counts, counts & ~withstood
 
 
@@ -161,11 +161,11 @@ def rank_sets(
     need_attacks(cache)
     if by == "student" and not student:
         raise ConfigError("--by student needs the student: give --student RUN, and teachers that can be loaded")
-    candidates = candidates_of(cache, answers := read_answers(cache), student or {})
+    candidates = candidates_of(cache, predictions := read_predictions(cache), student or {})
     refused = {c.name: why for c in candidates if (why := _refusal(c, min_clean, min_robust))}
     allowed = np.array([t for t, c in enumerate(candidates) if c.name not in refused], dtype=np.int64)
     _check_size(size, len(allowed), refused)
-    counts, fooled = fooling(answers)
+    counts, fooled = fooling(predictions)
     rates = _rates(counts.sum(2), fooled.sum(2))
     value = np.array([{"student": c.student, "entropy": c.entropy, "transfer": 0.0}[by] for c in candidates])
     exact = len(allowed) <= EXACT_TEACHERS
@@ -290,9 +290,3 @@ def spec_snippet(cache: Cache, names: tuple[str, ...]) -> str:
             attacks[name] = {"kind": attack.kind, "teacher": attack.teacher, **views, **to_plain(attack.parameters)}
     text: str = yaml.safe_dump({"teachers": teachers, "attacks": attacks}, sort_keys=False, default_flow_style=None)
     return text
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import select
-
-    select()

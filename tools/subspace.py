@@ -2,7 +2,7 @@
 
 For every attack the subspace in which its perturbations (unit length, view 0) have most of their energy; for every pair
 the principal angles between those, the energy that one has inside the other, and how their examples mix among nearest
-neighbours. `python -m darht.tools.subspace CACHE` is `darht-inspect subspace CACHE`.
+neighbours.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import numpy as np
 
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
-from darht.tools.answers import Ints
 from darht.tools.index import Indexes
+from darht.tools.predictions import Ints
 from darht.tools.project import project
 from darht.tools.vectors import Floats, cache_spaces, need_attacks, sample_rows, take
 
@@ -264,9 +264,3 @@ def _merge(stores: list[Any], vectors: Floats, queries: Ints, *, own: int, k: in
         owners.append(np.full(found.shape, owner))
     order = np.argsort(-np.hstack(cosines), axis=1, kind="stable")[:, :k]
     return np.take_along_axis(np.hstack(rows), order, 1), np.take_along_axis(np.hstack(owners), order, 1)
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import subspace
-
-    subspace()

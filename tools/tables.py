@@ -12,7 +12,7 @@ from darht.tools.neighbours import Hits, spoken
 from darht.tools.rows import RowReport
 from darht.tools.select import Ranking
 from darht.tools.subspace import Geometry
-from darht.tools.transfer import TransferMatrix
+from darht.tools.transfer import StoredTransfer
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:
@@ -51,7 +51,7 @@ def neighbour_table(found: Sequence[Hits], classes: tuple[str, ...]) -> Table:
     return table
 
 
-def transfer_table(matrix: TransferMatrix, label: int | None = None, name: str = "all classes") -> Table:
+def transfer_table(matrix: StoredTransfer, label: int | None = None, name: str = "all classes") -> Table:
     """Accuracy of every teacher on every attack, over all classes or for one."""
     title = (
         f"{name}: per cent still right of the rows that both teachers answer rightly when clean, with 95 % intervals"

@@ -1,7 +1,7 @@
 """Which teachers share their weaknesses: the transferability matrix, read from a cache at no extra cost.
 
 Every teacher has already answered every stored adversarial example, so the matrix takes no gradient and no forward
-pass. `python -m darht.tools.transfer CACHE` is `darht-inspect transfer CACHE`.
+pass.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from darht.attacks.transfer import balanced_rows, heat_map
 from darht.cache.read.reader import Cache
 from darht.core.files import write_atomic
 from darht.core.stats import wilson
-from darht.tools.answers import Answers, Bools, Ints, read_answers
+from darht.tools.predictions import Bools, Ints, Predictions, read_predictions
 from darht.tools.vectors import need_attacks
 
 
 @dataclass(frozen=True)
-class TransferMatrix:
+class StoredTransfer:
     """Accuracy of every teacher on every attack's stored examples.
 
     Attributes:
@@ -64,33 +64,33 @@ def _per_cent(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.where(counted > 0, 100 * right / np.maximum(counted, 1), np.nan)
 
 
-def transfer_matrix(cache: Cache, *, balanced: bool = False, answers: Answers | None = None) -> TransferMatrix:
+def stored_transfer(cache: Cache, *, balanced: bool = False, predictions: Predictions | None = None) -> StoredTransfer:
     """Read the matrix on view 0 of every row; where an attack's target is its source, the entry is white-box accuracy.
 
     Args:
         cache: a sealed cache.
         balanced: count equally many rows of each class, the first ones, as `darht.attacks.transfer` does; else all.
-        answers: of this cache, where they were read already.
+        predictions: of this cache, where they were read already.
 
     Raises:
         ConfigError: the cache holds no attacks.
     """
     need_attacks(cache)
-    answers = answers or read_answers(cache)
-    clean, right, C = answers.right_clean, answers.right, len(cache.spec.data.classes)
-    shape = (len(answers.attacks), len(answers.teachers), C)
+    predictions = predictions or read_predictions(cache)
+    clean, right, C = predictions.right_clean, predictions.right, len(cache.spec.data.classes)
+    shape = (len(predictions.attacks), len(predictions.teachers), C)
     counted, held = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for a, source in enumerate(answers.sources):
-        of_source = clean[answers.teachers.index(source)]
-        for t in range(len(answers.teachers)):
+    for a, source in enumerate(predictions.sources):
+        of_source = clean[predictions.teachers.index(source)]
+        for t in range(len(predictions.teachers)):
             both = of_source & clean[t]
-            rows = _first_of_each(answers.labels, both) if balanced else both
-            counted[a, t] = _by_class(answers.labels, rows, C)
-            held[a, t] = _by_class(answers.labels, rows & right[a, t], C)
-    return TransferMatrix(
-        attacks=answers.attacks,
-        sources=answers.sources,
-        teachers=answers.teachers,
+            rows = _first_of_each(predictions.labels, both) if balanced else both
+            counted[a, t] = _by_class(predictions.labels, rows, C)
+            held[a, t] = _by_class(predictions.labels, rows & right[a, t], C)
+    return StoredTransfer(
+        attacks=predictions.attacks,
+        sources=predictions.sources,
+        teachers=predictions.teachers,
         clean=100 * clean.mean(1),
         counted=counted.sum(2),
         right=held.sum(2),
@@ -109,14 +109,8 @@ def _by_class(labels: Ints, rows: Bools, classes: int) -> Ints:
     return np.bincount(labels[rows], minlength=classes)
 
 
-def draw(matrix: TransferMatrix, path: Path) -> None:
+def draw(matrix: StoredTransfer, path: Path) -> None:
     """Write the matrix as a heat map (PNG); dark cells are attacks that work."""
     made_on = [f"{attack}\non {source}" for attack, source in zip(matrix.attacks, matrix.sources, strict=True)]
     asked_of = [f"{name}\nclean {value:.1f} %" for name, value in zip(matrix.teachers, matrix.clean, strict=True)]
     write_atomic(path, heat_map(matrix.accuracy.tolist(), made_on, asked_of))
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import transfer
-
-    transfer()

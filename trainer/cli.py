@@ -1,6 +1,5 @@
 """The command lines that train: each command is one library call."""
 
-import json
 import shlex
 import sys
 import time
@@ -11,56 +10,29 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from darht.core.cli import DefaultGroup, Group, progress_bar
-from darht.core.errors import ConfigError
+from darht.core.cli import (
+    FOLDER,
+    DefaultGroup,
+    Group,
+    data_options,
+    device_option,
+    json_mapping,
+    named_folders,
+    numbers,
+    progress_bar,
+)
 from darht.trainer.evaluation.cli import evaluate
 
 __all__ = ["evaluate", "teacher", "train"]
 
-_FOLDER = click.Path(path_type=Path)
 _SPEAKS = 10  # seconds for the first process to say how to go on: torchrun ends all when one has ended
 
 
-def _json_option(text: str, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{what} must be JSON, such as '{{\"width\": 16}}'; got {text!r}: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{what} must be a JSON mapping; got {text!r}")
-    return value
-
-
-def _floats(text: str, what: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        raise ConfigError(f"{what} must be three numbers with commas between them; got {text!r}")
-    return values
-
-
-def _named_folders(items: tuple[str, ...]) -> dict[str, Path]:
-    given = {name: Path(folder) for name, _, folder in (item.partition("=") for item in items) if name and folder}
-    if len(given) != len(items):
-        raise ConfigError(f"--teacher reads NAME=FOLDER, each name once; got {', '.join(items)}")
-    return given
-
-
-def _data_options(function: Any) -> Any:
-    for option in (
-        click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
-        click.option("--image-size", type=click.IntRange(min=1), help="Side to which an imagefolder is cut."),
-        click.option("--root", type=_FOLDER, help="Where the data set lies; none for digits."),
-        click.option("--data", required=True, help="digits, cifar10, cifar100, tiny-imagenet, imagefolder or npz."),
-    ):
-        function = option(function)
-    return function
-
-
-def _device_option(function: Any) -> Any:
-    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(function)
+_data_options = data_options(
+    required=True,
+    data="digits, cifar10, cifar100, tiny-imagenet, imagefolder or npz.",
+    root="Where the data set lies; none for digits.",
+)
 
 
 @click.group(cls=Group)
@@ -70,7 +42,7 @@ def teacher() -> None:
 
 @teacher.command("train")
 @_data_options
-@_device_option
+@device_option
 @click.option("--limit", type=int, help="Train on the first N rows only.")
 @click.option("--test-limit", type=int, help="Measure on the first N test rows only.")
 @click.option(
@@ -80,7 +52,7 @@ def teacher() -> None:
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
 @click.option("--algorithm", default="pgd-at", show_default=True, help="standard, pgd-at, trades or fat.")
 @click.option("--set", "assignments", multiple=True, help="A training option, e.g. optim.epochs=30, eps=8, tau=2.")
-@click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
+@click.option("--out", type=FOLDER, required=True, help="The teacher's folder.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
 @click.pass_context
 def teacher_train(
@@ -111,7 +83,7 @@ def teacher_train(
     from darht.trainer.teacher import train as teach
 
     config, where = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training"), pick_device(device)
-    network: dict[str, Any] = {"arch": arch, "kwargs": _json_option(kwargs, "--kwargs"), "resize": resize}
+    network: dict[str, Any] = {"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize}
     teach.check_free(out, resume=resume)
     more: dict[str, Any] = {"image_size": image_size, "download": download}
     training = load_source(data, root, "train", limit=limit, **more)
@@ -139,7 +111,7 @@ def teacher_train(
 
 
 @teacher.command("import")
-@click.argument("weights", type=_FOLDER)
+@click.argument("weights", type=FOLDER)
 @click.option(
     "--arch", required=True, help="The architecture that the weights belong to; python:module:callable works."
 )
@@ -148,7 +120,7 @@ def teacher_train(
 @click.option("--mean", default="0,0,0", show_default=True, help="Per channel, of pixels in [0, 1].")
 @click.option("--std", default="1,1,1", show_default=True, help="Per channel, of pixels in [0, 1].")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants.")
-@click.option("--out", type=_FOLDER, required=True, help="The teacher's folder.")
+@click.option("--out", type=FOLDER, required=True, help="The teacher's folder.")
 def teacher_import(
     weights: Path, arch: str, kwargs: str, classes: int, mean: str, std: str, resize: int | None, out: Path
 ) -> None:
@@ -158,16 +130,16 @@ def teacher_import(
     from darht.trainer.teacher.train import check_free
 
     check_free(out)
-    preprocessing = Preprocessing(resize, _floats(mean, "--mean"), _floats(std, "--std"))
-    options = _json_option(kwargs, "--kwargs")
+    preprocessing = Preprocessing(resize, numbers(mean, "--mean", three=True), numbers(std, "--std", three=True))
+    options = json_mapping(kwargs, "--kwargs")
     card = import_teacher(weights, out, arch=arch, num_classes=classes, kwargs=options, preprocessing=preprocessing)
     click.echo(f"{out}: {card.arch}, {card.num_classes} classes, weights {card.weights_sha256[:12]}")
 
 
 @teacher.command("check")
-@click.argument("folder", type=_FOLDER)
+@click.argument("folder", type=FOLDER)
 @_data_options
-@_device_option
+@device_option
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
 @click.option("--limit", type=int, help="The first N rows only.")
 @click.option("--eps", default=8.0, show_default=True, help="Radius of PGD-20 in pixel levels.")
@@ -194,16 +166,16 @@ def teacher_check(
 
 
 @teacher.command("transfer")
-@click.argument("folders", nargs=-1, required=True, type=_FOLDER)
+@click.argument("folders", nargs=-1, required=True, type=FOLDER)
 @_data_options
-@_device_option
+@device_option
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
 @click.option("--limit", type=int, help="Choose from the first N rows only.")
 @click.option("--count", default=1000, show_default=True, help="Images for each pair, of each class equally many.")
 @click.option("--attack", "kinds", multiple=True, default=("apgd",), show_default=True, help="Several: the worst case.")
 @click.option("--eps", default="8", show_default=True, help="Radius in pixel levels; 8/255 is read as well.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=_FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
 def teacher_transfer(
     folders: tuple[Path, ...],
     data: str,
@@ -262,16 +234,16 @@ def train() -> None:
 @click.option(
     "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
 )
-@click.option("--out", type=_FOLDER, required=True, help="The run's folder.")
-@click.option("--recipe", type=_FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
+@click.option("--out", type=FOLDER, required=True, help="The run's folder.")
+@click.option("--recipe", type=FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
 @click.option(
     "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
 )
 @click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take, or else is streamed in.")
-@click.option("--exclude", type=_FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
+@click.option("--exclude", type=FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
-@_device_option
+@device_option
 @click.pass_context
 def train_run(
     ctx: click.Context,
@@ -294,7 +266,7 @@ def train_run(
     from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.student.exclude import exclude_rows
 
-    config, where, folders = load_recipe(recipe, assignments), pick_device(device), _named_folders(teachers)
+    config, where, folders = load_recipe(recipe, assignments), pick_device(device), named_folders(teachers)
     cache = open_shards(shards)
     rank, world = rank_and_world()
     monitor = Monitor(out, config.optim.epochs, shown=rank == 0)
@@ -336,8 +308,8 @@ def _again(ctx: click.Context, *words: str) -> str:
 
 
 @train.command("export")
-@click.argument("run", type=_FOLDER)
-@click.option("--out", type=_FOLDER, required=True, help="A new or empty folder.")
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="A new or empty folder.")
 @click.option(
     "--format",
     "kind",

@@ -101,7 +101,7 @@ class Engine:
         channels_last: memory layout of the private copy, where its forward pass works with it.
         compile: `torch.compile` the private copy, for the slots' constant shapes.
         lanes: batches worked on at once, each by one thread; by default as many as torch has threads on a CPU.
-        unit: store perturbations as whole multiples of so many pixel levels (1, or eps / 127) and judge what is
+        scale: store perturbations as whole multiples of so many pixel levels (1, or eps / 127) and judge what is
             stored; None leaves them as the attack made them.
     """
 
@@ -113,15 +113,15 @@ class Engine:
     channels_last: bool = True
     compile: bool = False
     lanes: int | None = None
-    unit: float | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.slots < 16 or self.slots % 16:
             raise ConfigError(f"slots must be a multiple of 16, which keeps a row's bits the same; got {self.slots}")
         if self.restarts < 1 or (self.lanes is not None and self.lanes < 1):
             raise ConfigError(f"restarts and lanes must be at least 1; got {self.restarts} and {self.lanes}")
-        if self.unit is not None and not 0 < self.unit <= 1:
-            raise ConfigError(f"unit must be above 0 and at most 1 pixel level; got {self.unit:g}")
+        if self.scale is not None and not 0 < self.scale <= 1:
+            raise ConfigError(f"scale must be above 0 and at most 1 pixel level; got {self.scale:g}")
 
     def run(
         self,
@@ -169,7 +169,7 @@ class Engine:
             "repeated_in_float32": len(again),
             "saved_by_rounding": 0,
         }
-        results.x_adv, moved = store(results.x_adv, x, attack.threat, self.unit, whole=attack.whole_levels)
+        results.x_adv, moved = store(results.x_adv, x, attack.threat, self.scale, whole=attack.whole_levels)
         if bool(moved.any()):
             fooled = rows.fooled(logits)
             logits = forward_all(ready.exact, results.x_adv, self.slots)
@@ -190,7 +190,7 @@ class Engine:
         with self.prepared(model, x, y) as ready:
             rows = self._rows(ready, x, y, generator, targets)
             results = self._craft(attack, ready, rows, torch.arange(len(y), device=y.device))
-        return store(results.x_adv, x, attack.threat, self.unit, whole=attack.whole_levels)[0]
+        return store(results.x_adv, x, attack.threat, self.scale, whole=attack.whole_levels)[0]
 
     @contextmanager
     def prepared(self, model: Model, x: Tensor, y: Tensor) -> Iterator[Prepared]:

@@ -243,7 +243,7 @@ class Lane:
         parts = torch.split(answers, [len(rows) for _, rows, _, _ in self.unseen])
         for (state, rows, run, seen), logits in zip(self.unseen, parts, strict=True):
             state.logits = logits
-            state.score = state.lead(logits)
+            state.score = state.margin(logits)
             state.hit = state.fooled()
             seen["first_hit"] = torch.where((seen["first_hit"] < 0) & state.hit, state.looks, seen["first_hit"])
             seen["forwards"] += 1

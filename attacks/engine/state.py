@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from darht.attacks.engine.query_model import Oracle
-from darht.attacks.objectives import Model, ObjectiveName, aimed, lead
+from darht.attacks.objectives import Model, ObjectiveName, margin_of, objective_of
 from darht.attacks.threat import Norm, Threat
 from darht.core.rng import RowRng
 
@@ -43,7 +43,7 @@ class Rows:
         )
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Whether an attack has reached its aim: a wrong class, or the target; bool `[B]`."""
+        """Whether an attack has succeeded: a wrong class, or the target; bool `[B]`."""
         return is_fooled(logits, self.y, self.targets)
 
     def in_run(self, run: int) -> "Rows":
@@ -58,21 +58,21 @@ class State:
     Attributes:
         x: clean pixels in [0, 1].
         y: labels.
-        goal: the class that somebody chose as target; the label where any wrong class will do.
+        target: the class that somebody chose as target; the label where any wrong class will do.
         query: where the attack looks next, pixels.
         best: the pixels that would be returned now; a row that leaves because it is hit returns `query` instead.
         score: how good `best` is; among restarts the highest score is returned.
         logits: what the model said at the last look.
-        hit: `query` was misclassified (as the goal, when targeted), inside the ball, at the last look.
+        hit: `query` was misclassified (as the target, when targeted), inside the ball, at the last look.
         done: the whole budget is spent.
         looks: how often the attack has looked.
         gradient: at the last look, NaN where none was computed yet.
-        targeted: whether somebody chose the goals.
+        targeted: whether somebody chose the targets.
     """
 
     x: Tensor
     y: Tensor
-    goal: Tensor
+    target: Tensor
     query: Tensor
     best: Tensor
     score: Tensor
@@ -90,7 +90,7 @@ class State:
         return cls(
             x=rows.x,
             y=rows.y,
-            goal=rows.y if rows.targets is None else rows.targets,
+            target=rows.y if rows.targets is None else rows.targets,
             targeted=rows.targets is not None,
             query=query,
             best=query.clone(),
@@ -109,16 +109,16 @@ class State:
         return {name: getattr(self, name) for name in names if name != "targeted"}
 
     def fooled(self) -> Tensor:
-        """Whether the last look saw a wrong class, or the goal where one was chosen; bool `[S]`."""
-        return is_fooled(self.logits, self.y, self.goal if self.targeted else None)
+        """Whether the last look saw a wrong class, or the target where one was chosen; bool `[S]`."""
+        return is_fooled(self.logits, self.y, self.target if self.targeted else None)
 
-    def lead(self, logits: Tensor) -> Tensor:
-        """The margin, above 0 where the attack has reached its aim, `[S]`."""
-        return lead(logits, self.y, self.goal if self.targeted else None)
+    def margin(self, logits: Tensor) -> Tensor:
+        """The margin, above 0 where the attack has succeeded, `[S]`."""
+        return margin_of(logits, self.y, self.target if self.targeted else None)
 
-    def aim(self, name: ObjectiveName, logits: Tensor) -> Tensor:
-        """The objective of this name, towards the goal where one was chosen, `[S]`."""
-        return aimed(name, logits, self.y, self.goal if self.targeted else None)
+    def objective(self, name: ObjectiveName, logits: Tensor) -> Tensor:
+        """The objective of this name, towards the target where one was chosen, `[S]`."""
+        return objective_of(name, logits, self.y, self.target if self.targeted else None)
 
     def take(self, index: Tensor) -> Self:
         """The rows at these positions, copied."""

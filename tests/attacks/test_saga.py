@@ -168,3 +168,12 @@ def test_errors():
         AutoSAGA(rate=0.0)
     with pytest.raises(ModelError, match="train mode"):
         SAGA()([Tiny(side=32).train()], x, y, generator=rng(2))
+
+
+def test_sets_take_targets():
+    model, x = Tiny(), images(70)
+    y = labelled(model, x)
+    targets = (y + 1 + torch.arange(70) % 4) % 5
+    for attack in (SAGA(eps=48, step=4, steps=20), AutoSAGA(eps=48, step=4, steps=20)):
+        made = attack([model, Tiny()], x, y, generator=rng(70), targets=targets)
+        assert float((labelled(model, made) == targets).float().mean()) > 0.8

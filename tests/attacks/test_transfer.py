@@ -1,12 +1,12 @@
-"""The transfer attack and the transfer matrix."""
+"""The transfer matrix."""
 
 import json
 
 import pytest
 import torch
-from tiny import Tiny, images, labelled, rng
+from tiny import Tiny, images, labelled
 
-from darht.attacks import APGD, FGSM, PGD, Engine, Transfer
+from darht.attacks import APGD, FGSM, PGD, Engine
 from darht.attacks.transfer import balanced_rows, transfer_matrix
 from darht.core.errors import ConfigError
 from darht.core.stats import wilson
@@ -78,23 +78,3 @@ def test_refusals(scene):
         transfer_matrix({}, x, y)
     with pytest.raises(ConfigError):
         transfer_matrix(models, x, y, engine=Engine())
-    with pytest.raises(ConfigError, match="at least one surrogate"):
-        Transfer()(models["a"], x, y, surrogates=[], generator=rng(120))
-    with pytest.raises(ConfigError, match="rule full"):
-        Transfer(engine=Engine())
-
-
-def test_a_transfer_attack_keeps_the_worst_surrogates_example(scene):
-    models, x, y = scene
-    attack = Transfer(attack=PGD(eps=4, step=1, steps=8))
-    twin = attack.run(models["a"], x, y, surrogates=[models["twin"]], generator=rng(120))
-    white = Engine(rule="full", fold=False, channels_last=False).run(
-        attack.attack, models["a"], x, y, generator=rng(120)
-    )
-    assert torch.equal(twin.x_adv, white.x_adv)
-    far = attack.run(models["a"], x, y, surrogates=[models["b"]], generator=rng(120))
-    both = attack.run(models["a"], x, y, surrogates=[models["b"], models["twin"]], generator=rng(120))
-    assert int(both.success.sum()) >= int(far.success.sum())
-    assert int(both.robust.sum()) <= int(far.robust.sum())
-    assert float(attack.threat.distance(both.x_adv, x).max()) <= attack.threat.radius + 1e-6
-    assert torch.equal(attack(models["a"], x, y, surrogates=[models["b"]], generator=rng(120)), far.x_adv)

@@ -91,3 +91,10 @@ class LinearModel(nn.Module):
             normals = linear.weight[y][:, None] - linear.weight[None]
             sizes = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
             return torch.where(gaps > 0, gaps / sizes.clamp(min=1e-12), torch.inf).amin(1)
+
+
+def double_net() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, stored pixels and labels in float64, for comparisons of iterates."""
+    model = Tiny().double()
+    x = (images(6).double() * 255).round() / 255
+    return model, x, labelled(model, x)

@@ -112,7 +112,7 @@ def test_a_folder_that_is_no_cache_or_is_not_sealed_is_refused(
         (("neighbours", "no.png"), "does not read as an image"),
         (("select", "--size", "3"), "--size must lie in 2..2"),
         (("rows", "--margin", "2"), "--margin is a difference of probabilities"),
-        (("subspace", "--teacher", "cnn"), "--teacher takes NAME=FOLDER"),
+        (("subspace", "--teacher", "cnn"), "--teacher reads NAME=FOLDER"),
     ],
 )
 def test_mistakes_are_one_line(copy: Path, words: tuple[str, ...], said: str) -> None:

@@ -12,13 +12,13 @@ from planted import one_hot, write_cache
 
 from darht.cache.read.reader import Cache, open_cache
 from darht.tools import report as report_module
-from darht.tools.answers import read_answers
 from darht.tools.gaas import Gaas
 from darht.tools.index import Indexes, IndexSettings, build_indexes
 from darht.tools.live import load_teachers
-from darht.tools.report import OUTCOMES, Report, collect, hardest_rows, outcomes
+from darht.tools.predictions import read_predictions
+from darht.tools.report import OUTCOMES, CacheReport, collect, hardest_rows, outcomes
 from darht.tools.report_figures import class_figure
-from darht.tools.report_page import render, table
+from darht.tools.report_page import draw, render, table
 from darht.tools.vectors import cache_spaces
 
 NAMES = ("bit", "res", "vit")
@@ -32,7 +32,7 @@ DIRECTIONS = Gaas(
 
 
 @pytest.fixture(scope="module")
-def lively(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def lively(tmp_path_factory: pytest.TempPathFactory) -> CacheReport:
     """Three teachers who are right on most rows, and examples that fool the own teacher often and others at times."""
     generator, N, C = np.random.default_rng(0), 240, 4
     labels = np.arange(N) % C
@@ -62,13 +62,13 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 @pytest.fixture(scope="module")
-def page(lively: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(lively: CacheReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render(lively))
     return path
 
 
-def test_the_page_holds_everything_and_is_small_enough(page: Path, lively: Report) -> None:
+def test_the_page_holds_everything_and_is_small_enough(page: Path, lively: CacheReport) -> None:
     text = page.read_text()
     assert len(text) < 15e6
     for part in ("transfer", "classes", "angles", "pca-attack", "pca-outcome", "sizes", "seconds"):
@@ -115,39 +115,39 @@ def test_figures_are_drawn_hover_gives_numbers_and_tables_sort(page: Path) -> No
         assert tab.complaints == []
 
 
-def test_hardest_rows_are_right_when_clean_and_fooled_most(planted: Cache, lively: Report) -> None:
-    assert hardest_rows(planted, read_answers(planted)) == ()  # nothing there is ever fooled
-    cache, answers = lively.cache, read_answers(lively.cache)
+def test_hardest_rows_are_right_when_clean_and_fooled_most(planted: Cache, lively: CacheReport) -> None:
+    assert hardest_rows(planted, read_predictions(planted)) == ()  # nothing there is ever fooled
+    cache, predictions = lively.cache, read_predictions(lively.cache)
     for hard in lively.hardest:
-        assert answers.right_clean[:, hard.row].all()
-        a = answers.attacks.index(hard.attack)
-        assert (~answers.right[a, :, hard.row]).any()
+        assert predictions.right_clean[:, hard.row].all()
+        a = predictions.attacks.index(hard.attack)
+        assert (~predictions.right[a, :, hard.row]).any()
         assert {name: top[0][0] for name, top in hard.top.items()} == {
-            name: answers.adversarial[a, t, hard.row] for t, name in enumerate(answers.teachers)
+            name: predictions.adversarial[a, t, hard.row] for t, name in enumerate(predictions.teachers)
         }
         assert all(p == sorted(p, reverse=True) for p in ([share for _, share in top] for top in hard.top.values()))
         moved = hard.image.astype(int) + cache.read(f"delta/{hard.attack}")[hard.row, 0].transpose(1, 2, 0)
         assert np.array_equal(moved, hard.adversarial)
 
 
-def test_outcomes_by_hand(lively: Report) -> None:
-    answers = read_answers(lively.cache)
-    found = outcomes(answers, 0, np.arange(lively.cache.rows))
+def test_outcomes_by_hand(lively: CacheReport) -> None:
+    predictions = read_predictions(lively.cache)
+    found = outcomes(predictions, 0, np.arange(lively.cache.rows))
     for row, outcome in enumerate(found):
-        fools = [answers.right_clean[t, row] and not answers.right[0, t, row] for t in range(3)]
-        right = answers.right_clean[0, row]
+        fools = [predictions.right_clean[t, row] and not predictions.right[0, t, row] for t in range(3)]
+        right = predictions.right_clean[0, row]
         expected = 0 if not right else 3 if fools[1] or fools[2] else 2 if fools[0] else 1
         assert outcome == expected, OUTCOMES[outcome]
 
 
-def test_without_teachers_and_records_the_page_says_so(lively: Report) -> None:
+def test_without_teachers_and_records_the_page_says_so(lively: CacheReport) -> None:
     arrays = tuple(replace(array, seconds=float("nan")) for array in lively.arrays)
     assert {outcome for plane in lively.maps for outcome in plane.outcome} == {0, 1, 2, 3}
     text = render(replace(lively, gaas=None, arrays=arrays, environment={}, hardest=()))
     assert "that needs every teacher" in text and 'id="seconds"' not in text
 
 
-def test_a_second_map_is_drawn_where_umap_is_installed(lively: Report) -> None:
+def test_a_second_map_is_drawn_where_umap_is_installed(lively: CacheReport) -> None:
     plane = lively.maps[0]
     both = replace(lively, maps=(plane, replace(plane, method="UMAP", held=float("nan"))))
     text = render(both)
@@ -169,17 +169,18 @@ def test_directions_are_counted_where_every_teacher_is_there(tiny_cache: Path, t
         teachers = dict(load_teachers(cache, {}, torch.device("cpu")).teachers)
         found = collect(cache, tiny_indexes, teachers, k=4, gaas_rows=2)
         assert collect(cache, tiny_indexes, teachers, k=4, gaas_rows=0).gaas is None
-    both = read_answers(cache).right_clean.all(0).any()
+    both = read_predictions(cache).right_clean.all(0).any()
     assert (found.gaas is not None) == both
     assert "effective rank" in render(found)
 
 
-def test_too_many_classes_are_not_drawn(lively: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_classes_are_not_drawn(lively: CacheReport, monkeypatch: pytest.MonkeyPatch) -> None:
     assert class_figure(lively) is not None
     monkeypatch.setattr("darht.tools.report_figures._MOST_CELLS", 5)
     assert class_figure(lively) is None
 
 
 def test_names_cannot_become_markup() -> None:
-    text = table(["<b>"], [["<script>alert(1)</script>"], [("<i>", 1.0)]])
+    part = table(["<b>"], [["<script>alert(1)</script>"], [("<i>", 1.0)]])
+    text = draw("table.html", {"part": part})
     assert "<script>" not in text and "<i>" not in text and "&lt;b&gt;" in text

@@ -10,9 +10,9 @@ from planted import one_hot, write_cache
 
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError
-from darht.tools.answers import read_answers
+from darht.tools.predictions import read_predictions
 from darht.tools.select import _costs, _greedy_sets, rank_sets, spec_snippet
-from darht.tools.transfer import transfer_matrix
+from darht.tools.transfer import stored_transfer
 
 TEACHERS, ROWS, CLASSES = 12, 400, 4
 BEST = (2, 5, 9)
@@ -58,7 +58,7 @@ def test_the_planted_set_is_first_by_a_wide_margin(twelve: Cache) -> None:
 
 
 def test_rates_are_those_of_the_transfer_matrix(twelve: Cache) -> None:
-    accuracy = transfer_matrix(twelve).accuracy
+    accuracy = stored_transfer(twelve).accuracy
     assert 100 * (1 - rank_sets(twelve, 2).rates) == pytest.approx(accuracy)
 
 
@@ -138,8 +138,8 @@ def test_the_snippet_is_a_spec_of_the_set(tiny_cache: Path) -> None:
 
 
 def test_withstanding_an_own_attack_counts_all_of_its_examples(twelve: Cache) -> None:
-    answers = read_answers(twelve)
-    assert answers.own("t05") == [answers.attacks.index("pgd-t05")]
-    t = answers.teachers.index("t05")
-    robust = 100 * (answers.right_clean[t] & answers.right[answers.own("t05")[0], t]).mean()
+    predictions = read_predictions(twelve)
+    assert predictions.own("t05") == [predictions.attacks.index("pgd-t05")]
+    t = predictions.teachers.index("t05")
+    robust = 100 * (predictions.right_clean[t] & predictions.right[predictions.own("t05")[0], t]).mean()
     assert {one.name: one.robust for one in rank_sets(twelve, 2).candidates}["t05"] == pytest.approx(robust)

@@ -18,12 +18,12 @@ from darht.cache.read.reader import open_cache
 from darht.cache.sources.load import load_source
 from darht.core.nets.classifier import Preprocessing
 from darht.tools.cli import inspect
-from darht.tools.transfer import TransferMatrix, draw, transfer_matrix
+from darht.tools.transfer import StoredTransfer, draw, stored_transfer
 
 
 def test_the_matrix_equals_counting_row_by_row(tiny_cache: Path) -> None:
     cache = open_cache(tiny_cache)
-    matrix = transfer_matrix(cache)
+    matrix = stored_transfer(cache)
     labels = cache.read("label")
 
     answers = {name: cache.read(name)[:, 0] for name in cache.arrays if name.startswith("logits/")}
@@ -45,14 +45,14 @@ def test_the_matrix_equals_counting_row_by_row(tiny_cache: Path) -> None:
 
 def test_the_diagonal_counts_every_row_that_the_victim_gets_right(tiny_cache: Path) -> None:
     cache = open_cache(tiny_cache)
-    matrix = transfer_matrix(cache)
+    matrix = stored_transfer(cache)
     for a, source in enumerate(matrix.sources):
         t = matrix.teachers.index(source)
         assert matrix.counted[a, t] == round(matrix.clean[t] / 100 * cache.rows)
 
 
 def test_classes_add_up_to_the_whole(tiny_cache: Path) -> None:
-    matrix = transfer_matrix(open_cache(tiny_cache))
+    matrix = stored_transfer(open_cache(tiny_cache))
     assert np.array_equal(matrix.counted_by_class.sum(2), matrix.counted)
     assert np.array_equal(matrix.right_by_class.sum(2), matrix.right)
     label = int(matrix.counted_by_class[0, 0].argmax())
@@ -81,7 +81,7 @@ def test_it_agrees_with_attacking_the_teachers_again(tmp_path: Path) -> None:
     }
     sealed_cache(spec, tmp_path)
     live = live_matrix(nets, x, y, attacks=[attack], count=len(y))
-    read = transfer_matrix(open_cache(tmp_path / "cache"), balanced=True)
+    read = stored_transfer(open_cache(tmp_path / "cache"), balanced=True)
     assert [[cell.count for cell in row] for row in live.cells] == read.counted.tolist()
     assert [[cell.correct for cell in row] for row in live.cells] == read.right.tolist()
     assert read.counted.min() > 30 and read.right.min() < read.counted.min()
@@ -113,7 +113,7 @@ def learn(net: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
 def test_an_entry_without_rows_is_nan_with_the_widest_interval() -> None:
     empty = np.zeros((1, 1), dtype=np.int64)
     by_class = np.zeros((1, 1, 3), dtype=np.int64)
-    matrix = TransferMatrix(("a",), ("t",), ("t",), np.array([0.0]), empty, empty, by_class, by_class)
+    matrix = StoredTransfer(("a",), ("t",), ("t",), np.array([0.0]), empty, empty, by_class, by_class)
     assert np.isnan(matrix.accuracy_by_class).all() and matrix.interval(0, 0, 2) == (0.0, 100.0)
     assert np.isnan(matrix.accuracy[0, 0])
     assert matrix.interval(0, 0) == (0.0, 100.0)
@@ -124,7 +124,7 @@ def test_the_picture_has_a_cell_for_every_entry(tmp_path: Path) -> None:
     right = np.array([[0, 10], [10, 0]])
     by_class = np.stack([counted, right], axis=2)
     names = ("s", "t")
-    matrix = TransferMatrix(("a", "b"), names, names, np.array([90.0, 80.0]), counted, right, by_class, by_class)
+    matrix = StoredTransfer(("a", "b"), names, names, np.array([90.0, 80.0]), counted, right, by_class, by_class)
     draw(matrix, tmp_path / "deep" / "matrix.png")
     with Image.open(tmp_path / "deep" / "matrix.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)

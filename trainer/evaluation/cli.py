@@ -1,6 +1,5 @@
 """The command line of evaluation: `darht-eval MODEL`, and `darht-eval compare RUN...`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from darht.core.cli import DefaultGroup, progress_bar
+from darht.core.cli import (
+    FOLDER,
+    DefaultGroup,
+    data_options,
+    device_option,
+    json_mapping,
+    named_folders,
+    numbers,
+    progress_bar,
+)
 from darht.core.errors import ConfigError
 
-_FOLDER = click.Path(path_type=Path)
 _SHOWN = 8  # bars on the screen; the full tier has dozens
 
 
@@ -36,18 +43,6 @@ def _model_options(function: Any) -> Any:
     return function
 
 
-def _data_options(function: Any) -> Any:
-    for option in (
-        click.option("--limit", type=click.IntRange(min=1), help="The first N test rows only."),
-        click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
-        click.option("--image-size", type=click.IntRange(min=1), help="Side to which an imagefolder is cut."),
-        click.option("--root", type=_FOLDER, help="Where the data set lies, when not where the cache was built from."),
-        click.option("--data", help="digits, cifar10, ...; default: what the run's cache was built from."),
-    ):
-        function = option(function)
-    return function
-
-
 def _attack_options(function: Any) -> Any:
     for option in (
         click.option("--samples", default=16, show_default=True, type=click.IntRange(min=1),
@@ -62,9 +57,9 @@ def _attack_options(function: Any) -> Any:
         click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (pyautoattack) instead of ours."),
         click.option("--norm", default="linf", show_default=True, type=click.Choice(["linf", "l2"])),
         click.option("--eps", help="Radius, 8 or 8/255; default: what the model was trained for, or 8."),
-        click.option("--attack", type=click.Choice(["quick", "autoattack"]), help="autoattack: --tier standard."),
-        click.option("--tier", type=click.Choice(["quick", "standard", "full"]), help=(
-            "quick: FGSM, PGD-20, transfer, masking checks on 1,000 images (default). standard: and AutoAttack, on all "
+        click.option("--tier", default="quick", show_default=True,
+                     type=click.Choice(["quick", "standard", "full"]), help=(
+            "quick: FGSM, PGD-20, transfer, masking checks on 1,000 images. standard: and AutoAttack, on all "
             "test images. full: and adaptive and black-box attacks and corruptions.")),
     ):  # fmt: skip
         function = option(function)
@@ -74,13 +69,15 @@ def _attack_options(function: Any) -> Any:
 @evaluate.command("measure")
 @click.argument("model")
 @_attack_options
-@_data_options
+@click.option("--limit", type=click.IntRange(min=1), help="The first N test rows only.")
+@data_options(data="digits, cifar10, ...; default: what the run's cache was built from.",
+              root="Where the data set lies, when not where the cache was built from.")  # fmt: skip
 @_model_options
 @click.option("--which", default="student", show_default=True, type=click.Choice(["student", "last", "both"]),
               help="Of a run: best on held-out rows, the last epoch's, or both.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--out", type=_FOLDER, help="Folder of the report; default: the run, or eval-NAME here.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--out", type=FOLDER, help="Folder of the report; default: the run, or eval-NAME here.")
+@device_option
 def measure(model: str, which: str, out: Path | None, device: str, **options: Any) -> None:
     """Measure MODEL on a test split, and write eval.json, eval.md and report.html.
 
@@ -116,17 +113,13 @@ def _config(which: str, options: dict[str, Any]) -> Any:
     from darht.trainer.evaluation.target import ModelOptions
 
     teachers = options["teachers"]
-    given = dict(item.split("=", 1) for item in teachers if "=" in item)
-    if len(given) != len(teachers):
-        raise ConfigError(f"--teacher reads NAME=FOLDER; got {', '.join(teachers)}")
-    if options["tier"] and options["attack"]:
-        raise ConfigError("--attack is an older name of --tier: give one of them")
-    tier: Any = options["tier"] or ("standard" if options["attack"] == "autoattack" else "quick")
+    given = {name: str(folder) for name, folder in named_folders(teachers).items()}
+    tier: Any = options["tier"]
     if teachers and options["no_transfer"]:
         raise ConfigError("--teacher says what to transfer from and --no-transfer leaves it out: give one of them")
     if options["shares"] and tier != "full":
         raise ConfigError(f"--shares is for the substitutes of --tier full; the tier is {tier}")
-    shares: dict[str, Any] = {"shares": _numbers(options["shares"], "--shares")} if options["shares"] else {}
+    shares: dict[str, Any] = {"shares": numbers(options["shares"], "--shares")} if options["shares"] else {}
     return EvalConfig(
         tier=tier,
         which=which,
@@ -134,34 +127,17 @@ def _config(which: str, options: dict[str, Any]) -> Any:
         eps=None if options["eps"] is None else parse_eps(options["eps"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
-        model=ModelOptions(options["arch"], _mapping(options["kwargs"]), _preprocessing(options)),
+        model=ModelOptions(options["arch"], json_mapping(options["kwargs"], "--kwargs"), _preprocessing(options)),
         substitution=Substitution(**shares),
     )
 
 
 def _preprocessing(options: dict[str, Any]) -> dict[str, Any]:
     """What was said of it; a model's own stands for the rest."""
-    said: dict[str, Any] = {name: _numbers(options[name], f"--{name}") for name in ("mean", "std") if options[name]}
-    if any(len(values) != 3 for values in said.values()):
-        raise ConfigError(f"--mean and --std must be three numbers each; got {options['mean']} and {options['std']}")
+    said: dict[str, Any] = {
+        name: numbers(options[name], f"--{name}", three=True) for name in ("mean", "std") if options[name]
+    }
     return said | ({} if options["resize"] is None else {"resize": options["resize"]})
-
-
-def _numbers(text: str, what: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"{what} reads numbers with commas between them; got '{text}'") from error
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--kwargs must be JSON, such as '{{\"width\": 16}}'; got {text!r}: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"--kwargs must be a JSON mapping; got {text!r}")
-    return value
 
 
 def _asked(on: str) -> str:
@@ -195,9 +171,9 @@ def _print(report: Any) -> None:
 
 
 @evaluate.command("compare")
-@click.argument("runs", nargs=-1, required=True, type=_FOLDER)
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the bootstrap.")
-@click.option("--out", type=_FOLDER, help="Folder for compare.json, compare.md and compare.html.")
+@click.option("--out", type=FOLDER, help="Folder for compare.json, compare.md and compare.html.")
 def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
     """Put evaluations side by side, the most robust first, with the significance of each difference.
 

@@ -64,6 +64,6 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.reference and self.tier == "quick":
-            raise ConfigError("--reference runs the reference AutoAttack: add --attack autoattack or --tier standard")
+            raise ConfigError("--reference runs the reference AutoAttack: add --tier standard")
         if self.norm == "l2" and self.eps is None:
             raise ConfigError("an L2 radius has no default: give --eps in pixel levels, e.g. 128 for 128/255")

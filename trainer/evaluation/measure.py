@@ -20,7 +20,7 @@ from darht.attacks.threat import Threat
 from darht.cache.sources.load import Source
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.ledger import Arrays, Ledger
-from darht.trainer.teacher.evaluate import EVERYONE, Score
+from darht.trainer.evaluation.score import EVERYONE, Score
 
 Family = Literal["white-box", "transfer", "adaptive", "black-box", "check"]
 Craft = Callable[[Tensor, Tensor, RowRng], Tensor]
@@ -29,7 +29,7 @@ SHOWN = 12  # pictures in the report's gallery; a batch keeps so many of its exa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class AttackStep:
     """One attack of an evaluation.
 
     Attributes:
@@ -60,9 +60,9 @@ class Example:
     delta: np.ndarray
 
 
-@dataclass(kw_only=True)
-class Measurement:
-    """The state of an evaluation.
+@dataclass(frozen=True, kw_only=True)
+class EvalSetup:
+    """What is asked: a model, about images, inside a ball, and how.
 
     Attributes:
         model: pixels to logits, in eval mode, frozen; already an `Expectation` when the target is random.
@@ -87,7 +87,89 @@ class Measurement:
     random: bool = False
     batch: int = 500
     on_batch: OnBatch = lambda name, done, total, alive: None
-    logits: np.ndarray = field(init=False)
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.source.images)
+
+    def tensors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pixels in [0, 1] and labels of these images."""
+        x = torch.from_numpy(self.source.images[rows]).to(self.device).float() / 255
+        return x, torch.from_numpy(self.source.labels[rows]).to(self.device)
+
+    def ask(self, x: Tensor) -> Tensor:
+        """The model's logits `[B, C]`, with the same bits wherever a row stands."""
+        return forward_all([self.model], x, self.engine.slots)
+
+    def generator(self, step: AttackStep, rows: np.ndarray) -> RowRng:
+        """The random numbers of these images under a step."""
+        stream = RowRng.create(self.seed, "evaluate", rows=torch.from_numpy(rows).to(self.device))
+        return stream.fold(*step.stream) if step.stream else stream
+
+    @contextmanager
+    def drawing(self, name: str, rows: np.ndarray) -> Iterator[None]:
+        """For a random model: the batch's own draws, whatever ran before it."""
+        if not self.random:
+            yield
+            return
+        with borrowed_generator(self.seed, "draws", name, int(rows[0]), len(rows)):
+            yield
+
+    def clean(self, rows: np.ndarray) -> np.ndarray:
+        """The logits `[n, C]` of these images, from the ledger where they are there."""
+
+        def answer() -> Arrays:
+            with self.drawing("clean", rows):
+                return {"logits": self.ask(self.tensors(rows)[0]).cpu().numpy()}
+
+        return self.ledger.get("clean", self._facts({}, rows), answer)["logits"]
+
+    def attack(self, step: AttackStep, rows: np.ndarray) -> Arrays:
+        """What a step does to these images, from the ledger where it is there."""
+
+        def attack() -> Arrays:
+            x, y = self.tensors(rows)
+            with self.drawing(step.name, rows):
+                x_adv = step.craft(x, y, self.generator(step, rows)).detach()
+                assert bool((step.threat.distance(x_adv, x) <= step.threat.radius * (1 + 1e-5) + 1e-7).all())
+                return _judged(self.ask(x_adv), y, x_adv - x)
+
+        facts = {**step.about, "ball": [step.threat.eps, step.threat.norm], "stream": list(map(str, step.stream))}
+        return self.ledger.get(step.name, self._facts(facts, rows), attack)
+
+    def _facts(self, about: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        return {"about": about, "rows": rows.tolist(), "seed": self.seed}
+
+    def counts(self, ball: Threat) -> bool:
+        """Whether an example in this ball lies in the evaluation's as well."""
+        return ball.norm == self.threat.norm and ball.eps <= self.threat.eps
+
+    def batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """The rows, `batch` at a time."""
+        for start in range(0, len(rows), self.batch):
+            yield rows[start : start + self.batch]
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """The book of an evaluation: who was right when clean, who is still alive, who was asked. `begin` opens it.
+
+    Attributes:
+        setup: what is asked.
+        logits: on the clean images, `[N, C]`.
+        alive: right so far, bool `[N]`.
+        adversarial: the answer that felled an image, or the clean one, int64 `[N]`.
+        right: by attack, int8 `[N]`: 1 right, 0 wrong, -1 not asked.
+        examples: by row, the error that the model was surest of.
+        scores: one for each attack.
+        left_out: by attack, why it did not run.
+        warnings: signs that the numbers deceive.
+        ran: the attacks that count for the worst case.
+    """
+
+    setup: EvalSetup
+    logits: np.ndarray
     alive: np.ndarray = field(init=False)
     adversarial: np.ndarray = field(init=False)
     right: dict[str, np.ndarray] = field(default_factory=dict, init=False)
@@ -98,9 +180,7 @@ class Measurement:
     ran: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        parts = [self._clean(rows) for rows in self._batches("clean", np.arange(self.count))]
-        self.logits = np.concatenate(parts)
-        self.alive = self.predictions == self.source.labels
+        self.alive = self.predictions == self.setup.source.labels
         self.adversarial = self.predictions.copy()
         self.right["clean"] = self.alive.astype(np.int8)
         self.scores.append(Score("clean", int(self.alive.sum()), self.count))
@@ -108,7 +188,7 @@ class Measurement:
     @property
     def count(self) -> int:
         """How many images."""
-        return len(self.source.images)
+        return self.setup.count
 
     @property
     def predictions(self) -> np.ndarray:
@@ -119,18 +199,9 @@ class Measurement:
     @property
     def correct(self) -> np.ndarray:
         """The images answered rightly when clean, as positions."""
-        return np.flatnonzero(self.predictions == self.source.labels)
+        return np.flatnonzero(self.predictions == self.setup.source.labels)
 
-    def tensors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pixels in [0, 1] and labels of these images."""
-        x = torch.from_numpy(self.source.images[rows]).to(self.device).float() / 255
-        return x, torch.from_numpy(self.source.labels[rows]).to(self.device)
-
-    def answers(self, x: Tensor) -> Tensor:
-        """The model's logits `[B, C]`, with the same bits wherever a row stands."""
-        return forward_all([self.model], x, self.engine.slots)
-
-    def ask(self, step: Step, rows: np.ndarray, *, on: str, quiet: bool = False) -> np.ndarray:
+    def ask(self, step: AttackStep, rows: np.ndarray, *, on: str, quiet: bool = False) -> np.ndarray:
         """Run a step on these images; True where it was withstood, bool `[len(rows)]`.
 
         Args:
@@ -144,12 +215,14 @@ class Measurement:
             self.left_out[step.name] = f"none of {on} is left"
             return np.zeros(0, dtype=bool)
         try:
-            for part in self._batches(step.name, rows):
-                self._book(step, part, self._attack(step, part), known)
+            self.setup.on_batch(step.name, 0, len(rows), int(self.alive.sum()))
+            for done, part in _accumulated(self.setup.batches(rows)):
+                self._book(step, part, self.setup.attack(step, part), known)
+                self.setup.on_batch(step.name, done, len(rows), int(self.alive.sum()))
         except NoGradientError as error:
             self.left_out[step.name] = str(error)
             return np.ones(len(rows), dtype=bool)
-        if self._counts(step.threat):
+        if self.setup.counts(step.threat):
             self.ran.append(step.name)
         if not quiet:
             self.right[step.name] = known
@@ -157,52 +230,21 @@ class Measurement:
         withstood: np.ndarray = known[rows] == 1
         return withstood
 
-    def generator(self, step: Step, rows: np.ndarray) -> RowRng:
-        """The random numbers of these images under a step."""
-        stream = RowRng.create(self.seed, "evaluate", rows=torch.from_numpy(rows).to(self.device))
-        return stream.fold(*step.stream) if step.stream else stream
-
     def finish(self) -> Score:
         """The worst case over everything that ran; written after the other scores."""
-        about = {"over": ["clean", *self.ran], "eps": self.threat.eps, "norm": self.threat.norm, "seed": self.seed}
+        about = {
+            "over": ["clean", *self.ran],
+            "eps": self.setup.threat.eps,
+            "norm": self.setup.threat.norm,
+            "seed": self.setup.seed,
+        }
         self.right["worst case"] = self.alive.astype(np.int8)
         self.scores.append(Score("worst case", int(self.alive.sum()), self.count, about))
         return self.scores[-1]
 
-    def _batches(self, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-        done = 0
-        self.on_batch(name, 0, len(rows), len(rows) if name == "clean" else int(self.alive.sum()))
-        for start in range(0, len(rows), self.batch):
-            part = rows[start : start + self.batch]
-            yield part
-            done += len(part)
-            alive = int(self.alive.sum()) if name != "clean" else done
-            self.on_batch(name, done, len(rows), alive)
-
-    def _clean(self, rows: np.ndarray) -> np.ndarray:
-        def answer() -> Arrays:
-            with self.drawing("clean", rows):
-                return {"logits": self.answers(self.tensors(rows)[0]).cpu().numpy()}
-
-        return self.ledger.get("clean", self._facts({}, rows), answer)["logits"]
-
-    def _attack(self, step: Step, rows: np.ndarray) -> Arrays:
-        def attack() -> Arrays:
-            x, y = self.tensors(rows)
-            with self.drawing(step.name, rows):
-                x_adv = step.craft(x, y, self.generator(step, rows)).detach()
-                assert bool((step.threat.distance(x_adv, x) <= step.threat.radius * (1 + 1e-5) + 1e-7).all())
-                return _judged(self.answers(x_adv), y, x_adv - x)
-
-        facts = {**step.about, "ball": [step.threat.eps, step.threat.norm], "stream": list(map(str, step.stream))}
-        return self.ledger.get(step.name, self._facts(facts, rows), attack)
-
-    def _facts(self, about: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-        return {"about": about, "rows": rows.tolist(), "seed": self.seed}
-
-    def _book(self, step: Step, rows: np.ndarray, found: Arrays, known: np.ndarray) -> None:
+    def _book(self, step: AttackStep, rows: np.ndarray, found: Arrays, known: np.ndarray) -> None:
         known[rows] = found["right"]
-        if not self._counts(step.threat):
+        if not self.setup.counts(step.threat):
             return
         for k, position in enumerate(found["top"]):
             row, sure = int(rows[position]), float(found["confidence"][position])
@@ -213,24 +255,29 @@ class Measurement:
         self.adversarial[rows[fell]] = found["prediction"][fell]
         self.alive[rows[fell]] = False
 
-    def _counts(self, ball: Threat) -> bool:
-        """Whether an example in this ball lies in the evaluation's as well."""
-        return ball.norm == self.threat.norm and ball.eps <= self.threat.eps
-
-    def _score(self, step: Step, known: np.ndarray, rows: np.ndarray, on: str) -> Score:
-        about = {**step.about, "seed": self.seed, "alive_after": int(self.alive.sum())}
+    def _score(self, step: AttackStep, known: np.ndarray, rows: np.ndarray, on: str) -> Score:
+        about = {**step.about, "seed": self.setup.seed, "alive_after": int(self.alive.sum())}
         everyone = np.array_equal(rows, self.correct)
         count = self.count if everyone else len(rows)
         return Score(step.name, int((known == 1).sum()), count, about, step.family, EVERYONE if everyone else on)
 
-    @contextmanager
-    def drawing(self, name: str, rows: np.ndarray) -> Iterator[None]:
-        """For a random model: the batch's own draws, whatever ran before it."""
-        if not self.random:
-            yield
-            return
-        with borrowed_generator(self.seed, "draws", name, int(rows[0]), len(rows)):
-            yield
+
+def begin(setup: EvalSetup) -> Measurement:
+    """Ask the model about the clean images and open the book."""
+    rows, parts = np.arange(setup.count), []
+    setup.on_batch("clean", 0, len(rows), len(rows))
+    for done, part in _accumulated(setup.batches(rows)):
+        parts.append(setup.clean(part))
+        setup.on_batch("clean", done, len(rows), done)
+    return Measurement(setup=setup, logits=np.concatenate(parts))
+
+
+def _accumulated(batches: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each batch with the number of rows up to its end."""
+    done = 0
+    for rows in batches:
+        done += len(rows)
+        yield done, rows
 
 
 def _judged(logits: Tensor, y: Tensor, delta: Tensor) -> Arrays:

@@ -23,10 +23,10 @@ from darht.trainer.evaluation.checks.leakage import trained_on
 from darht.trainer.evaluation.checks.masking import check_masking
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.ledger import Ledger
-from darht.trainer.evaluation.load import load_subject, load_surrogates, load_teachers, load_training_split
-from darht.trainer.evaluation.measure import Measurement, OnBatch
-from darht.trainer.evaluation.report.overwrite_guard import check_standing
-from darht.trainer.evaluation.report.write import Report, write_report
+from darht.trainer.evaluation.load import load_model_and_data, load_surrogates, load_teachers, load_training_split
+from darht.trainer.evaluation.measure import EvalSetup, Measurement, OnBatch, begin
+from darht.trainer.evaluation.report.overwrite_guard import check_overwrite
+from darht.trainer.evaluation.report.write import EvalReport, write_report
 from darht.trainer.evaluation.target import Target
 from darht.trainer.export.model_card import write_model_card
 from darht.trainer.state.checkpoint import BEST
@@ -44,7 +44,7 @@ def evaluate(
     out: Path | None = None,
     device: torch.device,
     on_batch: OnBatch = lambda name, done, total, alive: None,
-) -> Report:
+) -> EvalReport:
     """Measure a model on a test split and write its report; a run's own model card is written anew with it.
 
     Args:
@@ -57,16 +57,17 @@ def evaluate(
     Raises:
         CacheError, ModelError, DataError, ConfigError: something is missing or does not fit, or a stronger one stands.
     """
-    target, source = load_subject(text, config, device)
+    target, source = load_model_and_data(text, config, device)
     if config.reference:
         check_reference(len(source.classes))
     ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
     folder = out or (Path(text) if target.kind == "run" else Path(f"eval-{_slug(target.name)}"))
     stem = "eval" if config.which == BEST else f"eval-{config.which}"
-    check_standing(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
+    check_overwrite(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
     teachers = load_teachers(target, config, device)
     surrogates = load_surrogates(config, len(source.classes), device)
-    m = _measurement(target, source, ball, config=config, parts=folder / "eval-parts", device=device, on_batch=on_batch)
+    parts = folder / "eval-parts"
+    m = begin(_setup(target, source, ball, config=config, parts=parts, device=device, on_batch=on_batch))
 
     run_quick(m, teachers)
     queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
@@ -89,10 +90,10 @@ def evaluate(
     return report
 
 
-def _measurement(
+def _setup(
     target: Target, source: Source, ball: Threat, *, config: EvalConfig, parts: Path, device: torch.device,
     on_batch: OnBatch,
-) -> Measurement:  # fmt: skip
+) -> EvalSetup:  # fmt: skip
     probe = torch.from_numpy(source.images[:32]).to(device).float() / 255
     model = _plain(target) if _is_random(target, probe) else target.model
     random = model is not target.model or draws_random_numbers(model, probe)
@@ -108,7 +109,7 @@ def _measurement(
             logits = model(probe)
         # Code around the weights may change them: the answers and their size tell.
         identity |= {"answers": logits.argmax(1).tolist(), "size": f"{float(logits.abs().mean()):.3e}"}
-    return Measurement(
+    return EvalSetup(
         model=Expectation(model, config.samples) if random else model,
         source=source,
         threat=ball,
@@ -156,7 +157,7 @@ def _run_tier(
 ) -> None:  # fmt: skip
     """What a tier has beyond the quick one; models that were given are asked in every tier."""
     if config.tier != "quick":
-        suite = _sized(config.autoattack, m.threat, m.engine)
+        suite = _sized(config.autoattack, m.setup.threat, m.setup.engine)
         (run_reference if config.reference else run_autoattack)(m, suite)
     if config.tier == "full":
         _run_full(m, target, config, teachers, surrogates)
@@ -171,7 +172,7 @@ def _run_full(
     if target.student is not None and target.card is not None:
         names = tuple(target.card.teachers)
         said = _teachers_said(m, target, teachers)
-        samples = config.samples if m.random else 1
+        samples = config.samples if m.setup.random else 1
         adaptive.run_adaptive(m, target.student, names, teachers, said, samples=samples)
     else:
         m.left_out["adaptive"] = "these attacks know the feature map, and the model is not a student of darht"
@@ -179,16 +180,16 @@ def _run_full(
     rows = m.correct[:_BLACKBOX_IMAGES]
     blackbox.run_queries(m, rows, square=config.queries[1], rays=config.queries[0])
     blackbox.run_surrogates(m, surrogates)
-    blackbox.run_substitutes(m, load_training_split(m.source, target, config), config.substitution, rows)
+    blackbox.run_substitutes(m, load_training_split(m.setup.source, target, config), config.substitution, rows)
 
 
 def _teachers_said(m: Measurement, target: Target, teachers: Mapping[str, nn.Module]) -> Tensor | None:
     """What the map's teachers say about the clean images, `[N, T, C]`: from a cache of these images, or asked now."""
     assert target.card is not None
     names, cache = target.card.teachers, target.cache
-    if names and cache is not None and cache.spec.data.sha256 == m.source.sha256:
+    if names and cache is not None and cache.spec.data.sha256 == m.setup.source.sha256:
         stored = [torch.from_numpy(cache.read(f"logits/{name}/clean")[:, 0].astype(np.float32)) for name in names]
-        return torch.stack(stored, 1).to(m.device)
+        return torch.stack(stored, 1).to(m.setup.device)
     if not names or any(name not in teachers for name in names):
         return None
     said = [_answers(m, teachers[name]) for name in names]
@@ -198,17 +199,17 @@ def _teachers_said(m: Measurement, target: Target, teachers: Mapping[str, nn.Mod
 @torch.no_grad()
 def _answers(m: Measurement, model: nn.Module) -> Tensor:
     parts = [np.arange(start, min(start + 250, m.count)) for start in range(0, m.count, 250)]
-    return torch.cat([model(m.tensors(rows)[0]) for rows in parts])
+    return torch.cat([model(m.setup.tensors(rows)[0]) for rows in parts])
 
 
 def _folded(m: Measurement, target: Target) -> dict[str, Any] | None:
     """The folded student beside the unfolded one, on clean images and on adversarial ones."""
     if target.student is None:
         return None
-    pixels = [m.tensors(rows)[0] for rows in np.array_split(np.arange(m.count), -(-m.count // 250))]
+    pixels = [m.setup.tensors(rows)[0] for rows in np.array_split(np.arange(m.count), -(-m.count // 250))]
     for example in m.examples.values():
-        clean = m.tensors(np.array([example.row]))[0]
-        pixels.append((clean + torch.from_numpy(example.delta).to(m.device) / 255).clamp(0, 1))
+        clean = m.setup.tensors(np.array([example.row]))[0]
+        pixels.append((clean + torch.from_numpy(example.delta).to(m.setup.device) / 255).clamp(0, 1))
     found = adaptive.compare_folded(target.student, target.model, pixels)
     passed = found.differing == 0 and found.largest < 1e-4
     return {"passed": passed, "images": found.images, "differing": found.differing, "largest": found.largest}
@@ -218,9 +219,9 @@ def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
     found = []
     if is_probability(torch.from_numpy(m.logits)):
         found.append("the model returns probabilities: attacks need logits, remove the softmax")
-    if m.random:
+    if m.setup.random:
         found.append(f"the model's output is random: attacked and judged as the mean of {config.samples} draws")
-    seen = 0 if target.cache is None else trained_on(target.cache, m.source)
+    seen = 0 if target.cache is None else trained_on(target.cache, m.setup.source)
     if seen > 0.01 * m.count:
         found.append(
             f"{seen} of {m.count} test images lie in the cache that the model was trained from: this is training "

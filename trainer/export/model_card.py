@@ -12,8 +12,8 @@ from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import Cache
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import write_atomic
+from darht.trainer.evaluation.score import NORMS, SCHEMA_VERSION
 from darht.trainer.state.checkpoint import BEST, RUN, WEIGHTS, StudentCard, load_student, read_student_card
-from darht.trainer.teacher.evaluate import NORMS, SCHEMA_VERSION
 
 README = "README.md"
 TRANSFER_ONLY = (

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
-from darht.attacks import ATTACKS, parse_eps
+from darht.attacks import ATTACKS, Threat, parse_eps
+from darht.attacks.engine.engine import FULL
 from darht.attacks.transfer import TransferMatrix, transfer_matrix
 from darht.cache.builder.teachers import load_teacher, read_card, write_card
 from darht.cache.sources.load import Source
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
-from darht.trainer.teacher.evaluate import Score, evaluate, quick_attacks
+from darht.trainer.evaluation.attacks.suite import pgd_20, white_box
+from darht.trainer.evaluation.measure import EvalSetup, begin
+from darht.trainer.evaluation.score import EVERYONE, Score
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float
         ConfigError: eps is not in pixel levels, or teacher and data differ in their class counts.
         ModelError: the teacher does not take images of this size.
     """
-    card, attacks = read_card(folder), {"pgd-20": quick_attacks(eps, {})["pgd-20"]}
+    card, attack = read_card(folder), pgd_20(Threat(eps=eps))
     if card.num_classes != len(source.classes):
         raise ConfigError(f"{folder} has {card.num_classes} classes, {source.name} has {len(source.classes)}")
     check_pixels(model, torch.from_numpy(source.images[:1]).to(device), card.arch)
-    clean, _, worst = evaluate(model, source, attacks, device=device)
+    m = begin(EvalSetup(model=model, source=source, threat=attack.threat, device=device))
+    m.ask(white_box(m, "pgd-20", attack, engine=FULL), m.correct, on=EVERYONE)
+    clean, worst = m.scores[0], m.finish()
     key = f"{source.name} {source.split}"
     measured = {
         "rows": clean.count,

@@ -85,13 +85,14 @@ def test_few_rows_of_a_larger_network_have_the_same_bits_on_any_number_of_thread
 def test_rules_are_not_mixed_up(scene):
     model, x, y = scene
     attack = PGD(eps=6, step=1, steps=15)
-    full = EXACT.run(attack, model, x, y, generator=rng(70))
-    first = Engine(rule="full").run(attack, model, x, y, generator=rng(70))
-    assert bool((full.backwards <= 15).all())
-    assert bool((first.backwards == 15).all())
-    assert float(first.loss.mean()) > float(full.loss.mean())
-    assert torch.equal(full.first_hit >= 0, full.success)
-    assert torch.equal(first.x_adv, attack(model, x, y, generator=rng(70))) or bool(first.record["folded"])
+    first = EXACT.run(attack, model, x, y, generator=rng(70))
+    whole = Engine(rule="full", fold=False, channels_last=False).run(attack, model, x, y, generator=rng(70))
+    assert bool((first.backwards <= 15).all()) and bool((first.backwards < 15).any())
+    assert bool((whole.backwards == 15).all())
+    assert float(whole.loss.mean()) > float(first.loss.mean())
+    assert torch.equal(first.first_hit >= 0, first.success)
+    assert torch.equal(whole.x_adv, attack(model, x, y, generator=rng(70)))
+    assert not torch.equal(whole.x_adv, first.x_adv)
 
 
 def test_counts_are_what_the_model_saw(scene):
@@ -218,12 +219,13 @@ def test_bf16_hits_are_confirmed_in_float32(scene):
 def test_rounding_to_the_stored_code_is_recorded(scene):
     model, x, y = scene
     attack = APGD(eps=2, steps=20)
-    found = Engine(unit=1.0).run(attack, model, x, y, generator=rng(70))
+    found = Engine(scale=1.0).run(attack, model, x, y, generator=rng(70))
     levels = (found.x_adv - x) * 255
     assert float((levels - levels.round()).abs().max()) < 1e-3
     assert float(levels.abs().max()) < 2 + 1e-3
-    assert found.record["saved_by_rounding"] >= 0
-    fine = Engine(unit=2 / 127).run(attack, model, x, y, generator=rng(70))
+    plain = Engine().run(attack, model, x, y, generator=rng(70))
+    assert found.record["saved_by_rounding"] == int((plain.success & ~found.success).sum())
+    fine = Engine(scale=2 / 127).run(attack, model, x, y, generator=rng(70))
     assert fine.record["saved_by_rounding"] <= found.record["saved_by_rounding"]
 
 
@@ -308,8 +310,8 @@ def test_clear_errors(scene):
         APGD(objective="dlr", steps=2)(three, x, labelled(three, x), generator=stream)
     with pytest.raises(ConfigError, match="multiple of 16"):
         Engine(slots=20)
-    with pytest.raises(ConfigError, match="unit"):
-        Engine(unit=2.0)
+    with pytest.raises(ConfigError, match="scale"):
+        Engine(scale=2.0)
     check_inputs(model, x, y)
 
 

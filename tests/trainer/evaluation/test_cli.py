@@ -15,7 +15,7 @@ from darht.trainer.evaluation import cli
 from darht.trainer.evaluation import run as run_module
 from darht.trainer.evaluation.checks.masking import check_masking
 from darht.trainer.evaluation.cli import evaluate
-from darht.trainer.teacher.evaluate import Score
+from darht.trainer.evaluation.score import Score
 
 SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
 
@@ -133,14 +133,13 @@ def test_two_runs_are_compared(runs, tmp_path, monkeypatch):
         (("{run}/run.json", "--arch", "resnet18", "--data", "digits"), "save model.state_dict() alone"),
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--kwargs", "{{"), "--kwargs must be JSON"),
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--kwargs", "[1]"), "--kwargs must be a JSON mapping"),
-        (("{weights}", "--arch", "resnet18", "--data", "digits", "--mean", "1,2"), "three numbers each"),
+        (("{weights}", "--arch", "resnet18", "--data", "digits", "--mean", "1,2"), "--mean must be three numbers"),
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--std", "a,b,c"), "numbers with commas"),
         (("{run}", "--teacher", "cnn"), "--teacher reads NAME=FOLDER"),
         (("{run}", "--eps", ".05"), "whole number of pixel levels"),
         (("{run}", "--eps", "eight"), "epsilon reads 8, 8/255 or .031"),
         (("{run}", "--norm", "l2"), "an L2 radius has no default"),
-        (("{run}", "--reference"), "add --attack autoattack or --tier standard"),
-        (("{run}", "--tier", "quick", "--attack", "autoattack"), "give one of them"),
+        (("{run}", "--reference"), "add --tier standard"),
         (("{run}", "--tier", "full", "--shares", "0.1,0.1"), "shares of the training data must differ"),
         (("{run}", "--shares", "0.1"), "--shares is for the substitutes of --tier full; the tier is quick"),
         (("{run}", "--tier", "standard", "--shares", "0.1"), "the tier is standard"),

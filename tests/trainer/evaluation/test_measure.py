@@ -9,14 +9,14 @@ from darht.attacks import FGSM, PGD, Threat
 from darht.attacks.engine.query_model import NoGradientError
 from darht.trainer.evaluation.attacks.suite import white_box
 from darht.trainer.evaluation.ledger import Ledger
-from darht.trainer.evaluation.measure import Measurement, Step
+from darht.trainer.evaluation.measure import AttackStep, EvalSetup, begin
 
 CPU = torch.device("cpu")
 
 
 def measurement(source, **options):
-    return Measurement(
-        **{"model": Brightness().eval(), "source": source, "threat": Threat(eps=8), "device": CPU, **options}
+    return begin(
+        EvalSetup(**{"model": Brightness().eval(), "source": source, "threat": Threat(eps=8), "device": CPU, **options})
     )
 
 
@@ -28,7 +28,7 @@ def towards(m, rows, name="planted", **about):
         push = torch.where(y == 1, -1.0, 1.0)[:, None, None, None] * 8 / 255
         return torch.where(chosen, (x + push).clamp(0, 1), x)
 
-    return Step(name=name, family="white-box", craft=craft, about=about, threat=m.threat)
+    return AttackStep(name=name, family="white-box", craft=craft, about=about, threat=m.setup.threat)
 
 
 def test_the_clean_answers_come_first(greys):
@@ -77,7 +77,7 @@ def test_a_larger_ball_does_not_count_for_the_worst_case(greys):
 
 def test_an_example_outside_of_its_ball_is_a_mistake_of_ours(greys):
     m = measurement(greys)
-    step = Step(name="far", family="white-box", craft=lambda x, y, g: 1 - x, about={}, threat=m.threat)
+    step = AttackStep(name="far", family="white-box", craft=lambda x, y, g: 1 - x, about={}, threat=m.setup.threat)
     with pytest.raises(AssertionError):
         m.ask(step, m.correct, on="all images")
 
@@ -87,7 +87,7 @@ def test_an_attack_without_gradient_is_left_out(greys):
         raise NoGradientError("no gradient")
 
     m = measurement(greys)
-    step = Step(name="blind", family="white-box", craft=craft, about={}, threat=m.threat)
+    step = AttackStep(name="blind", family="white-box", craft=craft, about={}, threat=m.setup.threat)
     assert m.ask(step, m.correct, on="all images").all()
     assert m.left_out == {"blind": "no gradient"}
     assert m.finish().attack["over"] == ["clean"]
@@ -114,7 +114,7 @@ class Counted:
             self.images += len(x)
             return inner(x, y, generator)
 
-        self.step = Step(name="planted", family="white-box", craft=craft, about={}, threat=m.threat)
+        self.step = AttackStep(name="planted", family="white-box", craft=craft, about={}, threat=m.setup.threat)
 
 
 def test_what_is_in_the_ledger_is_not_made_again(greys, tmp_path):

@@ -253,7 +253,7 @@ def test_a_folder_that_is_nothing(tmp_path):
 
 
 def test_options_that_do_not_go_together():
-    with pytest.raises(ConfigError, match="add --attack autoattack or --tier standard"):
+    with pytest.raises(ConfigError, match="add --tier standard"):
         EvalConfig(reference=True)
     with pytest.raises(ConfigError, match="an L2 radius has no default"):
         EvalConfig(norm="l2")

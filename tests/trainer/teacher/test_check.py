@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from darht.attacks import PGD
 from darht.cache.builder.teachers import load_teacher, read_card
 from darht.cache.sources.load import load_source
 from darht.core.errors import ConfigError, ModelError
+from darht.core.rng import RowRng
 from darht.trainer.teacher.check import check_teacher, forward_speed
-from darht.trainer.teacher.evaluate import evaluate, quick_attacks
 
 CPU = torch.device("cpu")
 
@@ -29,8 +30,13 @@ def folder(tiny_teachers, tmp_path):
 def test_accuracies_are_measured_and_noted_in_the_card(folder, digits):
     model, before = load_teacher(folder, CPU)
     result = check_teacher(folder, model, digits, eps=8, device=CPU)
-    clean, _, worst = evaluate(model, digits, {"pgd-20": quick_attacks(8, {})["pgd-20"]}, device=CPU)
-    assert (result.clean, result.robust) == (clean, worst)
+    x, y = torch.from_numpy(digits.images).float() / 255, torch.from_numpy(digits.labels)
+    x_adv = PGD(eps=8, step=2, steps=20)(model, x, y, generator=RowRng.create(0, "evaluate", rows=torch.arange(60)))
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+        stands = right & (model(x_adv).argmax(1) == y)
+    clean, worst = result.clean, result.robust
+    assert (clean.correct, worst.correct, clean.count) == (int(right.sum()), int(stands.sum()), 60)
     assert result.robust.correct <= result.clean.correct
     assert result.parameters == sum(p.numel() for p in model.parameters())
     assert result.images_per_second > 0

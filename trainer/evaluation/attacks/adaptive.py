@@ -17,7 +17,7 @@ from darht.attacks.pgd import climb
 from darht.attacks.threat import LEVELS, Threat, to_levels
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.attacks.suite import for_dlr, from_other, logit_ratio, step_of, weights_of
-from darht.trainer.evaluation.measure import Measurement, Step
+from darht.trainer.evaluation.measure import AttackStep, Measurement
 from darht.trainer.student.losses import kl_rows
 from darht.trainer.student.model import Student, StudentOutput
 
@@ -135,12 +135,12 @@ def run_adaptive(
         said: what all teachers say about the clean images, `[N, T, C]`; None where that is not known.
         samples: draws for each gradient of a random student.
     """  # fmt: skip
-    nothing = torch.zeros(m.count, 0, device=m.device)
+    nothing = torch.zeros(m.count, 0, device=m.setup.device)
     losses = row_losses(len(names), student.num_classes) if names else {}
     for label, loss in losses.items():
-        _ask(m, _climb_step(m, _named(label, names), Climb(student, loss, m.threat, samples), nothing))
+        _ask(m, _climb_step(m, _named(label, names), Climb(student, loss, m.setup.threat, samples), nothing))
     if said is not None:
-        climb_away = Climb(student, away_from_teachers, m.threat, samples)
+        climb_away = Climb(student, away_from_teachers, m.setup.threat, samples)
         _ask(m, _climb_step(m, "kl away from teachers", climb_away, said))
     elif names:
         m.left_out["adaptive:kl away from teachers"] = (
@@ -151,19 +151,21 @@ def run_adaptive(
 
 def run_teachers(m: Measurement, teachers: Mapping[str, Model]) -> None:
     """Strong transfer from every teacher, and from all of them at once."""
-    apgd = APGD(eps=m.threat.eps, norm=m.threat.norm, steps=100, objective=logit_ratio(m))
+    apgd = APGD(eps=m.setup.threat.eps, norm=m.setup.threat.norm, steps=100, objective=logit_ratio(m))
     for name, model in teachers.items():
         _ask(m, from_other(f"adaptive:apgd from {name}", apgd, model, name, "adaptive"))
     for kind, attack in (("saga", SAGA), ("auto-saga", AutoSAGA)):
-        if m.threat.norm != "linf":
+        if m.setup.threat.norm != "linf":
             m.left_out[f"adaptive:{kind}"] = "it takes sign steps, which only L-inf has"
         elif len(teachers) < 2:
             m.left_out[f"adaptive:{kind}"] = f"it blends at least two teachers; {len(teachers)} are there"
         else:
-            _ask(m, _saga_step(m, kind, attack(eps=m.threat.eps, step=step_of(m.threat, share=8)), teachers))
+            _ask(
+                m, _saga_step(m, kind, attack(eps=m.setup.threat.eps, step=step_of(m.setup.threat, share=8)), teachers)
+            )
 
 
-def _ask(m: Measurement, step: Step) -> None:
+def _ask(m: Measurement, step: AttackStep) -> None:
     m.ask(step, np.flatnonzero(m.alive), on=ALIVE)
 
 
@@ -174,25 +176,31 @@ def _named(label: str, names: tuple[str, ...]) -> str:
     return f"row {names[int(number)]},{rest}" if kind == "row" else label
 
 
-def _climb_step(m: Measurement, name: str, attack: Climb, extra: Tensor) -> Step:
+def _climb_step(m: Measurement, name: str, attack: Climb, extra: Tensor) -> AttackStep:
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
-        parts = torch.arange(len(y), device=y.device).split(m.engine.slots)
+        parts = torch.arange(len(y), device=y.device).split(m.setup.engine.slots)
         return torch.cat([attack(x[i], y[i], generator[i], extra[generator.rows[i]]) for i in parts])
 
     about = {
-        "kind": "pgd", "loss": name, "eps": m.threat.eps, "norm": m.threat.norm, "steps": STEPS, "restarts": STARTS,
-        "step": step_of(m.threat), "samples": attack.samples, "against": "the student's map and head",
+        "kind": "pgd", "loss": name, "eps": m.setup.threat.eps, "norm": m.setup.threat.norm, "steps": STEPS,
+        "restarts": STARTS, "step": step_of(m.setup.threat), "samples": attack.samples,
+        "against": "the student's map and head",
     }  # fmt: skip
     if name.endswith(", dlr"):
         about |= for_dlr(m)
     if extra.shape[1:].numel():
         about["teachers said"] = float(extra.double().abs().sum())  # other teachers, another file in the ledger
-    return Step(
-        name=f"adaptive:{name}", family="adaptive", craft=craft, about=about, threat=m.threat, stream=("adaptive", name)
+    return AttackStep(
+        name=f"adaptive:{name}",
+        family="adaptive",
+        craft=craft,
+        about=about,
+        threat=m.setup.threat,
+        stream=("adaptive", name),
     )
 
 
-def _saga_step(m: Measurement, kind: str, attack: SAGA, teachers: Mapping[str, Model]) -> Step:
+def _saga_step(m: Measurement, kind: str, attack: SAGA, teachers: Mapping[str, Model]) -> AttackStep:
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         return attack(list(teachers.values()), x, y, generator=generator)
 
@@ -200,7 +208,7 @@ def _saga_step(m: Measurement, kind: str, attack: SAGA, teachers: Mapping[str, M
         "kind": kind, "eps": attack.eps, "norm": attack.norm, "step": attack.step, "steps": attack.steps,
         "against": ", ".join(teachers), "weights": [weights_of(model) for model in teachers.values()],
     }  # fmt: skip
-    return Step(name=f"adaptive:{kind}", family="adaptive", craft=craft, about=about, threat=m.threat)
+    return AttackStep(name=f"adaptive:{kind}", family="adaptive", craft=craft, about=about, threat=m.setup.threat)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks import APGD, FGSM, PGD, Attack, AutoAttack
-from darht.attacks.autoattack import SQUARE_WINS, reference
+from darht.attacks.autoattack import on_survivors, reference, square_warning
 from darht.attacks.engine.engine import FULL, Engine
 from darht.attacks.objectives import Model, ObjectiveName
 from darht.attacks.threat import Threat
@@ -18,12 +18,11 @@ from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 from darht.core.tensors import hash_weights
-from darht.trainer.evaluation.measure import Family, Measurement, Step
-from darht.trainer.teacher.evaluate import EVERYONE, Score
+from darht.trainer.evaluation.measure import AttackStep, Family, Measurement
+from darht.trainer.evaluation.score import EVERYONE, Score
 
 SELF = "the evaluated model"
 AUTOATTACK = "autoattack"
-_BY_CHANCE = 2  # images that Square may win where 0.2 % would be less than one
 _REFERENCE_TARGETS = 9  # of pyautoattack's targeted attacks, which fail where there are fewer
 
 
@@ -44,25 +43,25 @@ def step_of(threat: Threat, *, share: float = 4.0) -> float:
 
 def white_box(
     m: Measurement, name: str, attack: Attack, *, engine: Engine | None = None, family: Family = "white-box"
-) -> Step:
+) -> AttackStep:
     """An attack on the evaluated model itself, by the engine."""
-    used = engine or m.engine
+    used = engine or m.setup.engine
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
-        return used.run(attack, m.model, x, y, generator=generator).x_adv
+        return used.run(attack, m.setup.model, x, y, generator=generator).x_adv
 
     about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": SELF, "restarts": used.restarts}
-    return Step(name=name, family=family, craft=craft, about=about, threat=attack.threat)
+    return AttackStep(name=name, family=family, craft=craft, about=about, threat=attack.threat)
 
 
-def from_other(name: str, attack: Any, model: Model, label: str, family: Family = "transfer") -> Step:
+def from_other(name: str, attack: Any, model: Model, label: str, family: Family = "transfer") -> AttackStep:
     """An attack with its whole budget on another model, whose examples the evaluated one is asked about."""
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         return FULL.run(attack, model, x, y, generator=generator).x_adv
 
     about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": label, "weights": weights_of(model)}
-    return Step(name=name, family=family, craft=craft, about=about, threat=attack.threat)
+    return AttackStep(name=name, family=family, craft=craft, about=about, threat=attack.threat)
 
 
 def weights_of(model: Model) -> str:
@@ -71,10 +70,15 @@ def weights_of(model: Model) -> str:
     return hash_weights(model, getattr(getattr(model, "preprocess", None), "resize", None))[:16]
 
 
+def pgd_20(threat: Threat) -> PGD:
+    """PGD of 20 steps, what the quick tier asks and teachers are checked with."""
+    return PGD(eps=threat.eps, norm=threat.norm, step=step_of(threat), steps=20)
+
+
 def run_quick(m: Measurement, teachers: Mapping[str, Model]) -> None:
     """FGSM and PGD-20 on the model itself, and PGD-20 examples of every teacher, on every image that is right."""
-    threat = m.threat
-    pgd = PGD(eps=threat.eps, norm=threat.norm, step=step_of(threat), steps=20)
+    threat = m.setup.threat
+    pgd = pgd_20(threat)
     steps = [white_box(m, "fgsm", FGSM(eps=threat.eps, norm=threat.norm)), white_box(m, "pgd-20", pgd)]
     steps += [from_other(f"transfer:{name}", pgd, model, name) for name, model in teachers.items()]
     for step in steps:
@@ -87,25 +91,24 @@ def run_autoattack(m: Measurement, suite: AutoAttack) -> None:
     For a model that draws random numbers the parts are those of version `rand`; the model is then an expectation over
     draws already, so that they do not average again.
     """
-    if m.random:
+    if m.setup.random:
         suite = dataclasses.replace(suite, version="rand")
-    left = m.correct
     after: dict[str, int] = {}
-    for part, attack in suite.parts(m.logits.shape[1]).items():
-        once = dataclasses.replace(attack, eot=1) if m.random and isinstance(attack, APGD) else attack
-        step = white_box(m, f"{AUTOATTACK}:{part}", once)
-        step = dataclasses.replace(step, stream=(AUTOATTACK, part))
-        before = len(left)
-        if len(left):
-            left = left[m.ask(step, left, on=f"those that withstood {', '.join(after) or 'nothing yet'}", quiet=True)]
+
+    def ask(part: str, attack: Attack, left: Tensor) -> Tensor:
+        once = dataclasses.replace(attack, eot=1) if m.setup.random and isinstance(attack, APGD) else attack
+        step = dataclasses.replace(white_box(m, f"{AUTOATTACK}:{part}", once), stream=(AUTOATTACK, part))
+        on = f"those that withstood {', '.join(after) or 'nothing yet'}"
+        return torch.from_numpy(m.ask(step, left.numpy(), on=on, quiet=True))
+
+    withstood = torch.from_numpy(m.correct)
+    for part, left in on_survivors(suite.parts(m.logits.shape[1]), withstood, ask):
+        withstood = left
         after[part] = len(left)
-        if part == "square" and before - len(left) > max(_BY_CHANCE, SQUARE_WINS * m.count):
-            m.warnings.append(
-                f"square fooled {before - len(left)} of {m.count} images that withstood the white-box attacks: the "
-                "gradients mislead, so the true accuracy is lower still; attack adaptively"
-            )
+        if part == "square" and (text := square_warning(after, m.count)):
+            m.warnings.append(text)
     about = {key: value for key, value in to_plain(suite).items() if key != "engine"}
-    _suite_score(m, left, {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
+    _suite_score(m, withstood.numpy(), {"kind": AUTOATTACK, **about, **for_dlr(m), "by": "darht", "after": after})
 
 
 def check_reference(classes: int) -> None:
@@ -131,15 +134,17 @@ def run_reference(m: Measurement, suite: AutoAttack) -> None:
     Raises:
         ConfigError: the package is not installed.
     """
-    if m.random:
+    if m.setup.random:
         suite = dataclasses.replace(suite, version="rand")
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         with torch.enable_grad():
-            return reference(m.model, x, y, eps=suite.eps, norm=suite.norm, version=suite.version, seed=m.seed)
+            return reference(
+                m.setup.model, x, y, eps=suite.eps, norm=suite.norm, version=suite.version, seed=m.setup.seed
+            )
 
     about = {"kind": AUTOATTACK, "version": suite.version, "eps": suite.eps, "norm": suite.norm, "by": "pyautoattack"}
-    step = Step(name=f"{AUTOATTACK}:reference", family="white-box", craft=craft, about=about, threat=suite.threat)
+    step = AttackStep(name=f"{AUTOATTACK}:reference", family="white-box", craft=craft, about=about, threat=suite.threat)
     left = m.correct[m.ask(step, m.correct, on=EVERYONE, quiet=True)]
     _suite_score(m, left, about)
 
@@ -149,5 +154,5 @@ def _suite_score(m: Measurement, left: np.ndarray, about: dict[str, Any]) -> Non
     known[m.correct] = 0
     known[left] = 1
     m.right[AUTOATTACK] = known
-    about = {**about, "against": SELF, "seed": m.seed, "alive_after": int(m.alive.sum())}
+    about = {**about, "against": SELF, "seed": m.setup.seed, "alive_after": int(m.alive.sum())}
     m.scores.append(Score(AUTOATTACK, len(left), m.count, about, "white-box"))

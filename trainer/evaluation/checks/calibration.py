@@ -65,7 +65,7 @@ def run_corruptions(m: Measurement) -> dict[str, Any]:
         table[name] = [round(100 * float(part.mean()), 4) for part in right]
         spans[name] = [interval(int(part.sum()), len(part)) for part in right]
     mean = float(np.mean(list(table.values())))
-    head = {"mean_accuracy": round(mean, 4), "images": m.count, "seed": m.seed}
+    head = {"mean_accuracy": round(mean, 4), "images": m.count, "seed": m.setup.seed}
     return {**head, "accuracy": table, "interval95": spans}
 
 
@@ -76,16 +76,18 @@ def interval(right: int, count: int) -> list[float]:
 
 def _right(m: Measurement, name: str, severity: int) -> np.ndarray:
     parts = []
-    for start in range(0, m.count, m.batch):
-        rows = np.arange(start, min(start + m.batch, m.count))
+    for start in range(0, m.count, m.setup.batch):
+        rows = np.arange(start, min(start + m.setup.batch, m.count))
 
         def ask(rows: np.ndarray = rows) -> Arrays:
-            images = corrupt(m.source.images[rows], name, severity, rows=rows.tolist(), seed=m.seed)
-            x = torch.from_numpy(np.ascontiguousarray(images)).to(m.device).float() / 255
-            with m.drawing(f"corruption {name} {severity}", rows):
-                return {"right": m.answers(x).argmax(1).cpu().numpy() == m.source.labels[rows]}
+            images = corrupt(m.setup.source.images[rows], name, severity, rows=rows.tolist(), seed=m.setup.seed)
+            x = torch.from_numpy(np.ascontiguousarray(images)).to(m.setup.device).float() / 255
+            with m.setup.drawing(f"corruption {name} {severity}", rows):
+                return {"right": m.setup.ask(x).argmax(1).cpu().numpy() == m.setup.source.labels[rows]}
 
-        facts = {"rows": rows.tolist(), "seed": m.seed, "severity": severity, "form": FORM}
-        parts.append(m.ledger.get(f"corruption {name} {severity}", facts, ask)["right"])
-        m.on_batch(f"corruption: {name}", (severity - 1) * m.count + int(rows[-1]) + 1, 5 * m.count, int(m.alive.sum()))
+        facts = {"rows": rows.tolist(), "seed": m.setup.seed, "severity": severity, "form": FORM}
+        parts.append(m.setup.ledger.get(f"corruption {name} {severity}", facts, ask)["right"])
+        m.setup.on_batch(
+            f"corruption: {name}", (severity - 1) * m.count + int(rows[-1]) + 1, 5 * m.count, int(m.alive.sum())
+        )
     return np.concatenate(parts)

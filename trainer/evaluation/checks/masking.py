@@ -18,7 +18,7 @@ from darht.attacks.threat import Norm, Threat
 from darht.core.rng import RowRng
 from darht.trainer.evaluation.attacks.suite import SELF, logit_ratio, step_of, white_box
 from darht.trainer.evaluation.checks.calibration import interval
-from darht.trainer.evaluation.measure import Measurement, Step
+from darht.trainer.evaluation.measure import AttackStep, Measurement
 
 CURVE = (2, 4, 8, 12, 16, 32, 64)
 _BEYOND = (128, 255)  # for models trained at a large radius: a curve must end where any image can become any other
@@ -107,7 +107,7 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000, know
     right = _attacks(m, rows, queries)
     curve = _curve(m, rows)
     share = {name: 100 * float(known.mean()) for name, known in right.items()}
-    with m.drawing("surface", rows):
+    with m.setup.drawing("surface", rows):
         surface, uphill, dead = _surface(m, rows[:SURFACE_IMAGES])
     slack, three = max(_SLACK, 100.001 / len(rows)), 300.001 / len(rows)  # at least one image, or three
     white = right["fgsm"] & right["pgd"] & right["more steps"] & right["restarts"] & right["ratio"]
@@ -135,19 +135,19 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000, know
         Check("the gradient leads uphill", uphill >= _UPHILL and dead == 0,
               f"along it the margin rises more than along random directions, on {_UPHILL:.0%} of images; none is zero",
               {"uphill, share of images": uphill, "zero gradients": float(dead)}),
-        Check("the answer is not random", not m.random or known_draws,
+        Check("the answer is not random", not m.setup.random or known_draws,
               "two answers to the same pixels agree, but for a student's own dropout, which is attacked in expectation",
-              {"random": float(m.random)}),
+              {"random": float(m.setup.random)}),
     )  # fmt: skip
     return Masking(checks, curve, len(rows), surface)
 
 
 def _attacks(m: Measurement, rows: np.ndarray, queries: int) -> dict[str, np.ndarray]:
     """Which images of the sample withstand what, bool `[len(rows)]` by attack."""
-    threat, step = m.threat, step_of(m.threat)
+    threat, step = m.setup.threat, step_of(m.setup.threat)
     ball: dict[str, Any] = {"eps": threat.eps, "norm": threat.norm}
     ratio = logit_ratio(m)
-    engine: Engine = m.engine
+    engine: Engine = m.setup.engine
     steps = {
         "fgsm": white_box(m, "fgsm", FGSM(**ball), family="check"),
         "pgd": white_box(m, "pgd-20", PGD(**ball, step=step, steps=20), family="check"),
@@ -166,24 +166,24 @@ def _attacks(m: Measurement, rows: np.ndarray, queries: int) -> dict[str, np.nda
     return answers
 
 
-def _renamed(step: Step) -> Step:
+def _renamed(step: AttackStep) -> AttackStep:
     return replace(step, name=f"check:{step.name}")
 
 
-def _noise(m: Measurement) -> Step:
+def _noise(m: Measurement) -> AttackStep:
     """Random corners of the ball (random directions in L2); of some draws the one with the largest margin."""
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
         best, worst = x, torch.full((len(y),), -torch.inf, device=x.device)
         for draw in range(_NOISES):
-            x_adv = _moved(x, _random_direction(x, generator, draw), m.threat)
-            found = margin(m.answers(x_adv), y)
+            x_adv = _moved(x, _random_direction(x, generator, draw), m.setup.threat)
+            found = margin(m.setup.ask(x_adv), y)
             best = torch.where((found > worst)[:, None, None, None], x_adv, best)
             worst = torch.maximum(found, worst)
         return best
 
-    about = {"kind": "noise", "eps": m.threat.eps, "norm": m.threat.norm, "draws": _NOISES, "against": SELF}
-    return Step(name="noise", family="check", craft=craft, about=about, threat=m.threat, stream=("noise",))
+    about = {"kind": "noise", "eps": m.setup.threat.eps, "norm": m.setup.threat.norm, "draws": _NOISES, "against": SELF}
+    return AttackStep(name="noise", family="check", craft=craft, about=about, threat=m.setup.threat, stream=("noise",))
 
 
 def _random_direction(x: Tensor, generator: RowRng, draw: int) -> Tensor:
@@ -197,8 +197,8 @@ def _moved(x: Tensor, direction: Tensor, threat: Threat, share: float = 1.0) -> 
 
 def _curve(m: Measurement, rows: np.ndarray) -> tuple[tuple[float, int], ...]:
     curve = []
-    for eps in curve_of(m.threat.eps, m.threat.norm):
-        ball = Threat(eps=eps, norm=m.threat.norm)
+    for eps in curve_of(m.setup.threat.eps, m.setup.threat.norm):
+        ball = Threat(eps=eps, norm=m.setup.threat.norm)
         attack = PGD(eps=eps, norm=ball.norm, step=step_of(ball), steps=20)
         step = _renamed(white_box(m, f"pgd-20 at {eps:g}/255", attack, family="check"))
         curve.append((eps, int(m.ask(step, rows, on="", quiet=True).sum())))
@@ -207,19 +207,19 @@ def _curve(m: Measurement, rows: np.ndarray) -> tuple[tuple[float, int], ...]:
 
 def _surface(m: Measurement, rows: np.ndarray) -> tuple[np.ndarray, float, int]:
     """Mean margins on the grid, the share of images whose gradient leads uphill best, and how many have none."""
-    x, y = m.tensors(rows)
-    stream = RowRng.create(m.seed, "surface", rows=torch.from_numpy(rows).to(m.device))
+    x, y = m.setup.tensors(rows)
+    stream = RowRng.create(m.setup.seed, "surface", rows=torch.from_numpy(rows).to(m.setup.device))
     gradient = _gradient(m, x, y)
     dead = int((gradient.flatten(1).abs().amax(1) == 0).sum())
-    along, across = m.threat.direction(gradient), m.threat.direction(_random_direction(x, stream, 0))
+    along, across = m.setup.threat.direction(gradient), m.setup.threat.direction(_random_direction(x, stream, 0))
     ticks = np.linspace(-1, 1, _GRID)
     grid = np.zeros((_GRID, _GRID))
     for i, a in enumerate(ticks):
         for j, b in enumerate(ticks):
-            point = (x + m.threat.radius * (float(a) * along + float(b) * across)).clamp(0.0, 1.0)
-            grid[i, j] = float(margin(m.answers(point), y).double().mean())
-    rise = margin(m.answers(_moved(x, gradient, m.threat)), y)
-    others = [margin(m.answers(_moved(x, _random_direction(x, stream, k), m.threat)), y) for k in range(1, 6)]
+            point = (x + m.setup.threat.radius * (float(a) * along + float(b) * across)).clamp(0.0, 1.0)
+            grid[i, j] = float(margin(m.setup.ask(point), y).double().mean())
+    rise = margin(m.setup.ask(_moved(x, gradient, m.setup.threat)), y)
+    others = [margin(m.setup.ask(_moved(x, _random_direction(x, stream, k), m.setup.threat)), y) for k in range(1, 6)]
     uphill = float((rise > torch.stack(others).amax(0)).double().mean())
     return grid, uphill, dead
 
@@ -227,8 +227,8 @@ def _surface(m: Measurement, rows: np.ndarray) -> tuple[np.ndarray, float, int]:
 def _gradient(m: Measurement, x: Tensor, y: Tensor) -> Tensor:
     """Of the cross-entropy; zero where no gradient reaches the pixels."""
     try:
-        parts = zip(x.split(m.engine.slots), y.split(m.engine.slots), strict=True)
-        return torch.cat([input_gradient(partial(_loss, m.model, b), a) for a, b in parts])
+        parts = zip(x.split(m.setup.engine.slots), y.split(m.setup.engine.slots), strict=True)
+        return torch.cat([input_gradient(partial(_loss, m.setup.model, b), a) for a, b in parts])
     except RuntimeError:
         return torch.zeros_like(x)
 

@@ -20,7 +20,7 @@ from darht.core.errors import CacheError, ConfigError
 from darht.core.files import write_atomic
 from darht.core.rng import derive_seed
 from darht.trainer.evaluation.report.page import render
-from darht.trainer.teacher.evaluate import EVERYONE, NORMS, SCHEMA_VERSION
+from darht.trainer.evaluation.score import EVERYONE, NORMS, SCHEMA_VERSION
 
 RESAMPLES = 10_000
 WORST = "worst case"

@@ -6,12 +6,12 @@ from typing import Any
 
 from darht.attacks.threat import Threat
 from darht.core.errors import ConfigError
-from darht.trainer.teacher.evaluate import NORMS
+from darht.trainer.evaluation.score import NORMS
 
 TIERS = ("quick", "standard", "full")  # each has what the one before has
 
 
-def check_standing(path: Path, weights: str, *, tier: str, rows: int, ball: Threat) -> None:
+def check_overwrite(path: Path, weights: str, *, tier: str, rows: int, ball: Threat) -> None:
     """Refuse to write over an evaluation of the same weights that says more, or that is in another ball.
 
     Args:

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from darht.core.files import write_atomic
 from darht.trainer.evaluation.checks.masking import SURFACE_IMAGES
 from darht.trainer.evaluation.measure import SHOWN, Example, Measurement
 from darht.trainer.evaluation.report import charts
+
+_HERE = "darht.trainer.evaluation.report"
 
 
 def write_page(path: Path, record: dict[str, Any], m: Measurement) -> None:
@@ -20,11 +22,14 @@ def write_page(path: Path, record: dict[str, Any], m: Measurement) -> None:
     write_atomic(path, render("report.html", facts).encode())
 
 
-def render(template: str, facts: dict[str, Any]) -> str:
-    """A template of this package with everything escaped that is not markup."""
-    loader = PackageLoader("darht.trainer.evaluation.report", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
+def render(template: str, facts: dict[str, Any], package: str = _HERE) -> str:
+    """A template of a package's folder `templates` with everything escaped that is not markup.
+
+    `base.html`, which holds the style sheet of all pages, is found from every package.
+    """
+    loaders = [PackageLoader(name, "templates") for name in dict.fromkeys((package, _HERE))]
+    environment = Environment(loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters["pct"] = lambda value: f"{value:.1f}"
     return environment.get_template(template).render(facts)
 
@@ -73,7 +78,7 @@ def _gallery(m: Measurement) -> list[dict[str, Any]]:
 
 
 def _shown(m: Measurement, example: Example) -> dict[str, Any]:
-    clean, names = m.source.images[example.row], m.source.classes
+    clean, names = m.setup.source.images[example.row], m.setup.source.classes
     largest = float(np.abs(example.delta).max())
     amplified = 127.5 + example.delta * (127.5 / max(largest, 1e-6))
     attacked = np.clip(clean.astype(np.float32) + example.delta, 0, 255)
@@ -86,7 +91,7 @@ def _shown(m: Measurement, example: Example) -> dict[str, Any]:
         "delta": charts.picture(np.clip(amplified, 0, 255).round().astype(np.uint8)),
         "adversarial": charts.picture(attacked.round().astype(np.uint8)),
         "factor": 127.5 / max(largest, 1e-6),
-        "label": names[int(m.source.labels[example.row])],
+        "label": names[int(m.setup.source.labels[example.row])],
         "was": names[int(m.predictions[example.row])],
         "was_sure": 100 * sure,
         "now": names[example.prediction],

@@ -15,14 +15,14 @@ from darht.trainer.evaluation.checks.calibration import Calibration, calibration
 from darht.trainer.evaluation.checks.masking import SURFACE_IMAGES, Masking
 from darht.trainer.evaluation.measure import Measurement
 from darht.trainer.evaluation.report.page import write_page
+from darht.trainer.evaluation.score import NORMS, SCHEMA_VERSION, Score
 from darht.trainer.evaluation.target import Target
-from darht.trainer.teacher.evaluate import NORMS, SCHEMA_VERSION, Score
 
 FEW_CLASSES = 20  # up to so many the confusion matrix is written out
 
 
 @dataclass(frozen=True)
-class Report:
+class EvalReport:
     """An evaluation, measured and written.
 
     Attributes:
@@ -68,32 +68,32 @@ def describe(attack: dict[str, Any]) -> str:
 
 def write_report(
     folder: Path, stem: str, target: Target, m: Measurement, *, masking: Masking, facts: dict[str, Any]
-) -> Report:
+) -> EvalReport:
     """Write `STEM.json`, `STEM.md`, `STEM.npz` and the page `report.html` (`report-last.html` for `eval-last`)."""
-    sure = calibration(m.logits, m.source.labels)
+    sure = calibration(m.logits, m.setup.source.labels)
     record = {**_head(target, m, facts), **_body(stem, m, masking, sure, facts)}
     write_atomic(folder / f"{stem}.npz", _per_image(m))
     write_atomic(folder / f"{stem}.json", (json.dumps(record, indent=2) + "\n").encode())
     write_atomic(folder / f"{stem}.md", markdown(record).encode())
     page = folder / f"{stem.replace('eval', 'report', 1)}.html"
     write_page(page, record, m)
-    return Report(record, tuple(m.scores), masking, folder / f"{stem}.json", page)
+    return EvalReport(record, tuple(m.scores), masking, folder / f"{stem}.json", page)
 
 
 def _head(target: Target, m: Measurement, facts: dict[str, Any]) -> dict[str, Any]:
     """What was measured on what."""
-    source = m.source
+    source = m.setup.source
     data = {"source": source.name, "split": source.split, "rows": len(source.images), "sha256": source.sha256}
-    parameters = sum(p.numel() for p in m.model.parameters())
-    subject = {"name": target.name, "kind": target.kind, "parameters": parameters, "weights": target.fingerprint()}
+    parameters = sum(p.numel() for p in m.setup.model.parameters())
+    model = {"name": target.name, "kind": target.kind, "parameters": parameters, "weights": target.fingerprint()}
     return {
         "schema_version": SCHEMA_VERSION,
         "darht": __version__,
         **target.about,
-        "model": subject,
+        "model": model,
         "tier": facts["tier"],
-        "threat": {"norm": m.threat.norm, "eps": m.threat.eps},
-        "seed": m.seed,
+        "threat": {"norm": m.setup.threat.norm, "eps": m.setup.threat.eps},
+        "seed": m.setup.seed,
         "data": data,
     }
 
@@ -120,8 +120,8 @@ def _body(stem: str, m: Measurement, masking: Masking, sure: Calibration, facts:
 
 def _per_class(m: Measurement) -> list[dict[str, Any]]:
     rows = []
-    for label, name in enumerate(m.source.classes):
-        of = m.source.labels == label
+    for label, name in enumerate(m.setup.source.classes):
+        of = m.setup.source.labels == label
         count = int(of.sum())
         clean, robust = (int((m.right[key][of] == 1).sum()) for key in ("clean", "worst case"))
         intervals = {"clean_interval95": interval(clean, count), "robust_interval95": interval(robust, count)}
@@ -131,11 +131,11 @@ def _per_class(m: Measurement) -> list[dict[str, Any]]:
 
 def _confusion(m: Measurement) -> dict[str, Any]:
     """Counts of (clean answer, adversarial answer): a matrix for few classes, and the most frequent changes."""
-    C = len(m.source.classes)
+    C = len(m.setup.source.classes)
     pairs, counts = np.unique(np.stack([m.predictions, m.adversarial], 1), axis=0, return_counts=True)
     order = np.lexsort((pairs[:, 1], pairs[:, 0], -counts))
     changes = [(pairs[k], int(counts[k])) for k in order if pairs[k][0] != pairs[k][1]][:20]
-    names = m.source.classes
+    names = m.setup.source.classes
     result: dict[str, Any] = {
         "changes": [{"clean": names[a], "adversarial": names[b], "count": n} for (a, b), n in changes]
     }
@@ -151,7 +151,7 @@ def _per_image(m: Measurement) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        label=m.source.labels,
+        label=m.setup.source.labels,
         clean=m.predictions.astype(np.int32),
         adversarial=m.adversarial.astype(np.int32),
         attacks=np.array(list(m.right)),

@@ -9,7 +9,7 @@ from darht.cache.sources.load import Source
 from darht.core.nets.classifier import Preprocessing
 from darht.core.rng import RowRng
 from darht.trainer.evaluation.attacks import adaptive
-from darht.trainer.evaluation.measure import Measurement
+from darht.trainer.evaluation.measure import EvalSetup, begin
 from darht.trainer.student.model import Student, StudentOutput
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def source(student):
 
 
 def measurement(student, source):
-    return Measurement(model=student.fold().requires_grad_(False), source=source, threat=Threat(eps=8), device=CPU)
+    return begin(EvalSetup(model=student.fold().requires_grad_(False), source=source, threat=Threat(eps=8), device=CPU))
 
 
 def teachers(source):

@@ -11,14 +11,14 @@ from darht.core.errors import ConfigError
 from darht.trainer.evaluation.attacks import blackbox
 from darht.trainer.evaluation.attacks.substitute import Substitution, label_by_asking, train_substitute
 from darht.trainer.evaluation.ledger import Ledger
-from darht.trainer.evaluation.measure import Measurement
+from darht.trainer.evaluation.measure import EvalSetup, begin
 
 CPU = torch.device("cpu")
 FEW = Substitution(shares=(0.05, 0.75), rounds=2, epochs=12, width=8, lr=0.01)
 
 
 def measurement(source, **options):
-    return Measurement(**{"model": Around(), "source": source, "threat": Threat(eps=32), "device": CPU, **options})
+    return begin(EvalSetup(**{"model": Around(), "source": source, "threat": Threat(eps=32), "device": CPU, **options}))
 
 
 def test_queries_fool_a_model_that_hides_its_gradient(sound, digits):

@@ -18,7 +18,7 @@ from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbe
 from darht.trainer.evaluation.attacks.suite import check_reference, run_autoattack, run_quick, run_reference, step_of
 from darht.trainer.evaluation.checks.masking import check_masking
 from darht.trainer.evaluation.config import EvalConfig
-from darht.trainer.evaluation.measure import Measurement
+from darht.trainer.evaluation.measure import EvalSetup, begin
 from darht.trainer.evaluation.report.write import describe
 from darht.trainer.evaluation.run import evaluate
 
@@ -27,7 +27,7 @@ SMALL = AutoAttack(eps=16, steps=5, queries=40)
 
 
 def measurement(source, model, **options):
-    return Measurement(**{"model": model, "source": source, "threat": Threat(eps=16), "device": CPU, **options})
+    return begin(EvalSetup(**{"model": model, "source": source, "threat": Threat(eps=16), "device": CPU, **options}))
 
 
 def test_the_quick_set_asks_all_images(sound, digits):
@@ -43,7 +43,7 @@ def test_the_quick_set_asks_all_images(sound, digits):
 def test_autoattack_in_batches_is_autoattack(sound, digits, batch):
     m = measurement(digits, Around(), batch=batch)
     run_autoattack(m, SMALL)
-    x, y = m.tensors(torch.arange(120).numpy())
+    x, y = m.setup.tensors(torch.arange(120).numpy())
     want = SMALL.run(Around(), x, y, generator=RowRng.create(0, "evaluate", rows=torch.arange(120)))
     assert (m.right["autoattack"] == 1).tolist() == want.robust.tolist()
     score = m.scores[-1]

@@ -9,7 +9,7 @@ from darht.attacks import Threat
 from darht.trainer.evaluation.checks import calibration as module
 from darht.trainer.evaluation.checks.calibration import calibration, run_corruptions
 from darht.trainer.evaluation.ledger import Ledger
-from darht.trainer.evaluation.measure import Measurement
+from darht.trainer.evaluation.measure import EvalSetup, begin
 
 
 def test_the_error_is_the_mean_gap():
@@ -31,10 +31,10 @@ def test_huge_logits_are_certain():
 def test_corruptions_are_measured_once(sound, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CORRUPTIONS", dict.fromkeys(("gaussian noise", "contrast")))
     told = []
-    m = Measurement(
+    m = begin(EvalSetup(
         model=Around(), source=digits, threat=Threat(eps=8), device=torch.device("cpu"), batch=70,
         ledger=Ledger(tmp_path, {}), on_batch=lambda *batch: told.append(batch),
-    )  # fmt: skip
+    ))  # fmt: skip
     table = run_corruptions(m)
     assert list(table["accuracy"]) == ["gaussian noise", "contrast"]
     assert all(len(values) == 5 for values in table["accuracy"].values())

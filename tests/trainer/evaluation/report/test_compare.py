@@ -12,7 +12,7 @@ from darht.core.errors import CacheError, ConfigError
 from darht.core.stats import wilson
 from darht.trainer.evaluation.attacks.adaptive import ALIVE
 from darht.trainer.evaluation.report.compare import compare_runs, paired_bootstrap
-from darht.trainer.teacher.evaluate import EVERYONE, SCHEMA_VERSION
+from darht.trainer.evaluation.score import EVERYONE, SCHEMA_VERSION
 
 
 def written(folder, name, alive, *, passed=True, eps=8.0, sha="a", over=("clean", "pgd-20"), more=()):

@@ -6,7 +6,7 @@ import pytest
 
 from darht.attacks import Threat
 from darht.core.errors import ConfigError
-from darht.trainer.evaluation.report.overwrite_guard import check_standing
+from darht.trainer.evaluation.report.overwrite_guard import check_overwrite
 
 BALL = Threat(eps=8)
 
@@ -35,7 +35,7 @@ def path(tmp_path):
 )
 def test_a_weaker_one_is_refused(path, tier, rows, ball, what):
     with pytest.raises(ConfigError) as caught:
-        check_standing(path, "abc", tier=tier, rows=rows, ball=ball)
+        check_overwrite(path, "abc", tier=tier, rows=rows, ball=ball)
     named = {"linf": "L-inf", "l2": "L2"}[ball.norm]
     assert str(caught.value) == (
         f"{path} holds {what} (standard, 1,000 images, L-inf 8/255) than this one "
@@ -47,15 +47,15 @@ def test_a_weaker_one_is_refused(path, tier, rows, ball, what):
     ("tier", "rows"), [("standard", 1000), ("standard", 2000), ("full", 1000), ("full", 10), ("quick", 2000)]
 )
 def test_an_equal_or_other_one_goes_on(path, tier, rows):
-    check_standing(path, "abc", tier=tier, rows=rows, ball=BALL)
+    check_overwrite(path, "abc", tier=tier, rows=rows, ball=BALL)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"model": 3}', '{"model": {"weights": "abc"}, "tier": []}'])
 def test_what_cannot_be_read_does_not_matter(path, text):
     path.write_text(text)
-    check_standing(path, "abc", tier="quick", rows=1, ball=Threat(eps=1))
+    check_overwrite(path, "abc", tier="quick", rows=1, ball=Threat(eps=1))
 
 
 def test_another_model_and_an_empty_folder_do_not_matter(path):
-    check_standing(path, "other", tier="quick", rows=1, ball=Threat(eps=1))
-    check_standing(path.with_name("eval-last.json"), "abc", tier="quick", rows=1, ball=Threat(eps=1))
+    check_overwrite(path, "other", tier="quick", rows=1, ball=Threat(eps=1))
+    check_overwrite(path.with_name("eval-last.json"), "abc", tier="quick", rows=1, ball=Threat(eps=1))

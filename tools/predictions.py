@@ -13,7 +13,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Predictions:
     """Predicted classes on view 0 of every row.
 
     Attributes:
@@ -54,12 +54,12 @@ class Answers:
         return right
 
 
-def read_answers(cache: Cache) -> Answers:
+def read_predictions(cache: Cache) -> Predictions:
     """Read them; logits of other views are decoded block by block and let go."""
     attacks, teachers = cache.spec.attacks, tuple(cache.spec.teachers)
     clean = [_classes(cache, f"logits/{teacher}/clean") for teacher in teachers]
     adversarial = [[_classes(cache, f"logits/{teacher}/{attack}") for teacher in teachers] for attack in attacks]
-    return Answers(
+    return Predictions(
         labels=cache.read("label").astype(np.int64),
         teachers=teachers,
         attacks=tuple(attacks),
