@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -10,17 +11,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from darht.attacks.threat import LEVELS
-from darht.cache.read.dataset_options import Options, Pixels, Rows, whole_number
+from darht.cache.read.dataset_options import Options, whole_number
 from darht.cache.read.draw import adversarial_levels, choose_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import share, steps_in_epoch
 from darht.cache.read.stream import Feed, plan_feed
-from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, SpecMismatchError
-from darht.core.storage import Location
-
-CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
@@ -60,12 +56,13 @@ class Batch(NamedTuple):
         return self._replace(**moved)
 
 
-class CacheDataset(IterableDataset[Batch]):
+@dataclass(eq=False, repr=False)
+class CacheDataset(Options, IterableDataset[Batch]):
     """Batches of a cache, epoch by epoch: those that `darht-train` draws for the same seed, epoch and batch size.
 
     ::
 
-        dataset = CacheDataset("cache", batch_size=128, pixels="float")
+        dataset = CacheDataset(open_cache("cache"), batch_size=128, pixels="float")
         for epoch in range(10):
             dataset.set_epoch(epoch)
             for batch in dataset:
@@ -80,10 +77,10 @@ class CacheDataset(IterableDataset[Batch]):
     on. The order of rows depends on seed and epoch, and for a streamed cache on the budget.
 
     Args:
-        cache: opened, or where it lies: a folder, a URL, a pattern of an export's tars.
+        cache: opened; or its export.
         batch_size: rows of all processes together, as the trainer's `optim.batch_size`.
         seed: keys order, views and attacks.
-        epoch: the first.
+        epoch: of the first pass; `set_epoch` chooses those after it.
         rows: those to train on, those held out for selection, or both.
         views: whether views are drawn; otherwise every row comes as it is (view 0).
         pixels: uint8, or float32 in [0, 1].
@@ -95,55 +92,31 @@ class CacheDataset(IterableDataset[Batch]):
         drop_last: whether rows that do not fill a batch wait for another epoch, as in training.
 
     Attributes:
-        cache: what is read.
         teachers: the names on axis T; none without logits.
         attacks: the names that `Batch.attack` counts.
         plan: where the rows are; as text it says so in a line.
 
     Raises:
         ConfigError: arguments that break a rule, all of them at once, or a budget that is too small to stream.
-        CacheError, IncompleteError, CorruptError: the cache cannot be read.
+        IncompleteError, CorruptError: what is read is not what was sealed.
     """
 
-    def __init__(
-        self,
-        cache: Cache | Location,
-        *,
-        batch_size: int = 256,
-        seed: int = 0,
-        epoch: int = 0,
-        rows: Rows = "training",
-        views: bool = True,
-        pixels: Pixels = "uint8",
-        logits: bool = True,
-        adversarial: str | None = None,
-        rank: int = 0,
-        world: int = 1,
-        memory_gib: float = 8.0,
-        drop_last: bool = True,
-    ) -> None:
-        self.cache = cache if isinstance(cache, Cache) else open_shards(cache)
-        self._asked = Options(
-            batch_size=batch_size,
-            seed=seed,
-            rows=rows,
-            views=views,
-            pixels=pixels,
-            logits=logits,
-            adversarial=adversarial,
-            rank=rank,
-            world=world,
-            drop_last=drop_last,
-        )
-        self._asked.check(self.cache, epoch)
-        self._rows = self._asked.source_rows(self.cache)
-        self.teachers = tuple(self.cache.spec.teachers) if logits else ()
+    def __post_init__(self) -> None:
+        self._check(self.cache)
+        self._rows = self._source_rows()
+        self.teachers = tuple(self.cache.spec.teachers) if self.logits else ()
         self.attacks = tuple(self.cache.spec.attacks)
-        wanted = {"adversarial": adversarial is not None, "logits": logits}
-        self.plan = plan_feed(self.cache, device=CPU, batch=batch_size, budget_gib=memory_gib, **wanted)
+        self.plan = plan_feed(
+            self.cache,
+            device=torch.device("cpu"),
+            adversarial=self.adversarial is not None,
+            batch=self.batch_size,
+            budget_gib=self.memory_gib,
+            logits=self.logits,
+        )
         # Where the next pass begins, and whether workers draw: workers that stay between epochs see what is set here.
-        self._shared = torch.tensor([epoch, 0, False]).share_memory_()
-        self._passes, self._reached = 0, (epoch, 0)
+        self._shared = torch.tensor([self.epoch, 0, False]).share_memory_()
+        self._passes, self._reached = 0, (self.epoch, 0)
         self._feed: Feed | None = None
         self._process = os.getpid()
         if self.plan.kind != "streamed":
@@ -151,12 +124,7 @@ class CacheDataset(IterableDataset[Batch]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same in every process."""
-        return steps_in_epoch(len(self._rows), self._asked.batch_size, drop_last=self._asked.drop_last)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next pass."""
-        return int(self._shared[0])
+        return steps_in_epoch(len(self._rows), self.batch_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; one that was loaded goes on where its state was taken.
@@ -171,7 +139,7 @@ class CacheDataset(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """One pass: what is left of the epoch; it ends when another begins, for both use the same memory."""
         worker = get_worker_info()
-        first, stride = int(self._shared[1]), 1
+        self.epoch, first, stride = int(self._shared[0]), int(self._shared[1]), 1
         if worker is not None:
             first, stride = first + worker.id, worker.num_workers
         self._shared[2] = worker is not None
@@ -212,20 +180,20 @@ class CacheDataset(IterableDataset[Batch]):
 
     def _go_to(self, epoch: int, step: int) -> None:
         self._shared[:2] = torch.tensor([epoch, step])
-        self._reached = (epoch, step)
+        self.epoch, self._reached = epoch, (epoch, step)
 
     def _own_feed(self) -> Feed:
         """This process's; a streamed one has threads, which a fork does not copy."""
         forked = self._process != os.getpid()
         if self._feed is None or (forked and self.plan.kind == "streamed"):
-            ahead = get_worker_info() is None and self._asked.rows == "training"
+            ahead = get_worker_info() is None and self.rows == "training"
             self._feed = Feed(
                 self.cache,
                 self.plan,
-                seed=self._asked.seed,
+                seed=self.seed,
                 epochs=sys.maxsize if ahead else 0,
                 rows=self._rows,
-                drop_last=self._asked.drop_last,
+                drop_last=self.drop_last,
             )
         self._process = os.getpid()
         return self._feed
@@ -234,7 +202,7 @@ class CacheDataset(IterableDataset[Batch]):
         for step, (data, at) in enumerate(feed.batches(epoch)):
             if step not in steps:
                 continue
-            batch = self._draw(data, share(at, self._asked.rank, self._asked.world), epoch, step)
+            batch = self._draw(data, share(at, self.rank, self.world), epoch, step)
             self._reached = (epoch, step + 1)
             yield batch
             if number != self._passes:
@@ -242,9 +210,9 @@ class CacheDataset(IterableDataset[Batch]):
         self._reached = (epoch + 1, 0)
 
     def _draw(self, data: TrainingSet, at: Tensor, epoch: int, step: int) -> Batch:
-        asked, attack = self._asked, self._asked.attack(self.attacks, epoch * len(self) + step)
-        if asked.views:
-            views = choose_views(data, at, seed=asked.seed, epoch=epoch, attack=attack)
+        attack = self._attack(self.attacks, epoch * len(self) + step)
+        if self.views:
+            views = choose_views(data, at, seed=self.seed, epoch=epoch, attack=attack)
         else:
             views = torch.zeros_like(at)
         pixels = view_pixels(data, at, views)
@@ -252,19 +220,19 @@ class CacheDataset(IterableDataset[Batch]):
         return Batch(
             x=self._as_asked(pixels),
             y=data.labels[at],
-            teacher_logits=view_logits(data, at, views) if asked.logits else None,
+            teacher_logits=view_logits(data, at, views) if self.logits else None,
             rows=data.rows[at],
             views=views,
             x_adv=None if adversarial is None else self._as_asked(adversarial),
-            teacher_logits_adv=view_logits(data, at, views, attack) if asked.logits and attack is not None else None,
+            teacher_logits_adv=view_logits(data, at, views, attack) if self.logits and attack is not None else None,
             attack=attack,
             epoch=epoch,
             step=step,
         )
 
     def _as_asked(self, levels: Tensor) -> Tensor:
-        return levels.to(torch.uint8) if self._asked.pixels == "uint8" else levels.float() / LEVELS
+        return levels.to(torch.uint8) if self.pixels == "uint8" else levels.float() / LEVELS
 
     def _order(self) -> dict[str, Any]:
         streamed = self.plan.kind == "streamed"
-        return self._asked.order(self.cache) | {"window_rows": self.plan.window_rows if streamed else None}
+        return self._depends_on() | {"window_rows": self.plan.window_rows if streamed else None}

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,25 +19,31 @@ Pixels = Literal["uint8", "float"]
 ALL_ATTACKS = "all"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Options:
-    """The arguments of a dataset that decide what is in a batch; `CacheDataset` says what they mean."""
+    """The arguments of a `CacheDataset`, which says what they mean."""
 
-    batch_size: int
-    seed: int
-    rows: Rows
-    views: bool
-    pixels: Pixels
-    logits: bool
-    adversarial: str | None
-    rank: int
-    world: int
-    drop_last: bool
+    cache: Cache
+    _: KW_ONLY
+    batch_size: int = 256
+    seed: int = 0
+    epoch: int = 0
+    rows: Rows = "training"
+    views: bool = True
+    pixels: Pixels = "uint8"
+    logits: bool = True
+    adversarial: str | None = None
+    rank: int = 0
+    world: int = 1
+    memory_gib: float = 8.0
+    drop_last: bool = True
 
-    def check(self, cache: Cache, epoch: int) -> None:
+    def _check(self, cache: object) -> None:
         """Raise ConfigError with every rule that an argument breaks."""
+        if not isinstance(cache, Cache):
+            raise ConfigError(f"a dataset takes an opened cache: open_cache({str(cache)!r})")
         numbers = {"batch_size": (self.batch_size, 1), "world": (self.world, 1), "rank": (self.rank, 0)}
-        numbers |= {"epoch": (epoch, 0), "seed": (self.seed, -sys.maxsize)}
+        numbers |= {"epoch": (self.epoch, 0), "seed": (self.seed, -sys.maxsize)}
         problems = [problem for name, (value, least) in numbers.items() for problem in whole_number(name, value, least)]
         if not problems and self.rank >= self.world:
             problems.append(f"rank must lie in 0..{self.world - 1}, for world is {self.world}; got {self.rank}")
@@ -63,19 +69,21 @@ class Options:
             return [f"{', '.join(finer)} moves pixels by parts of a level: ask for pixels='float'"]
         return []
 
-    def source_rows(self, cache: Cache) -> np.ndarray:
+    def _source_rows(self) -> np.ndarray:
         """The rows that are asked for, int64, in order.
 
         Raises:
             ConfigError: there are none.
         """
-        training, holdout = training_rows(cache), np.array(cache.manifest.holdout, dtype=np.int64)
+        training, holdout = training_rows(self.cache), np.array(self.cache.manifest.holdout, dtype=np.int64)
         rows = {"training": training, "holdout": holdout, "all": np.union1d(training, holdout)}[self.rows]
         if not len(rows):
-            raise ConfigError(f"{cache.folder} has no {self.rows} rows: choose others of {', '.join(get_args(Rows))}")
+            raise ConfigError(
+                f"{self.cache.folder} has no {self.rows} rows: choose others of {', '.join(get_args(Rows))}"
+            )
         return rows
 
-    def attack(self, attacks: tuple[str, ...], number: int) -> int | None:
+    def _attack(self, attacks: tuple[str, ...], number: int) -> int | None:
         """Which attack batch `number` of the whole run shows, as a position in `attacks`."""
         if self.adversarial is None:
             return None
@@ -83,10 +91,10 @@ class Options:
             return choose_attack(len(attacks), seed=self.seed, number=number)
         return attacks.index(self.adversarial)
 
-    def order(self, cache: Cache) -> dict[str, Any]:
+    def _depends_on(self) -> dict[str, Any]:
         """What rows, views and attacks of all batches depend on, beside the memory; not ranks, which share them."""
         names = ("seed", "batch_size", "rows", "views", "adversarial", "drop_last")
-        found = {"cache_root_hash": cache.root_hash, "excluded_rows": fingerprint(cache.excluded)}
+        found = {"cache_root_hash": self.cache.root_hash, "excluded_rows": fingerprint(self.cache.excluded)}
         return found | {name: getattr(self, name) for name in names}
 
 

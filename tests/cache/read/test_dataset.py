@@ -24,6 +24,7 @@ from darht.cache.read.dataset import Batch, CacheDataset
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sampler import share, steps_in_epoch
+from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, SpecMismatchError
 from darht.core.storage import place
 from darht.trainer.student.inner import Examples
@@ -376,7 +377,7 @@ def test_a_dataset_travels_without_its_rows(cache):
 def test_an_export_gives_the_same_batches(cache, tmp_path, layout, size):
     export_webdataset(cache, tmp_path / "out", layout)
     options = {"batch_size": 8, "adversarial": "all", "memory_gib": memory(cache, size, adversarial=True)}
-    assert same(drawn(CacheDataset(tmp_path / "out", **options)), drawn(CacheDataset(cache, **options)))
+    assert same(drawn(CacheDataset(open_shards(tmp_path / "out"), **options)), drawn(CacheDataset(cache, **options)))
 
 
 @FORKS
@@ -386,7 +387,7 @@ def test_a_url_gives_the_same_batches_also_to_forked_workers(cache, fine_cache, 
     options = {"batch_size": 8, "memory_gib": memory(cache, size)}
     context = {"multiprocessing_context": "fork", "timeout": 120} if workers else {}
     with served(fine_cache.parent) as root:
-        dataset = CacheDataset(f"{root}/{fine_cache.name}", **options)
+        dataset = CacheDataset(open_shards(f"{root}/{fine_cache.name}"), **options)
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, **context)
         assert same(list(loader), drawn(CacheDataset(cache, **options)))
 
@@ -397,7 +398,8 @@ def test_a_memory_place(cache, fine_cache):
         if path.is_file():
             there.write(path.relative_to(fine_cache).as_posix(), path.read_bytes())
     options = {"batch_size": 8, "memory_gib": memory(cache, 0.8)}
-    assert same(drawn(CacheDataset("memory://dataset/cache", **options)), drawn(CacheDataset(fine_cache, **options)))
+    found = CacheDataset(open_shards("memory://dataset/cache"), **options)
+    assert same(drawn(found), drawn(CacheDataset(cache, **options)))
     MemoryFileSystem.store.clear()
 
 
@@ -437,3 +439,5 @@ def test_what_a_cache_does_not_have_is_said(cache, fine_cache, monkeypatch):
     CacheDataset(cache, adversarial="all", pixels="float")
     with pytest.raises(ConfigError, match=r"epoch must be a whole number of at least 0; got 1\.5"):
         CacheDataset(cache).set_epoch(1.5)
+    with pytest.raises(ConfigError, match=r"a dataset takes an opened cache: open_cache\('cache'\)"):
+        CacheDataset("cache")
