@@ -14,8 +14,7 @@ from darht.trainer.cli import teacher as darht_teacher
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/own_loop")
 network = '--arch resnet18 --kwargs {"width":8,"blocks":[1,1,1,1]}'
 recipe = "--algorithm standard --set optim.epochs=4 --set optim.batch_size=32 --set padding=1 --set flip=false"
-words = f"train --data digits {network} {recipe}".split()
-darht_teacher([*words, "--out", f"{folder}/teacher"], standalone_mode=False)
+darht_teacher(f"train --data digits {network} {recipe} --out {folder}/teacher".split(), standalone_mode=False)
 (folder / "cache.yaml").write_text("""
 data: {source: digits, holdout: 0.1}
 views: {padding: 1, flip: false, count: 4}
