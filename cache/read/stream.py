@@ -103,7 +103,9 @@ def plan_feed(
         ConfigError: the budget does not hold two windows of one block and a batch.
     """
     if not 0 < budget_gib < math.inf:
-        raise ConfigError(f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory")
+        raise ConfigError(
+            f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
+        )
     row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
     budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
@@ -117,7 +119,7 @@ def plan_feed(
         least = (2 * row * (size + batch - 1) + held) * _SCRATCH / (_SCRATCH - 1)
         raise ConfigError(
             f"{cache.folder} needs {needed / GIB:.3g} GiB in memory, or {least / GIB:.3g} GiB to be streamed in "
-            f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory"
+            f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory (memory_gib)"
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
     rows = min(per_window * size, cache.rows)
