@@ -171,7 +171,7 @@ class RemoteStorage:
 
     @property
     def _system(self) -> Any:
-        return _file_system(self.url)
+        return _file_system(self.url, os.getpid())
 
     def _try(self, what: str, key: str, action: Callable[[], T]) -> T | None:
         """What `action` gives, None when the file is not there, and an error after the last of several tries."""
@@ -238,7 +238,7 @@ def open_storage(location: Location) -> Storage:
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
     found = RemoteStorage(text.rstrip("/"))
-    _file_system(found.url)
+    _file_system(found.url, os.getpid())
     return found
 
 
@@ -254,7 +254,8 @@ def _credentials() -> dict[str, str]:
 
 
 @functools.lru_cache
-def _file_system(url: str) -> Any:
+def _file_system(url: str, process: int) -> Any:
+    """One for each process: the threads and connections of another do not survive a fork."""
     import fsspec
 
     protocol = url.split("://", 1)[0]

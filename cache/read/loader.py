@@ -53,7 +53,7 @@ class TrainingSet:
         images: uint8 `[n, 3, H, W]`.
         labels: int64 `[n]`.
         offsets: int8 `[V, 3]`.
-        teachers: the names on axis T.
+        teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[n, V, T, C]`, every teacher's logits on every view.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
@@ -117,34 +117,42 @@ class TrainingSet:
         )
 
 
-def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False) -> int:
+def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
     """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
     held = [
         array
         for array in cache.arrays.values()
         if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
         and (array.attack is None or adversarial)
+        and (array.kind != "logits" or logits)
     ]
     return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
 
 
-def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False) -> int:
+def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
     """What `load_training_set` will hold in memory."""
-    return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians)
+    return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
 
 
-def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False) -> TrainingSet:
+def training_rows(cache: Cache) -> np.ndarray:
+    """The rows to train on, int64, in order: those that are neither held out nor excluded."""
+    return np.setdiff1d(np.arange(cache.rows), [*cache.manifest.holdout, *cache.excluded])
+
+
+def allocate(
+    cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False, logits: bool = True
+) -> TrainingSet:
     """A set with room for `rows` rows, whose contents `fill` brings.
 
     Raises:
         ConfigError: a Jacobian is needed that the cache does not hold.
     """
-    spec, kept = cache.spec, np.array(cache.manifest.holdout, dtype=np.int64)
-    teachers, attacks = tuple(spec.teachers), tuple(spec.attacks) if adversarial else ()
+    spec = cache.spec
+    teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
     T, image = len(teachers), spec.data.image_shape
 
-    def logits(kind: str) -> Tensor:
-        _, views, classes = cache.arrays[f"logits/{teachers[0]}/{kind}"].shape
+    def answers(kind: str) -> Tensor:
+        _, views, classes = cache.arrays[f"logits/{next(iter(spec.teachers))}/{kind}"].shape
         return _room(rows, views, T, classes, dtype=spec.store.logits)
 
     def slopes(teacher: str) -> Jacobian:
@@ -161,14 +169,14 @@ def allocate(cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = Fa
         offsets=torch.from_numpy(cache.read("views/offset")),
         teachers=teachers,
         attacks=attacks,
-        clean=logits("clean"),
+        clean=answers("clean"),
         deltas=tuple(_room(rows, spec.attacks[name].views, *image, dtype="int8") for name in attacks),
         scales=tuple(spec.attacks[name].scale for name in attacks),
-        adversarial=tuple(logits(name) for name in attacks),
+        adversarial=tuple(answers(name) for name in attacks),
         jacobians=tuple(slopes(name) for name in teachers) if jacobians else (),
-        robust=torch.tensor([teacher.role == "robust" for teacher in spec.teachers.values()]),
-        training=np.setdiff1d(np.arange(cache.rows), [*kept, *cache.excluded]),
-        holdout=kept,
+        robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
+        training=training_rows(cache),
+        holdout=np.array(cache.manifest.holdout, dtype=np.int64),
     )
 
 
@@ -206,7 +214,13 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
 
 
 def load_training_set(
-    cache: Cache, *, device: torch.device, adversarial: bool, budget_gib: float, jacobians: bool = False
+    cache: Cache,
+    *,
+    device: torch.device,
+    adversarial: bool,
+    budget_gib: float,
+    jacobians: bool = False,
+    logits: bool = True,
 ) -> TrainingSet:
     """Read a sealed cache into tensors on `device`.
 
@@ -216,18 +230,20 @@ def load_training_set(
         adversarial: whether the stored perturbations and the teachers' answers to them are needed.
         budget_gib: the most that may be held.
         jacobians: whether the teachers' Jacobians are needed.
+        logits: whether the teachers' logits are needed.
 
     Raises:
         ConfigError: it does not fit the budget.
         CorruptError: a checksum fails.
     """
-    needed = needed_bytes(cache, adversarial=adversarial, jacobians=jacobians)
+    needed = needed_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
     if needed > budget_gib * GIB:
         raise ConfigError(
             f"{cache.folder} needs {needed / GIB:.1f} GiB in memory, the budget is {budget_gib:g} GiB: "
             f"raise --memory, or build with fewer views ({cache.spec.views.count} now)"
         )
-    data, label = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians), cache.arrays["label"]
+    data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
+    label = cache.arrays["label"]
     with ThreadPoolExecutor(THREADS) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]
         list(pool.map(lambda rows: fill(cache, data, rows.start, rows), shards))

@@ -10,6 +10,16 @@ from torch import Tensor
 from darht.core.rng import RowRng, derive_seed
 
 
+def steps_in_epoch(rows: int, batch: int, *, drop_last: bool = True) -> int:
+    """Batches of an epoch: whole ones, and with `drop_last=False`, or when there is no whole one, a smaller one too."""
+    return -(-rows // batch) if not drop_last or rows < batch else rows // batch
+
+
+def share(at: Tensor, rank: int, world: int) -> Tensor:
+    """The part of a global batch that is for one of `world` processes: in order, and at most one row more or less."""
+    return at.tensor_split(world)[rank]
+
+
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """An exact permutation of `rows`, int64 `[n]`."""
     generator = np.random.Generator(np.random.Philox(derive_seed(seed, "order", epoch)))
@@ -24,7 +34,8 @@ class Window:
         blocks: which blocks of rows are read, in this order.
         carried: positions in the window before, of rows that it left over; they come first in this one.
         rows: int64, the source index of every row held: the carried ones, then those of the blocks.
-        order: int64, positions in `rows` to train on; whole batches, but for a single one that is all there is.
+        order: int64, positions in `rows` to train on; whole batches, but for one that is all there is, and for the
+            epoch's last when it is not dropped.
     """
 
     blocks: np.ndarray
@@ -34,13 +45,20 @@ class Window:
 
 
 def epoch_windows(
-    blocks: np.ndarray, training: np.ndarray, *, per_window: int, batch: int, seed: int, epoch: int
+    blocks: np.ndarray,
+    training: np.ndarray,
+    *,
+    per_window: int,
+    batch: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool = True,
 ) -> Iterator[Window]:
     """An epoch as windows: random blocks are read together, their rows are mixed, and batches are cut.
 
     Every row of `training` is used at most once; fewer than `batch` rows, those that the last window leaves over, wait
-    for another epoch. Windows differ by at most one block in size. When one window holds everything, its order is
-    `epoch_order`.
+    for another epoch, or with `drop_last=False` are the last batch of this one. Windows differ by at most one block in
+    size. When one window holds everything, its order is `epoch_order`.
 
     Args:
         blocks: first row and one past the last of every block, int64 `[K, 2]`.
@@ -49,10 +67,11 @@ def epoch_windows(
         batch: rows of a step.
         seed: keys the order.
         epoch: keys it too.
+        drop_last: whether only whole batches are used.
     """
     if per_window >= len(blocks):
         order = epoch_order(training, seed, epoch)
-        whole = len(order) // batch * batch or len(order)
+        whole = len(order) // batch * batch if drop_last and len(order) >= batch else len(order)
         yield Window(np.arange(len(blocks)), np.empty(0, np.int64), np.arange(blocks[-1, 1]), order[:whole])
         return
     trained = np.zeros(blocks[-1, 1], dtype=bool)
@@ -66,7 +85,7 @@ def epoch_windows(
         order, rows = epoch_order(pool, derive_seed(seed, "window", number), epoch), np.concatenate([left, own])
         whole = len(order) // batch * batch
         used += whole
-        if number == len(groups) - 1 and not used:
+        if number == len(groups) - 1 and not (used and drop_last):
             whole = len(order)
         yield Window(group, carried, rows, order[:whole])
         carried = order[whole:]

@@ -29,7 +29,7 @@ from darht.cache.read.loader import (
     send,
 )
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, epoch_windows
+from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
 from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
@@ -53,6 +53,7 @@ class FeedPlan:
         per_window: blocks of rows that are read together.
         window_rows: the rows that these hold.
         threads: that read.
+        logits: whether the teachers' logits are needed.
     """
 
     kind: Literal["device", "memory", "streamed"]
@@ -65,6 +66,7 @@ class FeedPlan:
     per_window: int
     window_rows: int
     threads: int
+    logits: bool = True
 
     def __str__(self) -> str:
         needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
@@ -83,6 +85,7 @@ def plan_feed(
     budget_gib: float,
     jacobians: bool = False,
     threads: int = THREADS,
+    logits: bool = True,
 ) -> FeedPlan:
     """Decide where the rows will be.
 
@@ -94,17 +97,21 @@ def plan_feed(
         budget_gib: the most memory that the cache may take.
         jacobians: whether the teachers' Jacobians are needed.
         threads: that may read.
+        logits: whether the teachers' logits are needed.
 
     Raises:
         ConfigError: the budget does not hold two windows of one block and a batch.
     """
     if not 0 < budget_gib < math.inf:
-        raise ConfigError(f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory")
-    row, budget = row_bytes(cache, adversarial=adversarial, jacobians=jacobians), int(budget_gib * GIB)
+        raise ConfigError(
+            f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
+        )
+    row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
+    budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
-        return FeedPlan(kind, device, adversarial, jacobians, batch, needed, budget, len(blocks), cache.rows, threads)
+        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
     held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
@@ -112,11 +119,11 @@ def plan_feed(
         least = (2 * row * (size + batch - 1) + held) * _SCRATCH / (_SCRATCH - 1)
         raise ConfigError(
             f"{cache.folder} needs {needed / GIB:.3g} GiB in memory, or {least / GIB:.3g} GiB to be streamed in "
-            f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory"
+            f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory (memory_gib)"
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
     rows = min(per_window * size, cache.rows)
-    return FeedPlan("streamed", device, adversarial, jacobians, batch, needed, budget, per_window, rows, threads)
+    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits)
 
 
 def _fits(device: torch.device, needed: int) -> bool:
@@ -128,18 +135,27 @@ class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
 
     Attributes:
-        training: int64, rows to train on.
+        training: int64, rows to make batches of: those to train on where no others are given.
         holdout: int64, rows kept for selection.
         steps: batches in an epoch.
     """
 
-    def __init__(self, cache: Cache, plan: FeedPlan, *, seed: int, epochs: int) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        plan: FeedPlan,
+        *,
+        seed: int,
+        epochs: int,
+        rows: np.ndarray | None = None,
+        drop_last: bool = True,
+    ) -> None:
         self.cache, self.plan = cache, plan
-        self._seed, self._epochs = seed, epochs
+        self._seed, self._epochs, self._drop_last = seed, epochs, drop_last
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
-        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians}
+        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
             size = plan.per_window * block_rows(cache.spec.store) + plan.batch - 1
             self._windows = [allocate(cache, size, **wanted) for _ in range(2)]
@@ -147,8 +163,9 @@ class Feed:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
             self._windows = [load_training_set(cache, device=where, budget_gib=budget, **wanted)]
-        self.training, self.holdout = self._windows[0].training, self._windows[0].holdout
-        self.steps = max(1, len(self.training) // plan.batch)
+        self.training = self._windows[0].training if rows is None else rows
+        self.holdout = self._windows[0].holdout
+        self.steps = max(1, steps_in_epoch(len(self.training), plan.batch, drop_last=drop_last))
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +183,7 @@ class Feed:
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
         """
-        windows = epoch_windows(self._blocks, self.training, **self._order(epoch))
+        windows = self._epoch_windows(epoch)
         window, filled = next(windows), self._first(epoch)
         while True:
             data, after = filled.result(), next(windows, None)
@@ -223,9 +240,16 @@ class Feed:
         with ThreadPoolExecutor(self.plan.threads) as pool:
             return list(pool.map(action, (slice(first, last) for first, last in self._blocks.tolist())))
 
-    def _order(self, epoch: int) -> dict[str, int]:
-        plan = self.plan
-        return {"per_window": plan.per_window, "batch": plan.batch, "seed": self._seed, "epoch": epoch}
+    def _epoch_windows(self, epoch: int) -> Iterator[Window]:
+        return epoch_windows(
+            self._blocks,
+            self.training,
+            per_window=self.plan.per_window,
+            batch=self.plan.batch,
+            seed=self._seed,
+            epoch=epoch,
+            drop_last=self._drop_last,
+        )
 
     def _first(self, epoch: int) -> "Future[TrainingSet]":
         """The first window of an epoch, which is there, or on its way when the epoch before came to its end.
@@ -244,7 +268,7 @@ class Feed:
             ready: Future[TrainingSet] = Future()
             ready.set_result(self._windows[0])
             return ready
-        window = next(epoch_windows(self._blocks, self.training, **self._order(epoch)))
+        window = next(self._epoch_windows(epoch))
         return self._fill_later(window, before)
 
     def _fill_later(self, window: Window, before: TrainingSet | None) -> "Future[TrainingSet]":

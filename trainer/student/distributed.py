@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from darht.cache.read.sampler import share
 from darht.trainer.student.step import Learned
 from darht.trainer.student.warm import WarmMemory
 
@@ -45,7 +46,7 @@ class Ranks:
 
     def part(self, at: Tensor) -> Tensor:
         """This process's rows of a global batch."""
-        return at.tensor_split(self.world)[self.rank]
+        return share(at, self.rank, self.world)
 
     def add_gradients(self, model: nn.Module, *, stop: bool) -> Tensor | None:
         """Sum gradients over the processes; also how many of these want to `stop`, float `[]`, or None when alone."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS
-from darht.cache.format.views import apply_views
+from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import coin, draw_choices
+from darht.cache.read.sampler import coin
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.step import Recipe, Step
@@ -96,9 +96,8 @@ class _Draw:
     def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
         """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
         data = self.data
-        views = draw_choices(data.rows[at], len(data.offsets), self.config.seed, self.epoch, "view")
-        x = apply_views(data.images[at], data.offsets[views]).float() / LEVELS
-        targets = data.clean[at, views].float()
+        views = choose_views(data, at, seed=self.config.seed, epoch=self.epoch)
+        x, targets = view_pixels(data, at, views).float() / LEVELS, view_logits(data, at, views)
         if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
@@ -138,12 +137,11 @@ class _Draw:
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
         data, config = self.data, self.config
-        attack = int(draw_choices(torch.tensor([self.number]), len(data.attacks), config.seed, 0, "attack"))
-        deltas, answers = data.deltas[attack], data.adversarial[attack]
-        views = draw_choices(data.rows[at], deltas.shape[1], config.seed, self.epoch, "view")
-        pixels = apply_views(data.images[at], data.offsets[views])
-        x = (pixels + data.scales[attack] * deltas[at, views]).float() / LEVELS
-        clean, targets = data.clean[at, views].float(), answers[at, views].float()
+        attack = choose_attack(len(data.attacks), seed=config.seed, number=self.number)
+        views = choose_views(data, at, seed=config.seed, epoch=self.epoch, attack=attack)
+        pixels = view_pixels(data, at, views)
+        x = adversarial_levels(data, at, views, attack, pixels) / LEVELS
+        clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
         robust = data.robust.expand(len(at), -1)
         answer = nearest_answer(data, at, data.offsets[views], pixels.float() / LEVELS, clean)
         return Step(x, pixels.float() / LEVELS, data.labels[at], answer, targets, clean, robust, data.robust, self.done)

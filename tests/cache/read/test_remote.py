@@ -13,6 +13,7 @@ import torch
 from click.testing import Result
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import FaultProxy, served
+from torch.utils.data import DataLoader
 
 from darht.cache.admin.status import read_status
 from darht.cache.admin.verify import verify
@@ -21,7 +22,8 @@ from darht.cache.builder.jobs import PoolConfig, build_shared
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.seal import seal
 from darht.cache.format.commit import State
-from darht.cache.read.loader import load_training_set
+from darht.cache.read.dataset import CacheDataset
+from darht.cache.read.loader import GIB, load_training_set, needed_bytes
 from darht.cache.read.reader import open_cache
 from darht.cache.read.webdataset import open_shards
 from darht.core import storage
@@ -194,6 +196,19 @@ def test_training_reads_from_a_url(network: FaultProxy, tiny_cache: Path, tmp_pa
     weights = [(tmp_path / out / "student" / "model.safetensors").read_bytes() for out in ("remote", "local")]
     assert weights[0] == weights[1]
     assert json.loads((tmp_path / "remote" / "run.json").read_text())["cache"] == url
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("share", [1.0, 0.8])
+def test_workers_that_are_forked_beside_the_threads_of_a_url_read_it_too(network: FaultProxy, fine_cache: Path, share):
+    local, cache = open_cache(fine_cache), open_cache(upload(fine_cache, f"s3://bucket/forked-{share}"))
+    options = {"batch_size": 8, "memory_gib": share * needed_bytes(local, adversarial=False) / GIB}
+    dataset = CacheDataset(cache, **options)
+    assert (dataset.plan.kind == "streamed") is (share < 1)
+    next(iter(dataset))  # the threads of fsspec and of the feed run while this process forks
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=120)
+    for found, expected in zip(loader, CacheDataset(local, **options), strict=True):
+        assert torch.equal(found.rows, expected.rows) and torch.equal(found.teacher_logits, expected.teacher_logits)
 
 
 def test_an_http_server_is_enough_for_readers(tiny_cache: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darht.cache.read.sampler import coin, draw_choices, epoch_order, epoch_windows
+from darht.cache.read.sampler import coin, draw_choices, epoch_order, epoch_windows, share, steps_in_epoch
 
 ROWS = st.lists(st.integers(0, 10**6), min_size=1, max_size=50, unique=True).map(np.array)
 
@@ -101,6 +101,21 @@ def test_an_epoch_in_windows_uses_each_row_once(case):
         assert len(window.order) % case["batch"] == 0
 
 
+@settings(max_examples=50)
+@given(WINDOWS)
+def test_an_epoch_that_drops_nothing_ends_with_a_smaller_batch(case):
+    blocks, training, windows = windows_of(case)
+    options = {key: case[key] for key in ("per_window", "batch", "seed", "epoch")}
+    every = list(epoch_windows(blocks, training, drop_last=False, **options))
+    used, whole = (np.concatenate([w.rows[w.order] for w in found]) for found in (every, windows))
+    assert sorted(used) == sorted(training)
+    np.testing.assert_array_equal(used[: len(whole)], whole)
+    batches = [
+        order for w in every for order in np.array_split(w.order, range(case["batch"], len(w.order), case["batch"]))
+    ]
+    assert sum(map(bool, map(len, batches))) == steps_in_epoch(len(training), case["batch"], drop_last=False)
+
+
 @settings(max_examples=100)
 @given(WINDOWS)
 def test_a_window_holds_its_blocks_and_less_than_a_batch_of_the_window_before(case):
@@ -137,3 +152,14 @@ def test_rows_of_a_window_are_mixed_across_its_blocks():
     first = next(epoch_windows(cut(4096, 64, 64), np.arange(4096), per_window=16, batch=64, seed=0, epoch=0))
     blocks = first.rows[first.order[:64]] // 64
     assert len(set(blocks)) > 10  # of 16: a batch of 64 misses one with probability 0.016
+
+
+@given(rows=st.integers(1, 500), batch=st.integers(1, 600), world=st.integers(1, 9), epoch=st.integers(0, 99))
+def test_shares_lose_and_repeat_nothing(rows, batch, world, epoch):
+    order = torch.from_numpy(epoch_order(np.arange(rows), 0, epoch))
+    batches = order.split(batch)
+    assert len(batches) == steps_in_epoch(rows, batch, drop_last=False)
+    assert steps_in_epoch(rows, batch) == (len(batches) if rows < batch or rows % batch == 0 else len(batches) - 1)
+    for at in batches:
+        parts = [share(at, rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat(parts), at) and max(map(len, parts)) - min(map(len, parts)) <= 1
