@@ -22,7 +22,7 @@ from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.commit import Commit, State, environment, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.format.manifest import ORIGIN, SPEC
-from darht.cache.format.spec import CacheSpec, data_root, load_config, load_images
+from darht.cache.format.spec import CacheConfig, CacheSpec, data_root, load_config, load_images
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
@@ -51,12 +51,13 @@ class BuildReport:
 
 
 def plan_build(
-    config_path: Path, *, device: torch.device, download: bool = False, known: CacheSpec | None = None
+    wanted: Path | CacheConfig, *, device: torch.device, download: bool = False, known: CacheSpec | None = None
 ) -> Plan:
     """Load data and teachers and resolve the spec.
 
     Args:
-        config_path: the YAML file.
+        wanted: the YAML file, to which its paths are relative; or a config, whose paths are relative to the current
+            folder.
         device: where the teachers go.
         download: fetch CIFAR when its files are not there.
         known: what the cache to be continued was made from; it stands in for teachers whose folders are gone.
@@ -64,7 +65,7 @@ def plan_build(
     Raises:
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
     """
-    config, base = load_config(config_path), config_path.parent
+    config, base = (load_config(wanted), wanted.parent) if isinstance(wanted, Path) else (wanted, Path.cwd())
     root, source = data_root(config.data, base), load_images(config.data, base, download=download)
     folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
     loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}

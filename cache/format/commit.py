@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-import darht
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.store import shard_key
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Storage
+from darht.core.version import VERSION
 
 COMMITS = "commits"
 
@@ -53,7 +53,7 @@ class Commit:
 def environment(device: torch.device, batch_size: int, *, engine: str = "local", worker: int = 0) -> dict[str, Any]:
     """The facts of this machine, and of who works on it, that a spec does not hold."""
     return {
-        "darht": darht.__version__,
+        "darht": VERSION,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -6,6 +6,7 @@ canonical JSON is `spec.json`, and the sha256 of that is the cache's fingerprint
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -207,10 +208,19 @@ def load_config(path: Path) -> CacheConfig:
     Raises:
         ConfigError: unknown keys, wrong values, names that clash; all of them at once.
     """
-    config = parse(CacheConfig, load_mapping(path), path.name)
+    return check_config(load_mapping(path), path.name)
+
+
+def check_config(data: Mapping[str, Any], name: str) -> CacheConfig:
+    """A cache's config from a mapping, as the YAML file `name` would hold it.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, names that clash; all of them at once.
+    """
+    config = parse(CacheConfig, dict(data), name)
     problems = [*_name_problems(config), *_attack_problems(config)]
     if problems:
-        raise ConfigError(f"{path.name}: " + "; ".join(problems))
+        raise ConfigError(f"{name}: " + "; ".join(problems))
     return config
 
 

@@ -1,14 +1,77 @@
 """darht: robust image classifiers, distilled from heterogeneous teachers whose answers were cached once, offline.
 
-The layers, each of which imports only those before it: ``darht.core``, ``darht.attacks``, ``darht.cache``,
-``darht.trainer``, ``darht.tools``. This module is light on purpose: it imports neither torch nor zarr.
+What stands in `__all__` is public; everything else may change. A name is imported when it is first used, so that
+`import darht` is light: it imports neither torch nor zarr.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("darht")
-except PackageNotFoundError:  # a source tree that was put on the path without being installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from darht import attacks
+    from darht.cache.api import build_cache, open_cache
+    from darht.cache.format.spec import CacheConfig
+    from darht.cache.read.dataset import CacheDataset
+    from darht.cache.read.reader import Cache
+    from darht.core.errors import DarhtError
+    from darht.core.nets.classifier import Classifier
+    from darht.trainer.api import evaluate, load_student, load_teacher, train
+    from darht.trainer.config import TeachConfig, TrainConfig
+    from darht.trainer.evaluation.config import EvalConfig
 
-__all__ = ["__version__"]
+if not (Path(__file__).parent / "core").is_dir():
+    raise ImportError(
+        "the checkout of darht has no symbolic links, so that src/darht/core is a text file: run "
+        "'git config core.symlinks true && git checkout -- src' on a file system that has them, and install again"
+    )
+
+from darht.core.version import VERSION as __version__
+
+_HOMES = {
+    "Cache": "darht.cache.read.reader",
+    "CacheConfig": "darht.cache.format.spec",
+    "CacheDataset": "darht.cache.read.dataset",
+    "Classifier": "darht.core.nets.classifier",
+    "DarhtError": "darht.core.errors",
+    "EvalConfig": "darht.trainer.evaluation.config",
+    "TeachConfig": "darht.trainer.config",
+    "TrainConfig": "darht.trainer.config",
+    "build_cache": "darht.cache.api",
+    "evaluate": "darht.trainer.api",
+    "load_student": "darht.trainer.api",
+    "load_teacher": "darht.trainer.api",
+    "open_cache": "darht.cache.api",
+    "train": "darht.trainer.api",
+}
+
+__all__ = [
+    "Cache",
+    "CacheConfig",
+    "CacheDataset",
+    "Classifier",
+    "DarhtError",
+    "EvalConfig",
+    "TeachConfig",
+    "TrainConfig",
+    "__version__",
+    "attacks",
+    "build_cache",
+    "evaluate",
+    "load_student",
+    "load_teacher",
+    "open_cache",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "attacks":
+        return importlib.import_module("darht.attacks")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'darht' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ from darht.trainer.evaluation.target import OURS, ModelOptions, Target, check_cl
 QUICK_IMAGES = 1000
 
 
-def load_model_and_data(text: str, config: EvalConfig, device: torch.device) -> tuple[Target, Source]:
+def load_model_and_data(text: str | nn.Module, config: EvalConfig, device: torch.device) -> tuple[Target, Source]:
     """The model and the images it is asked about; foreign models are built for the data's classes."""
     if find(text, config.model) in OURS:
         target = load(text, config.model, device, which=config.which)

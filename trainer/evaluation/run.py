@@ -38,7 +38,7 @@ _BLACKBOX_IMAGES = 1000
 
 
 def evaluate(
-    text: str,
+    text: str | nn.Module,
     config: EvalConfig,
     *,
     out: Path | None = None,
@@ -48,7 +48,7 @@ def evaluate(
     """Measure a model on a test split and write its report; a run's own model card is written anew with it.
 
     Args:
-        text: what is evaluated; see `target.find`.
+        text: what is evaluated, see `target.find`; or a module from pixels `[B, 3, H, W]` in [0, 1] to logits `[B, C]`.
         config: what to measure.
         out: where the report goes; None for the run itself, or `eval-NAME` here.
         device: where to compute.
@@ -61,7 +61,8 @@ def evaluate(
     if config.reference:
         check_reference(len(source.classes))
     ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
-    folder = out or (Path(text) if target.kind == "run" else Path(f"eval-{_slug(target.name)}"))
+    run = Path(text) if isinstance(text, str) and target.kind == "run" else None
+    folder = out or run or Path(f"eval-{_slug(target.name)}")
     stem = "eval" if config.which == BEST else f"eval-{config.which}"
     check_overwrite(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
     teachers = load_teachers(target, config, device)
@@ -85,7 +86,7 @@ def evaluate(
         "corruptions": corruptions,
     }
     report = write_report(folder, stem, target, m, masking=masking, facts=facts)
-    if target.kind == "run" and folder.resolve() == Path(text).resolve():
+    if run is not None and folder.resolve() == run.resolve():
         write_model_card(folder, config.which)
     return report
 

@@ -3,6 +3,7 @@
 `find` tells what a name is, `load` makes a `Target` of it: pixels in [0, 1] at source size in, raw logits out.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
 from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.weights import fit_state, read_state
-from darht.core.tensors import hash_weights
+from darht.core.tensors import first_sentence, hash_weights
 from darht.trainer.evaluation.zoo import pretrained
 from darht.trainer.state.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run
 from darht.trainer.student.losses import RECIPES
@@ -88,12 +89,14 @@ class Target:
         return hash_weights(self.model, self.kind, self.about.get("arch"))
 
 
-def find(text: str, options: ModelOptions) -> Kind:
-    """What a name on the command line is.
+def find(text: str | nn.Module, options: ModelOptions) -> Kind:
+    """What a name on the command line is; a module is Python, as the callable is that makes one.
 
     Raises:
         ConfigError, CacheError: it is nothing that can be evaluated, or lacks --arch.
     """
+    if isinstance(text, nn.Module):
+        return "python"
     prefix, _, rest = text.partition(":")
     if rest and prefix in ("timm", "torchvision", "python"):
         return prefix  # type: ignore[return-value]  # one of the three literals
@@ -111,8 +114,12 @@ def find(text: str, options: ModelOptions) -> Kind:
     return "weights"
 
 
-def load(text: str, options: ModelOptions, device: torch.device, *, which: str = BEST, classes: int = 0) -> Target:
+def load(
+    text: str | nn.Module, options: ModelOptions, device: torch.device, *, which: str = BEST, classes: int = 0
+) -> Target:
     """Load what a name stands for; `classes` is the class count of the data, which foreign models are built with.
+
+    Of a module a copy is evaluated, so that the caller's keeps its mode, its gradients and its device.
 
     Raises:
         ConfigError, ModelError, CacheError: it is not there, or does not fit.
@@ -125,6 +132,10 @@ def load(text: str, options: ModelOptions, device: torch.device, *, which: str =
         )
     if kind != "run" and which != BEST:
         raise ConfigError(f"{text} is no run but a {kind}: --which chooses among the two students of a run")
+    if isinstance(text, nn.Module):
+        name = type(text).__qualname__
+        target = _foreign(name, kind, _copied(text), options.over(Preprocessing()), classes, arch=name)
+        return replace(target, model=target.model.to(device).eval().requires_grad_(False))
     if kind == "run":
         return _run(Path(text), which, device)
     if kind == "student":
@@ -140,6 +151,16 @@ def load(text: str, options: ModelOptions, device: torch.device, *, which: str =
         net, own, count = pretrained(text, options.kwargs)
         target = _foreign(text, kind, net, options.over(own), count)
     return replace(target, model=target.model.to(device).eval().requires_grad_(False))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{type(model).__qualname__} cannot be copied ({first_sentence(error)}); evaluate its state_dict, or give "
+            "python:module:callable that makes it"
+        ) from error
 
 
 def _run(run: Path, which: str, device: torch.device) -> Target:

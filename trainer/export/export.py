@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-import darht
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError
@@ -22,6 +21,7 @@ from darht.core.files import is_free, write_atomic
 from darht.core.nets import build
 from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.rng import RowRng
+from darht.core.version import VERSION
 from darht.trainer.export.model_card import README, write_model_card
 from darht.trainer.state.checkpoint import BEST, CONFIG, WEIGHTS, StudentCard, load_student, read_run
 
@@ -112,7 +112,7 @@ def _config(card: StudentCard, kind: Kind) -> bytes:
         recipe=card.recipe,
         epoch=card.epoch,
         selection=card.selection,
-        darht=darht.__version__,
+        darht=VERSION,
     )
     return (json.dumps(to_plain(plain), indent=2) + "\n").encode()
 
@@ -154,7 +154,7 @@ def _onnx(plain: Classifier, card: StudentCard) -> tuple[bytes, Answer]:
         raise ModelError(f"{card.arch} cannot be exported to ONNX ({reason}); use --format plain") from error
     assert program is not None
     program.model.metadata_props.update(
-        {"darht": darht.__version__, "cache_root_hash": card.cache_root_hash, "epoch": str(card.epoch)}
+        {"darht": VERSION, "cache_root_hash": card.cache_root_hash, "epoch": str(card.epoch)}
     )
     data = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])

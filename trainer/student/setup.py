@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import darht
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan, plan_feed
@@ -20,6 +19,7 @@ from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.layout import to_channels_last
 from darht.core.rng import borrowed_generator
 from darht.core.storage import LocalStorage, Storage
+from darht.core.version import VERSION
 from darht.trainer.config import TrainConfig
 from darht.trainer.state.checkpoint import StudentCard
 from darht.trainer.student.model import Student, check_folds
@@ -47,7 +47,7 @@ def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str,
     left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
     streamed = {"window_rows": plan.window_rows} if plan.kind == "streamed" else {}
     recipe = to_plain(config) | {"loss": to_plain(config.objective())}
-    return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": darht.__version__, **left_out, **streamed}
+    return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": VERSION, **left_out, **streamed}
 
 
 def cache_from(folder: Storage, out: Path) -> str:

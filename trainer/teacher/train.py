@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import darht
 from darht.attacks.objectives import cross_entropy, input_gradient
 from darht.attacks.pgd import ascend
 from darht.attacks.threat import LEVELS, to_levels
@@ -29,6 +28,7 @@ from darht.core.nets.classifier import Classifier, Preprocessing
 from darht.core.nets.layout import to_channels_last, to_contiguous
 from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
+from darht.core.version import VERSION
 from darht.trainer.config import TeachConfig
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.state.checkpoint import CHECKPOINT
@@ -116,7 +116,7 @@ def teach(
     card = expected_card(config, source, arch, kwargs, resize=resize)
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)
-    identity = {**_plain(card), "darht": darht.__version__}
+    identity = {**_plain(card), "darht": VERSION}
     with borrowed_generator(config.seed, "teacher"):
         teacher = Classifier(build(arch, len(source.classes), kwargs), card.preprocessing).to(device)
         check_pixels(teacher, images, arch)

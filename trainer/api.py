@@ -1,0 +1,121 @@
+"""The public calls that train, evaluate and load; `import darht` has them by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from darht.cache.builder.teachers import load_teacher as load_teacher_and_card
+from darht.cache.read.reader import Cache
+from darht.cache.read.webdataset import open_shards
+from darht.core.config import override, parse
+from darht.core.device import pick_device
+from darht.core.nets.classifier import Classifier
+from darht.core.storage import Location
+from darht.trainer.config import TrainConfig, load_recipe
+from darht.trainer.evaluation.config import EvalConfig
+from darht.trainer.evaluation.report.write import EvalReport
+from darht.trainer.evaluation.run import evaluate as evaluate_target
+from darht.trainer.state.checkpoint import BEST, RUN, Progress
+from darht.trainer.state.checkpoint import load_student as load_student_and_card
+from darht.trainer.student.train import train as train_student
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | TrainConfig,
+    cache: Cache | Location,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    memory_gib: float = 8.0,
+    resume: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Progress:
+    """Train a student from a sealed cache and leave it in `out`, as `darht-train` does.
+
+    Args:
+        recipe: a YAML file, its contents as a mapping, or a `TrainConfig`; keys that are left out have their defaults.
+        cache: an opened cache, or where one lies.
+        out: the run's folder: `student/` (best on held-out rows), `last/`, `log.csv`, `checkpoint.pt`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        memory_gib: the most that the cache may take in memory; a larger one is streamed.
+        resume: go on with a run that was stopped; it ends with the bits of one that was not.
+        on_epoch: told the row of the log after each epoch.
+
+    Returns:
+        The log's rows as `history`, and the `best` accuracy on held-out rows under PGD, per cent.
+
+    Raises:
+        ConfigError, ModelError: recipe and cache do not go together, or the network and the images.
+        CacheError: the folder cannot be used as asked.
+    """
+    opened = cache if isinstance(cache, Cache) else open_shards(cache)
+    config, where = _recipe(recipe), pick_device(device)
+    return train_student(
+        config, opened, Path(out), device=where, memory_gib=memory_gib, resume=resume, on_epoch=on_epoch
+    )
+
+
+def _recipe(recipe: str | Path | Mapping[str, Any] | TrainConfig) -> TrainConfig:
+    if isinstance(recipe, TrainConfig):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse(TrainConfig, override(dict(recipe), ()), "recipe")
+    return load_recipe(Path(recipe), ())
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    data: str | None = None,
+    *,
+    root: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    config: EvalConfig | None = None,
+    **options: Any,
+) -> EvalReport:
+    """Measure a model on a test split as `darht-eval` does, and write `eval.json`, `eval.md` and `report.html`.
+
+    Args:
+        model: a module from pixels `[B, 3, H, W]` in [0, 1] to logits `[B, C]`, of which a copy is evaluated; or what
+            `darht-eval` takes: a run, a student's or teacher's folder, `timm:NAME`, `python:module:callable`.
+        data: the data set's name; None for the one that a run or a teacher belongs to.
+        root: where it lies.
+        out: the report's folder; None for the run itself, or `eval-NAME` in the current folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        config: everything else that can be chosen.
+        options: fields of `EvalConfig` to change, such as `tier="standard"`, `eps=8` (pixel levels), `limit=500`.
+
+    Returns:
+        The report: `scores`, each with `accuracy` in per cent and an `interval`; `masking`; `record`, what
+        `eval.json` holds.
+
+    Raises:
+        ConfigError, ModelError, DataError, CacheError: something is missing or does not fit.
+    """
+    given = {"data": data, "root": None if root is None else Path(root), **options}
+    chosen = replace(config or EvalConfig(), **{name: value for name, value in given.items() if value is not None})
+    text = str(model) if isinstance(model, Path) else model
+    return evaluate_target(text, chosen, out=None if out is None else Path(out), device=pick_device(device))
+
+
+def load_teacher(folder: str | Path, device: str = "auto") -> Classifier:
+    """A teacher, frozen, in eval mode: pixels `[B, 3, H, W]` in [0, 1] to raw logits `[B, C]`.
+
+    Raises:
+        ModelError: files are missing, or the weights are not those that the card names.
+    """
+    return load_teacher_and_card(Path(folder), pick_device(device))[0]
+
+
+def load_student(folder: str | Path, device: str = "auto") -> Classifier:
+    """The student of a run (its best epoch) or of a student's folder, folded: pixels in [0, 1] to raw logits `[B, C]`.
+
+    Raises:
+        ModelError: files are missing or do not fit.
+    """
+    path = Path(folder)
+    student, _ = load_student_and_card(path / BEST if (path / RUN).is_file() else path, pick_device(device))
+    return student.fold().requires_grad_(False)
