@@ -36,7 +36,7 @@ from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSp
 from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
 from darht.core.config import canonical_json, to_plain
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng
 from darht.core.storage import open_storage
 

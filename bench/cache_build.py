@@ -15,7 +15,7 @@ from darht.cache.builder import build as builder
 from darht.cache.builder.seal import seal
 from darht.cache.builder.teachers import Card, save_teacher
 from darht.core.nets import build as build_net
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.vision import torchvision
 
 CPU = torch.device("cpu")

@@ -34,7 +34,8 @@ from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sampler import coin
 from darht.core.config import parse
 from darht.core.nets import build as build_net
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
+from darht.core.preprocessing import Preprocessing
 from darht.core.vision import torchvision
 from darht.trainer.config import TrainConfig
 from darht.trainer.progress.metrics import Metrics

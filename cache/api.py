@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from darht.cache.builder.build import build, plan_build, spec_in
+from darht.cache.builder.config import CacheConfig, check_config
 from darht.cache.builder.jobs import PoolConfig, build_shared
 from darht.cache.builder.seal import seal
-from darht.cache.format.spec import CacheConfig, check_config
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.device import pick_device

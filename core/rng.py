@@ -7,13 +7,14 @@ on its order, nor on which worker computes it, nor on what was drawn before.
 """
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from darht.core.keys import derive_key, derive_seed
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -40,17 +41,6 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _MASK, high0 ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
-
-
-def derive_key(*parts: object) -> tuple[int, int]:
-    """Two 32-bit words from a hash of the parts; different parts give independent streams."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
-def derive_seed(*parts: object) -> int:
-    """One integer below 2**63 from a hash of the parts, for generators that take a seed."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def tiny_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     from darht.cache.builder.teachers import Card, save_teacher
     from darht.core.nets import build
-    from darht.core.nets.classifier import Preprocessing
+    from darht.core.preprocessing import Preprocessing
 
     small_vit = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     networks: dict[str, tuple[str, dict[str, object]]] = {

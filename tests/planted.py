@@ -14,7 +14,7 @@ from darht.cache.format.store import Store
 from darht.cache.sources.load import content_sha256
 from darht.core.config import canonical_json
 from darht.core.files import write_atomic
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.storage import open_storage
 from darht.tools.vectors import Floats
 

@@ -126,7 +126,7 @@ def teacher_import(
 ) -> None:
     """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors)."""
     from darht.cache.builder.teachers import import_teacher
-    from darht.core.nets.classifier import Preprocessing
+    from darht.core.preprocessing import Preprocessing
     from darht.trainer.teacher.train import check_free
 
     check_free(out)

@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 
 from darht.cache.admin.compare import ValueDiff, compare
+from darht.cache.builder.config import load_config, load_images
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.teachers import read_card
 from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
-from darht.cache.format.spec import CacheSpec, load_config, load_images
+from darht.cache.format.spec import CacheSpec
 from darht.cache.format.views import view_table
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards

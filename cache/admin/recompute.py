@@ -23,7 +23,7 @@ from darht.cache.format.views import view_table
 from darht.cache.read.reader import Cache
 from darht.cache.sources.load import Source, load_source
 from darht.core.errors import ConfigError, DataError, ModelError
-from darht.core.rng import derive_seed
+from darht.core.keys import derive_seed
 
 _BATCH = 256  # of units whose record does not tell
 

@@ -8,13 +8,14 @@ import torch
 
 from darht.attacks.encoding import check_stored
 from darht.attacks.threat import Threat
-from darht.cache.export.webdataset import INDEX
+from darht.cache.format.apply_views import apply_views
 from darht.cache.format.commit import State, read_commit, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts
 from darht.cache.format.manifest import read_manifest, read_spec
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store, shard_key
-from darht.cache.format.views import apply_views, view_table
+from darht.cache.format.tar_index import INDEX
+from darht.cache.format.views import view_table
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import CacheError, DataError
 from darht.core.files import sha256_bytes

@@ -6,23 +6,25 @@ that is not done. `cache/builder/jobs.py` shares the row blocks among workers an
 
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from darht.cache.builder.compute import GONE, Worker, arithmetic
+from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images
 from darht.cache.builder.history import growth_problems
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
-from darht.cache.format.commit import Commit, State, environment, unit_state, write_commit
+from darht.cache.format.commit import Commit, State, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.format.manifest import ORIGIN, SPEC
-from darht.cache.format.spec import CacheConfig, CacheSpec, data_root, load_config, load_images
+from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
@@ -30,6 +32,7 @@ from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError,
 from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
+from darht.core.version import VERSION
 
 OnUnit = Callable[[ArrayLayout, int, float], None]
 
@@ -225,3 +228,19 @@ def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:
         return os.path.relpath(value, out.resolve()) if isinstance(value, str) else value
 
     return {key: relative(value) for key, value in origin.items()}
+
+
+def environment(device: torch.device, batch_size: int, *, engine: str = "local", worker: int = 0) -> dict[str, Any]:
+    """The facts of this machine, and of who works on it, that a spec does not hold."""
+    return {
+        "darht": VERSION,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "engine": engine,
+        "worker": worker,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

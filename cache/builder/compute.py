@@ -14,10 +14,10 @@ from darht.attacks.encoding import encode
 from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
 from darht.cache.builder.plan import Plan
+from darht.cache.format.apply_views import apply_views
 from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
-from darht.cache.format.views import apply_views
 from darht.core.errors import ModelError
 from darht.core.rng import RowRng
 

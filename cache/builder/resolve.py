@@ -2,18 +2,9 @@
 
 import dataclasses
 
+from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
-from darht.cache.format.spec import (
-    CacheConfig,
-    CacheSpec,
-    DataConfig,
-    DataSpec,
-    JacobianSpec,
-    TeacherSpec,
-    ViewConfig,
-    ViewSpec,
-    attack_spec,
-)
+from darht.cache.format.spec import CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
 from darht.cache.sources.load import Source
 from darht.core.errors import ConfigError
 

@@ -2,23 +2,18 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
 from darht.cache.builder.history import former_of
 from darht.cache.format.commit import State, read_commit, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts
-from darht.cache.format.manifest import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    ShardRecord,
-    holdout_rows,
-    read_spec,
-    root_hash,
-)
+from darht.cache.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, read_spec, root_hash
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store, shard_key
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
+from darht.core.rng import RowRng
 from darht.core.storage import Location, Storage, open_storage
 
 _READERS = 4  # shards in memory at a time: one with Jacobians has some 30 MB
@@ -69,3 +64,9 @@ def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[
         root_hash="",
     )
     return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})
+
+
+def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
+    """The rows kept from training: each by a hash of its own index, so the choice does not move when rows are added."""
+    words = RowRng.create(seed, "holdout", rows=torch.arange(rows)).words((1,))[:, 0]
+    return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())

@@ -17,8 +17,9 @@ from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError, ModelError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.nets import build
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
 from darht.core.nets.weights import _load_safetensors, fit_state, read_state
+from darht.core.preprocessing import Preprocessing
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
 

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from darht.cache.export.webdataset import INDEX, Index
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.manifest import MANIFEST, SPEC
+from darht.cache.format.tar_index import INDEX, Index
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import parse_canonical

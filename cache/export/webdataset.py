@@ -11,55 +11,24 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
 from PIL import Image
 
 from darht.cache.format.layout import block_rows
-from darht.cache.format.manifest import Manifest
-from darht.cache.format.spec import CacheSpec
+from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord
 from darht.cache.read.reader import Cache
-from darht.core.config import canonical_json, fingerprint, parse_canonical, to_plain
+from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import CacheError, ConfigError
 from darht.core.files import is_free, sha256_file, whole_file, write_atomic
 
-INDEX, UNFINISHED, FORMAT = "index.json", "unfinished.json", "darht-webdataset"
+UNFINISHED = "unfinished.json"
 # Zeros after a tar's end, which tar ignores: without them the npz of the last sample lies within the last 64 KiB, where
 # Python's zipfile (and so mlcroissant) looks for the end of a zip and takes the tar for one.
 _TAIL = 1 << 17
-Layout = Literal["samples", "blocks"]
 Entry = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TarRecord:
-    """One tar in the index: its rows [first, past the last], its entries, bytes and sha256."""
-
-    path: str
-    rows: tuple[int, ...]
-    entries: int
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Index:
-    """The contents of `index.json`: what was exported, how, and the tars; `sha256` is that of all the rest."""
-
-    layout: Layout
-    spec: CacheSpec
-    manifest: Manifest
-    offsets: tuple[tuple[int, ...], ...]
-    tars: tuple[TarRecord, ...]
-    format: str = FORMAT
-    format_version: int = 1
-    sha256: str = ""
-
-    def checksum(self) -> str:
-        """The sha256 of the canonical JSON without `sha256`."""
-        return fingerprint({key: value for key, value in to_plain(self).items() if key != "sha256"})
 
 
 def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:

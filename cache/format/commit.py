@@ -3,15 +3,10 @@
 A unit is done when its record says so and its shard fits the record.
 """
 
-import os
-import platform
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-
-import torch
 
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.store import shard_key
@@ -19,7 +14,6 @@ from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Storage
-from darht.core.version import VERSION
 
 COMMITS = "commits"
 
@@ -48,22 +42,6 @@ class Commit:
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
     format_version: int = 1
-
-
-def environment(device: torch.device, batch_size: int, *, engine: str = "local", worker: int = 0) -> dict[str, Any]:
-    """The facts of this machine, and of who works on it, that a spec does not hold."""
-    return {
-        "darht": VERSION,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "batch_size": batch_size,
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "engine": engine,
-        "worker": worker,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def commit_key(array: ArrayLayout, shard: int) -> str:

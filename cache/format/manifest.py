@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.core.config import fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.rng import RowRng
 from darht.core.storage import Location, open_storage
 
 MANIFEST = "manifest.json"
@@ -76,12 +73,6 @@ def read_spec(location: Location) -> CacheSpec:
     except ConfigError as error:
         fix = "restore it, or run darht-cache build into another folder"
         raise CorruptError(f"{name} is not a cache spec: {error}; {fix}") from error
-
-
-def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
-    """The rows kept from training: each by a hash of its own index, so the choice does not move when rows are added."""
-    words = RowRng.create(seed, "holdout", rows=torch.arange(rows)).words((1,))[:, 0]
-    return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())
 
 
 def root_hash(manifest: Manifest) -> str:

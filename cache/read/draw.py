@@ -6,7 +6,7 @@ The trainer and `CacheDataset` both draw here, so that one's own loop sees what 
 import torch
 from torch import Tensor
 
-from darht.cache.format.views import apply_views
+from darht.cache.format.apply_views import apply_views
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import draw_choices
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.core.rng import RowRng, derive_seed
+from darht.core.keys import derive_seed
+from darht.core.rng import RowRng
 
 
 def steps_in_epoch(rows: int, batch: int, *, drop_last: bool = True) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from braceexpand import braceexpand
 from PIL import Image
 
-from darht.cache.export.webdataset import INDEX, Index, TarRecord
+from darht.cache.format.tar_index import INDEX, Index, TarRecord
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from darht.cache.export.webdataset import INDEX
 from darht.cache.format.manifest import MANIFEST, SPEC
+from darht.cache.format.tar_index import INDEX
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, ConfigError

@@ -1,19 +1,9 @@
 """A network with its preprocessing inside: what every model here is, teacher or student."""
 
-import dataclasses
-
 from torch import Tensor, nn
 
 from darht.core.nets import Preprocess
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """What happens between pixels in [0, 1] at source size and the network, inside the teacher."""
-
-    resize: int | None = None
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+from darht.core.preprocessing import Preprocessing
 
 
 class Classifier(nn.Module):

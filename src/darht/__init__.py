@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from darht import attacks
     from darht.cache.api import build_cache, open_cache
-    from darht.cache.format.spec import CacheConfig
+    from darht.cache.builder.config import CacheConfig
     from darht.cache.read.dataset import CacheDataset
     from darht.cache.read.reader import Cache
     from darht.core.errors import DarhtError
@@ -26,11 +26,13 @@ if not (Path(__file__).parent / "core").is_dir():
         "'git config core.symlinks true && git checkout -- src' on a file system that has them, and install again"
     )
 
-from darht.core.version import VERSION as __version__
+from darht.core.version import VERSION
+
+__version__ = VERSION
 
 _HOMES = {
     "Cache": "darht.cache.read.reader",
-    "CacheConfig": "darht.cache.format.spec",
+    "CacheConfig": "darht.cache.builder.config",
     "CacheDataset": "darht.cache.read.dataset",
     "Classifier": "darht.core.nets.classifier",
     "DarhtError": "darht.core.errors",

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig
 from darht.cache.format.manifest import Manifest
-from darht.cache.format.spec import AttackSpec, CacheConfig, CacheSpec, DataConfig, StoreSpec, ViewConfig
+from darht.cache.format.spec import AttackSpec, CacheSpec, StoreSpec
 from darht.core.config import canonical_json, fingerprint, load_mapping, override, parse, spec_diff, to_plain
 from darht.core.errors import ConfigError
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darht.core.rng import RowRng, derive_key, derive_seed, philox4x32
+from darht.core.keys import derive_key, derive_seed
+from darht.core.rng import RowRng, philox4x32
 
 INDEX = st.integers(0, 2**32 - 1)
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)

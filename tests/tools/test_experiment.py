@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from darht.cache.format.spec import load_config
+from darht.cache.builder.config import load_config
 from darht.core.errors import ConfigError
 from darht.tools.cli import experiment
 from darht.tools.experiment import load_experiment, plan_stages, run_experiment, write_inputs

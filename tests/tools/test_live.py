@@ -10,7 +10,7 @@ import torch
 
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError, DataError, ModelError
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.tools import live
 from darht.trainer.state.checkpoint import StudentCard, save_student
 from darht.trainer.student.model import Student

@@ -16,7 +16,7 @@ from darht.attacks.transfer import transfer_matrix as live_matrix
 from darht.cache.builder.teachers import Card, save_teacher
 from darht.cache.read.reader import open_cache
 from darht.cache.sources.load import load_source
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.tools.cli import inspect
 from darht.tools.transfer import StoredTransfer, draw, stored_transfer
 

@@ -9,7 +9,8 @@ import torch
 from built import sealed_cache
 from torch import nn
 
-from darht.cache.format.views import apply_views, crop_flip_offsets
+from darht.cache.format.apply_views import apply_views
+from darht.cache.format.views import crop_flip_offsets
 from darht.cache.read.loader import Jacobian, TrainingSet
 from darht.cache.read.reader import Cache, open_cache
 from darht.trainer.student.model import StudentOutput

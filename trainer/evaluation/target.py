@@ -18,8 +18,9 @@ from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
 from darht.core.nets.weights import fit_state, read_state
+from darht.core.preprocessing import Preprocessing
 from darht.core.tensors import first_sentence, hash_weights
 from darht.trainer.evaluation.zoo import pretrained
 from darht.trainer.state.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run

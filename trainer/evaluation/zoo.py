@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from darht.core.errors import ModelError
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.vision import torchvision
 
 

@@ -19,7 +19,8 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError
 from darht.core.files import is_free, write_atomic
 from darht.core.nets import build
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng
 from darht.core.version import VERSION
 from darht.trainer.export.model_card import README, write_model_card

@@ -13,8 +13,8 @@ import torch
 from darht.core.config import canonical_json, parse, spec_diff
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.files import is_free, write_atomic
-from darht.core.nets.classifier import Preprocessing
 from darht.core.nets.weights import fit_state, read_state
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
 from darht.trainer.student.model import Dropout, Student

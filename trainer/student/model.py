@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import backbone, build, fold_head, head_name
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 
 # Of the largest logit: float32 rounding stays below 1e-5 on the networks tried, an activation after the head is near 1.

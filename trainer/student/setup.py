@@ -15,8 +15,9 @@ from darht.cache.read.stream import Feed, FeedPlan, plan_feed
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
 from darht.core.nets.layout import to_channels_last
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.storage import LocalStorage, Storage
 from darht.core.version import VERSION

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks.threat import LEVELS
-from darht.cache.format.views import apply_views, inverse_offsets
+from darht.cache.format.apply_views import apply_views, inverse_offsets
 from darht.cache.read.loader import TrainingSet
 
 Answer = Callable[[Tensor], Tensor]  # pixels [B, 3, H, W] in [0, 1] -> teachers' logits [B, T, C]

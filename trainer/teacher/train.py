@@ -15,7 +15,8 @@ from darht.attacks.objectives import cross_entropy, input_gradient
 from darht.attacks.pgd import ascend
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
-from darht.cache.format.views import apply_views, crop_flip_offsets
+from darht.cache.format.apply_views import apply_views
+from darht.cache.format.views import crop_flip_offsets
 from darht.cache.read.sampler import draw_choices, epoch_order
 from darht.cache.read.stream import level_counts
 from darht.cache.sources.load import Source
@@ -24,8 +25,9 @@ from darht.core.device import keep_memory
 from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
-from darht.core.nets.classifier import Classifier, Preprocessing
+from darht.core.nets.classifier import Classifier
 from darht.core.nets.layout import to_channels_last, to_contiguous
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
 from darht.core.version import VERSION

@@ -15,13 +15,13 @@ from torch import nn
 
 from darht.cache.builder.build import claim_folder
 from darht.cache.builder.compute import Worker
+from darht.cache.builder.config import attack_spec
 from darht.cache.builder.seal import seal
 from darht.cache.builder.teachers import load_teacher
+from darht.cache.format.apply_views import apply_views
 from darht.cache.format.commit import commit_key
 from darht.cache.format.layout import layouts
-from darht.cache.format.spec import attack_spec
 from darht.cache.format.store import Store, shard_key
-from darht.cache.format.views import apply_views
 from darht.cache.read.reader import open_cache
 from darht.core.errors import CacheError, CorruptError, SpecMismatchError
 from darht.core.rng import RowRng

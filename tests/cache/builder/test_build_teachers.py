@@ -11,7 +11,7 @@ from darht.cache.builder.teachers import Card, save_teacher
 from darht.cache.format.commit import commit_key
 from darht.core.errors import ModelError
 from darht.core.nets import build as build_net
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 
 
 def foreign(folder: Path, net: nn.Module, **card) -> Path:

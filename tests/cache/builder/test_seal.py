@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from darht.cache.builder.seal import seal
-from darht.cache.format.manifest import Manifest, ShardRecord, holdout_rows, read_manifest, read_spec, root_hash
+from darht.cache.builder.seal import holdout_rows, seal
+from darht.cache.format.manifest import Manifest, ShardRecord, read_manifest, read_spec, root_hash
 from darht.cache.read.reader import open_cache
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CacheError, CorruptError, IncompleteError

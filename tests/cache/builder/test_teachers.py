@@ -17,8 +17,8 @@ from darht.cache.sources.load import load_source
 from darht.core.errors import ModelError
 from darht.core.files import sha256_file
 from darht.core.nets import build
-from darht.core.nets.classifier import Preprocessing
 from darht.core.nets.weights import read_state
+from darht.core.preprocessing import Preprocessing
 from darht.core.stats import wilson
 
 CPU = torch.device("cpu")

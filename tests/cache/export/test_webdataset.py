@@ -19,8 +19,9 @@ import webdataset
 from click.testing import Result
 from PIL import Image
 
-from darht.cache.export.webdataset import INDEX, Index, export_webdataset
+from darht.cache.export.webdataset import INDEX, export_webdataset
 from darht.cache.format.layout import block_rows
+from darht.cache.format.tar_index import Index
 from darht.cache.read.reader import open_cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import canonical_json, parse_canonical

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from darht.cache.format.commit import Commit, State, commit_key, environment, read_commit, unit_state, write_commit
+from darht.cache.builder.build import environment
+from darht.cache.format.commit import Commit, State, commit_key, read_commit, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, layouts
 from darht.cache.format.manifest import read_spec
 from darht.cache.format.store import shard_key

@@ -54,7 +54,7 @@ def test_another_reader_reads_the_same(tiny_cache: Path):
 def test_the_adversarial_image_is_view_plus_delta(tiny_cache: Path):
     import torch
 
-    from darht.cache.format.views import apply_views
+    from darht.cache.format.apply_views import apply_views
 
     cache, arrays = open_cache(tiny_cache), read_cache(tiny_cache)
     for row, view in [(0, 0), (31, 1), (99, 1)]:

@@ -5,7 +5,7 @@ import numpy as np
 from darht.cache.format.layout import ArrayLayout, layouts
 from darht.cache.format.spec import CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
 from darht.cache.format.store import encode_shard
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 
 
 def cifar_spec(rows: int, teachers: int) -> CacheSpec:

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from darht.attacks import FGSM, PGD
+from darht.cache.builder.config import CacheConfig, attack_spec, load_config
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.teachers import Card, save_teacher
-from darht.cache.format.spec import CacheConfig, attack_spec, load_config
 from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError
 from darht.core.nets import build

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darht.cache.format.views import apply_views, crop_flip_offsets
+from darht.cache.format.apply_views import apply_views
+from darht.cache.format.views import crop_flip_offsets
 from darht.core.errors import ConfigError
 
 

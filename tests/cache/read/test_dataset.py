@@ -18,8 +18,8 @@ from servers import served
 from torch.utils.data import DataLoader
 
 from darht.cache.export.webdataset import export_webdataset
+from darht.cache.format.apply_views import apply_views
 from darht.cache.format.spec import AttackSpec
-from darht.cache.format.views import apply_views
 from darht.cache.read.dataset import Batch, CacheDataset
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.reader import Cache, open_cache

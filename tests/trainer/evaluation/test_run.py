@@ -13,7 +13,7 @@ from darht.cache.read.reader import open_cache
 from darht.cache.sources.load import load_source
 from darht.core.errors import CacheError, ConfigError
 from darht.core.nets import build
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
 from darht.trainer.evaluation import load as subject
 from darht.trainer.evaluation import run as run_module

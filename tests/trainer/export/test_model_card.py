@@ -8,7 +8,7 @@ import yaml
 
 from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import open_cache
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.trainer.export.model_card import (
     README,
     count_parameters,

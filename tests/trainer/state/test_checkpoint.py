@@ -8,7 +8,7 @@ import torch
 
 from darht.core.config import canonical_json
 from darht.core.errors import CacheError, ModelError, SpecMismatchError
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.trainer.config import OptimConfig
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.state.checkpoint import (

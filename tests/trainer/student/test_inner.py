@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darht.cache.format.views import apply_views
+from darht.cache.format.apply_views import apply_views
 from darht.cache.read.sampler import coin, draw_choices
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig, TrainConfig

@@ -10,13 +10,13 @@ from runs import CPU, assert_same_bits, changed
 from darht.attacks.threat import Threat
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.export.webdataset import export_webdataset
-from darht.cache.format.views import apply_views
+from darht.cache.format.apply_views import apply_views
 from darht.cache.read.reader import open_cache
 from darht.cache.read.sampler import draw_choices
 from darht.cache.read.stream import Feed
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, ModelError
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig
 from darht.trainer.state.checkpoint import LAST, load_student

@@ -6,7 +6,7 @@ from torch import nn
 
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import build
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.trainer.config import StudentConfig
 from darht.trainer.student.model import Dropout, Student, StudentOutput, check_folds, mean_of_passes

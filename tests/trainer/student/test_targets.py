@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from darht.cache.builder.jacobian import jacobian_rows
-from darht.cache.format.views import apply_views, inverse_offsets
+from darht.cache.format.apply_views import apply_views, inverse_offsets
 from darht.cache.read.loader import Jacobian
 from darht.trainer.student.targets import clean_answer, first_order_answer, live_answer, nearest_answer
 

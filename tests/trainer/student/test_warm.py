@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runs import CPU, assert_same_bits, changed, stop_after
 from torch import nn
 
-from darht.cache.format.views import apply_views
+from darht.cache.format.apply_views import apply_views
 from darht.cache.read.sampler import draw_choices
 from darht.cache.read.stream import Feed
 from darht.core.rng import RowRng

@@ -19,8 +19,9 @@ from darht.attacks.objectives import input_gradient
 from darht.cache.sources.load import Source
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
+from darht.core.keys import derive_seed
 from darht.core.nets import build
-from darht.core.rng import borrowed_generator, derive_seed
+from darht.core.rng import borrowed_generator
 
 _BATCH = 128
 

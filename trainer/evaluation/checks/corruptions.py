@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from darht.core.errors import ConfigError
-from darht.core.rng import derive_seed
+from darht.core.keys import derive_seed
 from darht.trainer.evaluation.checks import weather
 from darht.trainer.evaluation.checks.weather import Draw, Pixels, clipped_zoom, streak
 

@@ -18,7 +18,7 @@ import numpy as np
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError
 from darht.core.files import write_atomic
-from darht.core.rng import derive_seed
+from darht.core.keys import derive_seed
 from darht.trainer.evaluation.report.page import render
 from darht.trainer.evaluation.score import EVERYONE, NORMS, SCHEMA_VERSION
 

@@ -6,7 +6,7 @@ import torch
 
 from darht.attacks import Threat
 from darht.cache.sources.load import Source
-from darht.core.nets.classifier import Preprocessing
+from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng
 from darht.trainer.evaluation.attacks import adaptive
 from darht.trainer.evaluation.measure import EvalSetup, begin

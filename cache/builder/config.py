@@ -1,0 +1,169 @@
+"""The YAML of a cache, as a person writes it, and what is wrong with it."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from darht.attacks import ATTACKS
+from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
+from darht.cache.sources.load import Source, load_source
+from darht.core.config import load_mapping, parse, to_plain
+from darht.core.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+_RESERVED = {
+    "teacher": ("zarr.json",),
+    "attack": ("zarr.json", "clean", "jacobian", "jacobian-scale", "jacobian-class"),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: see `darht.cache.sources.load.load_source`."""
+
+    source: str
+    root: str | None = None
+    split: Literal["train", "test"] = "train"
+    limit: int | None = None
+    image_size: int | None = None
+    holdout: float = 0.02  # rows kept from training, for selection: 2 % of CIFAR's 50,000 is 1,000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"holdout is a share in [0, 1); got {self.holdout:g}")
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which views of every row the teachers answer."""
+
+    kind: Literal["identity", "crop-flip"] = "crop-flip"
+    padding: int = 4  # what RandomCrop uses on CIFAR
+    flip: bool = True  # mirror images are views too; not for digits or text
+    count: int | None = None  # all of them: no draw of the trainer is then ever approximated
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.padding <= MAX_INT8:
+            raise ConfigError(f"padding must lie in 0..{MAX_INT8} pixels; got {self.padding}")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Where a teacher's folder lies and how it may be used."""
+
+    path: str
+    role: Literal["robust", "vanilla"] = "robust"
+
+
+@dataclass(frozen=True)
+class JacobianConfig:
+    """Rows of a teacher's Jacobian to store: of all classes up to 10, else of the true one and the strongest others."""
+
+    classes: int | None = None  # 10, or all where there are fewer
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.classes < 1:
+            raise ConfigError(f"jacobians.classes must be at least 1; got {self.classes}")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The YAML file of `darht-cache build`. Paths are relative to that file."""
+
+    data: DataConfig
+    teachers: dict[str, TeacherConfig]
+    attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jacobians: dict[str, JacobianConfig] = field(default_factory=dict)
+    views: ViewConfig = ViewConfig()
+    store: StoreSpec = StoreSpec()
+    precision: PrecisionSpec = PrecisionSpec()
+    seed: int = 0
+
+
+def load_config(path: Path) -> CacheConfig:
+    """Read and check the YAML file of a cache.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, names that clash; all of them at once.
+    """
+    return check_config(load_mapping(path), path.name)
+
+
+def check_config(data: Mapping[str, Any], name: str) -> CacheConfig:
+    """A cache's config from a mapping, as the YAML file `name` would hold it.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, names that clash; all of them at once.
+    """
+    config = parse(CacheConfig, dict(data), name)
+    problems = [*_name_problems(config), *_attack_problems(config)]
+    if problems:
+        raise ConfigError(f"{name}: " + "; ".join(problems))
+    return config
+
+
+def _name_problems(config: CacheConfig) -> list[str]:
+    names = [("teacher", name) for name in config.teachers] + [("attack", name) for name in config.attacks]
+    problems = [
+        f"{what} name '{name}' must be letters, digits, '_', '.' or '-'"
+        for what, name in names
+        if not _NAME.fullmatch(name)
+    ]
+    problems += [f"{what} name '{name}' is taken by the format" for what, name in names if name in _RESERVED[what]]
+    return problems if config.teachers else [*problems, "at least one teacher is needed under 'teachers'"]
+
+
+def _attack_problems(config: CacheConfig) -> list[str]:
+    problems = []
+    for name, raw in config.attacks.items():
+        try:
+            attack_spec(name, raw, tuple(config.teachers))
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
+
+
+def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> AttackSpec:
+    """One entry under `attacks`: `kind`, `teacher`, `views` and the attack's own parameters.
+
+    Raises:
+        ConfigError: an unknown kind, a teacher that is not there, a parameter that breaks a rule, or a radius that
+            does not fit an int8 perturbation.
+    """
+    kind, teacher, views = raw.get("kind", "pgd"), raw.get("teacher"), raw.get("views", 1)
+    if kind not in ATTACKS:
+        raise ConfigError(f"attack '{name}': kind must be one of {', '.join(ATTACKS)}; got {kind!r}")
+    if teacher not in teachers:
+        close = difflib.get_close_matches(str(teacher), teachers, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"teachers are {', '.join(teachers) or 'none'}"
+        raise ConfigError(f"attack '{name}' names teacher {teacher!r}, which is not there; {hint}")
+    if not isinstance(views, int) or isinstance(views, bool) or views < 1:
+        raise ConfigError(f"attack '{name}': views must be a whole number of at least 1; got {views!r}")
+    own = {key: value for key, value in raw.items() if key not in ("kind", "teacher", "views")}
+    attack = parse(ATTACKS[kind], own, f"attack '{name}'")
+    if attack.eps < 1:
+        raise ConfigError(
+            f"attack '{name}': eps is in pixel levels of 255 and a stored perturbation is whole levels, so eps is at "
+            f"least 1; got {attack.eps:g}, which is {attack.eps * 255:.4g} levels if it is a share of 1"
+        )
+    if attack.norm == "linf" and attack.eps > MAX_INT8:
+        raise ConfigError(
+            f"attack '{name}': a stored perturbation is int8, so eps is at most {MAX_INT8}; got {attack.eps:g}"
+        )
+    return AttackSpec(kind=kind, teacher=teacher, views=views, parameters=to_plain(attack))
+
+
+def data_root(data: DataConfig, base: Path) -> Path | None:
+    """Where the images of a config lie; relative paths are relative to its file's folder, `base`."""
+    return None if data.root is None else base / Path(data.root).expanduser()
+
+
+def load_images(data: DataConfig, base: Path, *, download: bool) -> Source:
+    """The images of a config; see `load_source`."""
+    root = data_root(data, base)
+    return load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
