@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from darht.attacks.threat import LEVELS, Threat, to_levels
-from darht.core.errors import DataError
 
 CODES = 127  # int8 without -128, so that codes are symmetric
 
@@ -39,20 +38,3 @@ def store(x_adv: Tensor, x: Tensor, threat: Threat, scale: float | None, *, whol
         return x_adv, torch.zeros(len(x), dtype=torch.bool, device=x.device)
     stored = decode(encode(x_adv, x, threat, scale), x, scale)
     return stored, (stored != x_adv).flatten(1).any(1)
-
-
-def check_stored(codes: Tensor, image: Tensor, threat: Threat, scale: float) -> None:
-    """Check epsilon and range on the stored bytes: int8 codes beside their uint8 images.
-
-    Raises:
-        DataError: rows outside the ball or the pixel range, with their number and the worst excess.
-    """
-    delta = codes.double() * scale
-    reach = delta.flatten(1).abs().amax(1) if threat.norm == "linf" else delta.flatten(1).norm(dim=1)
-    far = reach > threat.eps * (1 + 1e-9)
-    pixels = image.double() + delta
-    out = ((pixels < -1e-3) | (pixels > LEVELS + 1e-3)).flatten(1).any(1)
-    if bool(far.any()):
-        raise DataError(f"{int(far.sum())} rows leave the ball: up to {reach.max():.4f} levels, epsilon {threat.eps:g}")
-    if bool(out.any()):
-        raise DataError(f"{int(out.sum())} rows leave the pixel range [0, 255]")

@@ -170,16 +170,18 @@ def verify(
     """
     import sys
 
-    from darht.cache.admin.recompute import LOGITS, VALUES, sample_size
-    from darht.cache.admin.recompute import recompute as compute_again
-    from darht.cache.admin.tables import recompute_table
     from darht.cache.admin.verify import verify as verify_cache
     from darht.cache.format.manifest import read_spec
     from darht.cache.read.webdataset import open_shards
-    from darht.core.device import pick_device
 
     folders = named_folders(teachers)
-    count = sample_size(recompute, read_spec(location).data.rows) if recompute else 0
+    if recompute:  # a mistake is told before every byte is read
+        from darht.cache.admin.recompute import LOGITS, VALUES, sample_size
+        from darht.cache.admin.recompute import recompute as compute_again
+        from darht.cache.admin.tables import recompute_table
+        from darht.core.device import pick_device
+
+        count, where = sample_size(recompute, read_spec(location).data.rows), pick_device(device)
     problems = verify_cache(location)
     for problem in problems:
         click.echo(f"corrupt: {problem}", err=True)
@@ -191,7 +193,6 @@ def verify(
     click.echo(f"{location}: {len(opened.manifest.shards)} shards, every byte as sealed; root hash {opened.root_hash}")
     if not recompute:
         return
-    where = pick_device(device)
     found = compute_again(opened, count, device=where, seed=seed, data_root=data_root, teachers=folders)
     Console().print(recompute_table(found))
     click.echo(f"{found.rows} rows computed again on {where}; stored were those of {'; '.join(found.made_on)}")

@@ -6,6 +6,7 @@ import http.server
 import random
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ class FaultProxy:
 
     def __init__(self, target: tuple[str, int], seed: int = 0) -> None:
         self.rate, self.flip, self.faults = 0.0, False, dict.fromkeys(_FAULTS, 0)
+        self._row = Counter[str]()
         self._target, self._random, self._lock = target, random.Random(seed), threading.Lock()
         proxy = self
 
@@ -76,7 +78,7 @@ class FaultProxy:
         """One request: forwarded whole, or spoiled."""
         body = self._body(request)
         with self._lock:
-            fault = self._random.choice(_FAULTS) if self._random.random() < self.rate else ""
+            fault = self._draw(f"{request.command} {request.path}")
         if fault:
             self.faults[fault] += 1
         if fault == "busy":
@@ -106,6 +108,14 @@ class FaultProxy:
         else:
             request.wfile.write(data)
         connection.close()
+
+    def _draw(self, what: str) -> str:
+        """The fault of a request; below a rate of 1 no three in a row, so that five tries are always enough."""
+        fault = self._random.choice(_FAULTS) if self._random.random() < self.rate else ""
+        self._row[what] += 1
+        if not fault or (self.rate < 1 and self._row[what] == 3):
+            self._row[what], fault = 0, ""
+        return fault
 
     @staticmethod
     def _body(request: http.server.BaseHTTPRequestHandler) -> bytes:

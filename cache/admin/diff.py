@@ -8,9 +8,6 @@ from typing import Literal
 import numpy as np
 
 from darht.cache.admin.compare import ValueDiff, compare
-from darht.cache.builder.config import load_config, load_images
-from darht.cache.builder.resolve import resolve
-from darht.cache.builder.teachers import read_card
 from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
 from darht.cache.format.spec import CacheSpec
@@ -96,6 +93,10 @@ def diff_spec(location: Location, config: Path, *, download: bool = False) -> Ca
 
 def spec_of(config_path: Path, *, download: bool = False) -> CacheSpec:
     """The spec that a YAML file resolves to, from its images and the cards of its teachers; no network is loaded."""
+    from darht.cache.builder.config import load_config, load_images
+    from darht.cache.builder.resolve import resolve
+    from darht.cache.builder.teachers import read_card  # the builder needs torch; two caches are compared without
+
     config, base = load_config(config_path), config_path.parent
     source = load_images(config.data, base, download=download)
     cards = {name: read_card(base / Path(teacher.path).expanduser()) for name, teacher in config.teachers.items()}

@@ -1,12 +1,16 @@
 """Tables for people: how the command line shows what the library tells."""
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from darht.cache.admin.compare import ValueDiff
 from darht.cache.admin.diff import CacheDiff
 from darht.cache.admin.info import Summary
-from darht.cache.admin.recompute import Recomputed
 from darht.cache.admin.status import Status
+
+if TYPE_CHECKING:
+    from darht.cache.admin.recompute import Recomputed  # which needs torch
 
 
 def status_table(status: Status) -> Table:
@@ -51,7 +55,7 @@ def diff_table(diff: CacheDiff) -> Table:
     return table
 
 
-def recompute_table(found: Recomputed) -> Table:
+def recompute_table(found: "Recomputed") -> Table:
     """A line for every array that was computed again."""
     table = _table("array", "compared", *_VALUES)
     for name, diff in found.arrays.items():

@@ -4,20 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from darht.attacks.encoding import check_stored
-from darht.attacks.threat import Threat
-from darht.cache.format.apply_views import apply_views
 from darht.cache.format.commit import State, read_commit, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts
 from darht.cache.format.manifest import read_manifest, read_spec
-from darht.cache.format.spec import CacheSpec
+from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store, shard_key
 from darht.cache.format.tar_index import INDEX
-from darht.cache.format.views import view_table
+from darht.cache.format.views import crop_flip, view_table
 from darht.cache.read.webdataset import open_shards
-from darht.core.errors import CacheError, DataError
+from darht.core.errors import CacheError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Location, Storage, open_storage
 
@@ -120,15 +116,24 @@ class _Verifier:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
         if array.attack is not None and array.kind == "delta":
-            yield from self.deltas(array, self.spec.attacks[array.attack].attack().threat, rows, values)
+            yield from self.deltas(array, self.spec.attacks[array.attack], rows, values)
 
-    def deltas(self, array: ArrayLayout, threat: Threat, rows: slice, values: np.ndarray) -> Iterator[str]:
+    def deltas(self, array: ArrayLayout, attack: AttackSpec, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""
-        codes, scale = torch.from_numpy(values), float(array.attributes["scale"])
-        images = torch.from_numpy(self.store.read(self.arrays["image"], rows))
-        offsets = torch.from_numpy(self.store.read(self.arrays["views/offset"], slice(0, values.shape[1])))
-        for view, offset in enumerate(offsets):
-            try:
-                check_stored(codes[:, view], apply_views(images, offset.expand(len(images), 3)), threat, scale)
-            except DataError as error:
-                yield f"in view {view} {error}"
+        images, scale = self.store.read(self.arrays["image"], rows), float(array.attributes["scale"])
+        for view, offset in enumerate(self.views[: values.shape[1]]):
+            delta = values[:, view].astype(np.float64) * scale
+            yield from (f"in view {view} {fault}" for fault in delta_faults(delta, crop_flip(images, offset), attack))
+
+
+def delta_faults(delta: np.ndarray, images: np.ndarray, attack: AttackSpec) -> Iterator[str]:
+    """What is wrong with perturbations `[B, 3, H, W]` in pixel levels on uint8 images of the same shape."""
+    flat = delta.reshape(len(delta), -1)
+    reach = np.abs(flat).max(1) if attack.norm == "linf" else np.linalg.norm(flat, axis=1)
+    far = reach > attack.eps * (1 + 1e-9)
+    pixels = images + delta
+    out = ((pixels < -1e-3) | (pixels > 255 + 1e-3)).reshape(len(delta), -1).any(1)
+    if far.any():
+        yield f"{far.sum()} rows leave the ball: up to {reach.max():.4f} levels, epsilon {attack.eps:g}"
+    if out.any():
+        yield f"{out.sum()} rows leave the pixel range [0, 255]"

@@ -7,7 +7,6 @@ canonical JSON is `spec.json`, and the sha256 of that is the cache's fingerprint
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from darht.attacks import ATTACKS
 from darht.core.config import parse
 from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
@@ -90,6 +89,8 @@ class AttackSpec:
 
     def attack(self) -> Any:
         """The attack itself, a dataclass of `darht.attacks`."""
+        from darht.attacks import ATTACKS  # not before it is wanted: a reader needs no attack, and so no torch
+
         return parse(ATTACKS[self.kind], self.parameters, f"attack {self.kind}")
 
     @property

@@ -35,3 +35,18 @@ def view_table(kind: str, *, padding: int, flip: bool, count: int | None, seed: 
     if kind == "identity":
         return np.zeros((1, 3), dtype=np.int8)
     return crop_flip_offsets(padding, flip=flip, count=count, seed=seed)
+
+
+def crop_flip(images: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """One view of all images `[B, 3, H, W]`: pixel (i, j) is pixel (i + dy, j' + dx), or 0 outside of the image.
+
+    Args:
+        images: of any dtype.
+        offset: (dy, dx, flip) of the view; with flip, j' = W - 1 - j. It is what `apply_views` does to tensors.
+    """
+    H, W = images.shape[-2:]
+    dy, dx, flip = (int(value) for value in offset)
+    rows, columns = np.arange(H) + dy, (np.arange(W)[::-1] if flip else np.arange(W)) + dx
+    inside = ((rows >= 0) & (rows < H))[:, None] & ((columns >= 0) & (columns < W))
+    moved: np.ndarray = images[..., rows.clip(0, H - 1)[:, None], columns.clip(0, W - 1)] * inside
+    return moved.astype(images.dtype)

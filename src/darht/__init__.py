@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from darht import attacks
-    from darht.cache.api import build_cache, open_cache
+    from darht.cache.builder.api import build_cache
     from darht.cache.builder.config import CacheConfig
     from darht.cache.read.dataset import CacheDataset
     from darht.cache.read.reader import Cache
+    from darht.cache.read.webdataset import open_shards as open_cache
     from darht.core.errors import DarhtError
     from darht.core.nets.classifier import Classifier
     from darht.trainer.api import evaluate, load_student, load_teacher, train
@@ -39,11 +40,10 @@ _HOMES = {
     "EvalConfig": "darht.trainer.evaluation.config",
     "TeachConfig": "darht.trainer.config",
     "TrainConfig": "darht.trainer.config",
-    "build_cache": "darht.cache.api",
+    "build_cache": "darht.cache.builder.api",
     "evaluate": "darht.trainer.api",
     "load_student": "darht.trainer.api",
     "load_teacher": "darht.trainer.api",
-    "open_cache": "darht.cache.api",
     "train": "darht.trainer.api",
 }
 
@@ -70,6 +70,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "attacks":
         return importlib.import_module("darht.attacks")
+    if name == "open_cache":  # which opens exports as well
+        return importlib.import_module("darht.cache.read.webdataset").open_shards
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'darht' has no attribute {name!r}")

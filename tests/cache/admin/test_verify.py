@@ -13,11 +13,12 @@ from damage import DAMAGES, flip
 from reseal import reseal
 
 from darht.cache.admin.status import read_status
-from darht.cache.admin.verify import verify
+from darht.cache.admin.verify import delta_faults, verify
 from darht.cache.builder.build import build, plan_build
 from darht.cache.builder.seal import seal
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.commit import State
+from darht.cache.format.spec import AttackSpec
 from darht.cache.read.loader import TrainingSet, load_training_set
 from darht.cache.read.reader import open_cache
 from darht.cache.read.webdataset import open_shards
@@ -201,3 +202,15 @@ def test_a_damaged_record_is_told_with_its_path(copied: Path) -> None:
     assert len(verify(copied)) == 1 and "00002.json is not a commit record" in verify(copied)[0]
     with pytest.raises(CorruptError, match=r"00002\.json"):
         seal(copied)
+
+
+def test_perturbations_outside_of_the_ball_or_the_pixel_range_are_told_with_the_worst():
+    images = np.full((2, 3, 4, 4), 250, dtype=np.uint8)
+    delta = np.zeros((2, 3, 4, 4))
+    delta[1, 0, 0, 0] = 9
+    small, large = (AttackSpec("pgd", "t", 1, {"eps": eps, "norm": "linf"}) for eps in (8.0, 9.0))
+    ball, pixels = delta_faults(delta, images, small)
+    assert ball == "1 rows leave the ball: up to 9.0000 levels, epsilon 8"
+    assert list(delta_faults(delta, images, large)) == [pixels] == ["1 rows leave the pixel range [0, 255]"]
+    wide = AttackSpec("pgd", "t", 1, {"eps": 9.0, "norm": "l2"})
+    assert next(delta_faults(delta - 250, images, wide)).startswith("2 rows leave the ball")

@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from darht.attacks import FGSM, PGD
+from darht.attacks import ATTACKS, FGSM, PGD
 from darht.cache.builder.config import CacheConfig, attack_spec, load_config
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.teachers import Card, save_teacher
+from darht.cache.format.spec import AttackSpec
 from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError
 from darht.core.nets import build
@@ -276,3 +277,15 @@ def test_a_resolved_spec_needs_all_class_counts_to_agree(small):
     )
     with pytest.raises(ConfigError, match=r"^teacher 'vit' has 11 classes, the data has 10$"):
         resolve(config, plan.source, cards, 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", list(ATTACKS))
+def test_which_perturbations_are_whole_levels_is_known_without_the_attack(kind, norm):
+    try:
+        attack = ATTACKS[kind](eps=8, norm=norm)
+    except (ConfigError, TypeError):
+        pytest.skip(f"{kind} has no {norm}")
+    spec = AttackSpec(kind, "t", 1, {"eps": 8.0, "norm": norm})
+    assert (spec.scale == 1.0) is attack.whole_levels
+    assert spec.scale == (1.0 if attack.whole_levels else 8 / 127)

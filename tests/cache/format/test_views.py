@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darht.cache.format.apply_views import apply_views
-from darht.cache.format.views import crop_flip_offsets
+from darht.cache.format.views import crop_flip, crop_flip_offsets
 from darht.core.errors import ConfigError
 
 
@@ -39,6 +39,10 @@ def test_every_view_is_pad_slice_and_mirror(channels, height, width, padding, dt
     expected = np.stack([reference(image, padding, *map(int, offset)) for offset in offsets])
     np.testing.assert_array_equal(views, expected)
     np.testing.assert_array_equal(views[0], image)
+    for offset, view in zip(offsets, views, strict=True):
+        alone = crop_flip(image[None], offset)
+        assert alone.dtype == dtype
+        np.testing.assert_array_equal(alone[0], view)
 
 
 def test_each_image_gets_its_own_view():

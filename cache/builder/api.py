@@ -1,4 +1,4 @@
-"""The public calls on caches; `import darht` has them by name."""
+"""The public call that builds a cache; `import darht` has it by name."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -62,15 +62,3 @@ def build_cache(
         build_shared(plan, load, out, pool, on_notice=lambda text: None, **common)
     seal(out)
     return open_shards(out)
-
-
-def open_cache(location: Location) -> Cache:
-    """Open a sealed cache, or its WebDataset export, for reading; nothing is read but what is asked for.
-
-    Args:
-        location: a folder, a URL (`s3://`, `http://`, ...), or `DIR/shard-{00000..00048}.tar` of an export.
-
-    Raises:
-        CacheError, IncompleteError, CorruptError: it is no cache, is not sealed, or not what was sealed.
-    """
-    return open_shards(location)
