@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import TextColumn, TimeRemainingColumn
 
-from darht.core.cli import FOLDER, StateGroup, device_option, named_folders, transient_bar
+from darht.core.cli import FOLDER, StateGroup, device_option, named_folders, transient_bar, version_option
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.group(cls=StateGroup)
+@version_option
 def cache() -> None:
     """Build and look into caches of perturbations and teachers' logits."""
 

@@ -20,6 +20,9 @@ from rich.progress import (
 )
 
 from darht.core.errors import ConfigError, DarhtError
+from darht.core.version import VERSION
+
+version_option = click.version_option(VERSION, prog_name="darht")
 
 FOLDER = click.Path(path_type=Path)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -149,8 +152,8 @@ class DefaultGroup(Group):
         self.default = default
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command before what does not begin with a command."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        """Put the default command before what does not begin with a command, --help or --version."""
+        if args and args[0] not in self.commands and args[0] not in (*ctx.help_option_names, "--version"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from darht.core.cli import FOLDER, Command, Group, device_option, named_folders, transient_bar
+from darht.core.cli import FOLDER, Command, Group, device_option, named_folders, transient_bar, version_option
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _index_option = click.option("--index", "folder", type=FOLDER, help="Where the i
 
 
 @click.group(cls=Group)
+@version_option
 def inspect() -> None:
     """Look at the adversarial subspaces that a cache holds. CACHE is a folder or a URL."""
 
@@ -304,6 +305,7 @@ def _call(words: tuple[str, ...]) -> None:
 
 
 @click.command(cls=Command)
+@version_option
 @click.argument("recipe", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
 @click.option("--root", type=FOLDER, help="Where the data set lies; none for digits.")

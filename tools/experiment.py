@@ -1,6 +1,6 @@
 """Run the whole job from one file: teachers, cache, inspection, students, evaluation.
 
-`python -m darht.tools.experiment RECIPE.yaml --out DIR` runs the commands that a person would type, prints each before
+`darht-experiment RECIPE.yaml --out DIR` runs the commands that a person would type, prints each before
 it runs, and ends with a table. A finished stage is not run again, so a stopped experiment goes on where it was.
 """
 
@@ -204,9 +204,3 @@ def _student_row(name: str, out: Path, seconds: dict[str, float]) -> tuple[str, 
     figures = [scores["clean"], scores["fgsm"], scores["pgd-20"], transfer, scores["worst case"]]
     taken = f"{seconds[f'train {name}']:.0f}"
     return (name, recipe["recipe"], recipe["inner"]["kind"], *(f"{value:.1f}" for value in figures), taken)
-
-
-if __name__ == "__main__":
-    from darht.tools.cli import experiment
-
-    experiment()

@@ -20,6 +20,7 @@ from darht.core.cli import (
     named_folders,
     numbers,
     progress_bar,
+    version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
 
@@ -36,6 +37,7 @@ _data_options = data_options(
 
 
 @click.group(cls=Group)
+@version_option
 def teacher() -> None:
     """Train, import and check teachers."""
 
@@ -223,6 +225,7 @@ def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: 
 
 
 @click.group(cls=DefaultGroup, default="run")
+@version_option
 def train() -> None:
     """Train a student from a cache, and write what came out for use elsewhere.
 

@@ -1,9 +1,12 @@
 """A user's mistake is one line and an exit code."""
 
+from importlib.metadata import entry_points
+
 import click
 import pytest
 from click.testing import CliRunner
 
+import darht
 from darht.core.cli import Command, Group, StateGroup
 from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError, IncompleteError, SpecMismatchError
 
@@ -47,3 +50,11 @@ def test_a_command_of_its_own():
 
     result = CliRunner().invoke(go)
     assert (result.exit_code, result.output) == (2, "error: no\n")
+
+
+@pytest.mark.parametrize(
+    "command", [entry for entry in entry_points(group="console_scripts") if entry.value.startswith("darht.")]
+)
+def test_every_console_command_tells_the_version(command):
+    result = CliRunner().invoke(command.load(), ["--version"])
+    assert (result.exit_code, result.output) == (0, f"darht, version {darht.__version__}\n")

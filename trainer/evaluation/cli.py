@@ -17,6 +17,7 @@ from darht.core.cli import (
     named_folders,
     numbers,
     progress_bar,
+    version_option,
 )
 from darht.core.errors import ConfigError
 
@@ -24,6 +25,7 @@ _SHOWN = 8  # bars on the screen; the full tier has dozens
 
 
 @click.group(cls=DefaultGroup, default="measure")
+@version_option
 def evaluate() -> None:
     """Measure how robust a model is, in a way that a reviewer would accept.
 
