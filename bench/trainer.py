@@ -155,7 +155,7 @@ def beside_bare(config: TrainConfig, cache: Cache, out: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         for owner, name, label in WATCHED:
             stack.enter_context(timers.on(owner, name, label))
-        trainer.train(config, cache, out, device=CPU, on_step=on_step)
+        trainer.train(config, cache, out, device=CPU, callbacks=trainer.Callbacks(on_step=on_step))
     return summary(rows, timers.spent, config)
 
 

@@ -20,6 +20,7 @@ from darht.trainer.evaluation.report.write import EvalReport
 from darht.trainer.evaluation.run import evaluate as evaluate_target
 from darht.trainer.state.checkpoint import BEST, RUN, Progress
 from darht.trainer.state.checkpoint import load_student as load_student_and_card
+from darht.trainer.student.train import Callbacks
 from darht.trainer.student.train import train as train_student
 
 
@@ -54,7 +55,13 @@ def train(
     opened = cache if isinstance(cache, Cache) else open_shards(cache)
     config, where = _recipe(recipe), pick_device(device)
     return train_student(
-        config, opened, Path(out), device=where, memory_gib=memory_gib, resume=resume, on_epoch=on_epoch
+        config,
+        opened,
+        Path(out),
+        device=where,
+        memory_gib=memory_gib,
+        resume=resume,
+        callbacks=Callbacks(on_epoch=on_epoch),
     )
 
 

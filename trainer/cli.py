@@ -275,11 +275,18 @@ def train_run(
     monitor = Monitor(out, config.optim.epochs, shown=rank == 0)
     if exclude is not None:
         monitor.on_note(f"{exclude_rows(cache, exclude)} rows are left out of training")
-    callbacks: dict[str, Any] = {"on_step": monitor.on_step, "on_epoch": monitor.on_epoch, "on_note": monitor.on_note}
+    callbacks = trainer.Callbacks(on_step=monitor.on_step, on_epoch=monitor.on_epoch, on_note=monitor.on_note)
     try:
         with monitor:
             state = trainer.train(
-                config, cache, out, device=where, memory_gib=memory, resume=resume, teachers=folders, **callbacks
+                config,
+                cache,
+                out,
+                device=where,
+                memory_gib=memory,
+                resume=resume,
+                teachers=folders,
+                callbacks=callbacks,
             )
     except KeyboardInterrupt:
         if rank == 0:

@@ -53,11 +53,17 @@ OnNote = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Who is told what; see `train`."""
+    """Who is told what.
 
-    on_step: OnStep
-    on_epoch: OnEpoch
-    on_note: OnNote
+    Attributes:
+        on_step: step, steps in all, images, and the metrics of the epoch so far, after each step.
+        on_epoch: the log's row after each epoch.
+        on_note: what a person should know, a sentence at a time.
+    """
+
+    on_step: OnStep = lambda step, total, images, metrics: None
+    on_epoch: OnEpoch = lambda row: None
+    on_note: OnNote = lambda text: None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,9 +94,7 @@ def train(
     memory_gib: float = 8.0,
     resume: bool = False,
     teachers: Mapping[str, Path] | None = None,
-    on_step: OnStep = lambda step, total, images, metrics: None,
-    on_epoch: OnEpoch = lambda row: None,
-    on_note: OnNote = lambda text: None,
+    callbacks: Callbacks = Callbacks(),
 ) -> Progress:
     """Train the student that `config` describes and leave it in `out`.
 
@@ -101,13 +105,11 @@ def train(
         device: where to train.
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
-            A KeyboardInterrupt from `on_step` leaves `paused.pt`, from which the next step goes on; one from elsewhere,
-            or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or at the
-            epoch's end when that comes first, and as many must go on, or the epoch is begun again.
+            A KeyboardInterrupt from `callbacks.on_step` leaves `paused.pt`, from which the next step goes on; one from
+            elsewhere, or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or
+            at the epoch's end when that comes first, and as many must go on, or the epoch is begun again.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
-        on_step: told step, steps in all, images, and the metrics of the epoch so far, after each step.
-        on_epoch: told the log's row after each epoch.
-        on_note: told what a person should know, a sentence at a time.
+        callbacks: who is told what.
 
     Raises:
         ConfigError, ModelError: recipe and cache do not go together, or the network and the images.
@@ -115,10 +117,7 @@ def train(
     """
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
-    callbacks, identity = (
-        Callbacks(on_step=on_step, on_epoch=on_epoch, on_note=on_note),
-        run_identity(config, cache, plan),
-    )
+    identity = run_identity(config, cache, plan)
     with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
         if ranks.first:
             claim_run(out, identity, resume=resume)
@@ -130,7 +129,7 @@ def train(
             write_run(out, identity, _notes(cache, out, plan))
         layout = layout_note(state.student) if config.compute.channels_last else ""
         for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
-            on_note(note)
+            callbacks.on_note(note)
         _train(state, context)
     return state.progress
 

@@ -10,7 +10,7 @@ from darht.trainer.progress.metrics import Metrics
 from darht.trainer.state.checkpoint import CHECKPOINT, PAUSED
 from darht.trainer.state.pause import Pause
 from darht.trainer.student import train as trainer
-from darht.trainer.student.train import train
+from darht.trainer.student.train import Callbacks, train
 
 STEPS = 5  # of an epoch
 
@@ -37,13 +37,13 @@ def interrupt(cache, out, at, config=STATEFUL, error=KeyboardInterrupt):
             raise error
 
     with pytest.raises(error):
-        train(config, cache, out, device=CPU, resume=True, on_step=on_step)
+        train(config, cache, out, device=CPU, resume=True, callbacks=Callbacks(on_step=on_step))
     return made
 
 
 def finish(cache, out, config=STATEFUL):
     made = []
-    train(config, cache, out, device=CPU, resume=True, on_step=lambda step, *_: made.append(step))
+    train(config, cache, out, device=CPU, resume=True, callbacks=Callbacks(on_step=lambda step, *_: made.append(step)))
     assert not (out / PAUSED).exists()
     return made
 
@@ -87,7 +87,7 @@ def test_what_is_told_and_kept(cache, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(STATEFUL, cache, tmp_path, device=CPU, on_step=on_step, on_note=notes.append)
+        train(STATEFUL, cache, tmp_path, device=CPU, callbacks=Callbacks(on_step=on_step, on_note=notes.append))
     assert notes[-1] == "kept: epoch 2 up to its step 3 of 5"
     kept = torch.load(tmp_path / PAUSED, weights_only=True)
     assert kept["pause"]["steps"] == 3 and kept["pause"]["images"] == 48 and kept["pause"]["counts"][0] == 3

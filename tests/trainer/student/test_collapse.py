@@ -1,5 +1,7 @@
 """What `inner: warm` does when the student collapses, as single-step training can: planted in the scores."""
 
+import dataclasses
+
 import pytest
 import torch
 from runs import CPU, Stopped, assert_same_bits, changed, log, stop_after
@@ -8,7 +10,7 @@ import darht.trainer.student.train as trainer
 from darht.trainer.config import AverageConfig, WarmConfig
 from darht.trainer.state.checkpoint import CHECKPOINT, PAUSED
 from darht.trainer.student.inner import Examples
-from darht.trainer.student.train import train
+from darht.trainer.student.train import Callbacks, train
 
 CONFIG = changed(
     recipe="at",
@@ -43,9 +45,10 @@ def in_the_third_epoch(share_enough):
     return lambda epoch, pgd_share: 10 if epoch == 2 and pgd_share < share_enough else 60
 
 
-def run(cache, out, **options):
+def run(cache, out, callbacks=None, **options):
     notes = []
-    progress = train(CONFIG, cache, out, device=CPU, on_note=notes.append, **options)
+    told = dataclasses.replace(callbacks or Callbacks(), on_note=notes.append)
+    progress = train(CONFIG, cache, out, device=CPU, callbacks=told, **options)
     return progress, [note for note in notes if "collapsed" in note]
 
 
@@ -67,7 +70,7 @@ def test_weights_optimizer_and_memory_are_those_of_the_good_epoch(mixed_cache, t
     plant(in_the_third_epoch(0.5))
     run(mixed_cache, tmp_path / "collapsed")
     with pytest.raises(Stopped):
-        run(mixed_cache, tmp_path / "told", on_epoch=stop_after(2))
+        run(mixed_cache, tmp_path / "told", callbacks=Callbacks(on_epoch=stop_after(2)))
     kept = torch.load(tmp_path / "told" / CHECKPOINT, weights_only=True)
     kept["progress"]["collapses"] = 1
     torch.save(kept, tmp_path / "told" / CHECKPOINT)
@@ -90,7 +93,7 @@ def test_a_run_stopped_around_a_collapse_goes_on_to_the_same_bits(mixed_cache, t
     steps = plant(in_the_third_epoch(0.5))
     run(mixed_cache, tmp_path / "whole")
     with pytest.raises(Stopped):
-        run(mixed_cache, tmp_path / "cut", on_step=stop_after(step))
+        run(mixed_cache, tmp_path / "cut", callbacks=Callbacks(on_step=stop_after(step)))
     assert steps[-1] == where
     run(mixed_cache, tmp_path / "cut", resume=True)
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")
@@ -109,7 +112,7 @@ def test_a_run_paused_around_a_collapse_goes_on_to_the_same_bits(mixed_cache, tm
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(mixed_cache, tmp_path / "cut", on_step=pause)
+        run(mixed_cache, tmp_path / "cut", callbacks=Callbacks(on_step=pause))
     assert steps[-1] == where and (tmp_path / "cut" / PAUSED).is_file()
     run(mixed_cache, tmp_path / "cut", resume=True)
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")

@@ -29,7 +29,7 @@ from darht.trainer.config import (
 from darht.trainer.state.checkpoint import CHECKPOINT, LAST, PAUSED, load_student
 from darht.trainer.student.distributed import Ranks, joined
 from darht.trainer.student.model import Student, StudentOutput
-from darht.trainer.student.train import train
+from darht.trainer.student.train import Callbacks, train
 from darht.trainer.student.validate import check_parts
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ RUN = """
     from darht.core.config import load_mapping, parse
     from darht.trainer.config import TrainConfig
     from darht.trainer.student.distributed import leave, rank_and_world
-    from darht.trainer.student.train import train
+    from darht.trainer.student.train import Callbacks, train
 
     def stop(step, *rest):
         if sys.argv[4] == f"{rank_and_world()[0]}:{step}":
@@ -126,7 +126,7 @@ def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(tiny_cache
     left = tmp_path / "alone"
     shutil.copytree(out, left)
     notes: list[str] = []
-    train(CONFIG, open_cache(tiny_cache), left, device=CPU, resume=True, on_note=notes.append)
+    train(CONFIG, open_cache(tiny_cache), left, device=CPU, resume=True, callbacks=Callbacks(on_note=notes.append))
     assert notes[-1] == "the pause was kept by 2 processes, these are 1: on from epoch 1's end"
     assert together(tiny_cache, out) == [0, 0]
     assert_same_bits(out, two)
@@ -220,7 +220,7 @@ def kept_and_mean(config: TrainConfig, cache: Path, out: Path) -> tuple[dict[str
     def note(row: dict) -> None:
         own.append({name: value.clone() for name, value in state(out)["student"].items()})
 
-    train(config, open_cache(cache), out, device=CPU, on_epoch=note)
+    train(config, open_cache(cache), out, device=CPU, callbacks=Callbacks(on_epoch=note))
     return weights(out), own
 
 
@@ -252,7 +252,7 @@ def test_a_mean_survives_an_interruption(tiny_cache: Path, tmp_path: Path, kind:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, open_cache(tiny_cache), tmp_path / "cut", device=CPU, on_epoch=stop)
+        train(config, open_cache(tiny_cache), tmp_path / "cut", device=CPU, callbacks=Callbacks(on_epoch=stop))
     train(config, open_cache(tiny_cache), tmp_path / "cut", device=CPU, resume=True)
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "cut")[name], value)

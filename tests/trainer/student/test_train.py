@@ -26,7 +26,7 @@ from darht.trainer.student.inner import Examples
 from darht.trainer.student.run import TrainState, save_epoch
 from darht.trainer.student.score import holdout_source, score
 from darht.trainer.student.setup import feed_plan, make_student, normalisation
-from darht.trainer.student.train import train
+from darht.trainer.student.train import Callbacks, train
 from darht.trainer.student.validate import short_phases
 
 PLAIN = dataclasses.replace(CONFIG.student, feature_map=False)
@@ -125,7 +125,7 @@ def test_a_finished_run_is_not_trained_further(cache, whole, tmp_path):
     first = whole("darht-pgd", CONFIG)
     before = (first / CHECKPOINT).read_bytes()
     told = []
-    progress = train(CONFIG, cache, first, device=CPU, resume=True, on_epoch=told.append)
+    progress = train(CONFIG, cache, first, device=CPU, resume=True, callbacks=Callbacks(on_epoch=told.append))
     assert told == []
     assert progress.epoch == len(progress.history) == 3
     assert (first / CHECKPOINT).read_bytes() == before
@@ -148,7 +148,13 @@ def test_another_seed_gives_another_student(cache, whole, tmp_path):
 
 def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     steps, rows = [], []
-    train(CONFIG, cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]), on_epoch=rows.append)
+    train(
+        CONFIG,
+        cache,
+        tmp_path,
+        device=CPU,
+        callbacks=Callbacks(on_step=lambda *told: steps.append(told[:3]), on_epoch=rows.append),
+    )
     per_epoch = (100 - len(cache.manifest.holdout)) // 32
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -241,7 +247,7 @@ def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path)
 def test_fewer_rows_than_a_batch_are_one_batch(plain_cache, tmp_path):
     steps = []
     config = changed(recipe="at", optim={"epochs": 2, "batch_size": 256})
-    train(config, plain_cache, tmp_path, device=CPU, on_step=lambda *told: steps.append(told[:3]))
+    train(config, plain_cache, tmp_path, device=CPU, callbacks=Callbacks(on_step=lambda *told: steps.append(told[:3])))
     assert steps == [(1, 2, 40), (2, 2, 40)]
 
 
@@ -430,7 +436,7 @@ def test_two_streamed_runs_and_one_that_was_killed_end_with_the_same_bits(stream
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(STREAMED, cache, tmp_path / "killed", on_step=kill, **options)
+        train(STREAMED, cache, tmp_path / "killed", callbacks=Callbacks(on_step=kill), **options)
     train(STREAMED, cache, tmp_path / "killed", resume=True, **options)
     assert_same_bits(tmp_path / "one", tmp_path / "killed")
 

@@ -22,7 +22,7 @@ from darht.trainer.student.model import StudentOutput
 from darht.trainer.student.setup import feed_plan, make_student
 from darht.trainer.student.step import Step
 from darht.trainer.student.targets import clean_answer
-from darht.trainer.student.train import train
+from darht.trainer.student.train import Callbacks, train
 from darht.trainer.student.warm import WarmMemory, warm_step
 
 N, C, UNIT = 24, 5, 1 / 64
@@ -296,7 +296,7 @@ def test_a_stopped_run_goes_on_with_its_memory_and_what_the_recipe_had_learned(m
     config = changed(recipe=recipe, inner=inner, optim={"batch_size": 16}, **more)
     train(config, mixed_cache, tmp_path / "whole", device=CPU)
     with pytest.raises(Exception, match="stopped"):
-        train(config, mixed_cache, tmp_path / "cut", device=CPU, on_step=stop_after(5))
+        train(config, mixed_cache, tmp_path / "cut", device=CPU, callbacks=Callbacks(on_step=stop_after(5)))
     train(config, mixed_cache, tmp_path / "cut", device=CPU, resume=True)
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")
     kept = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
