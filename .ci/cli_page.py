@@ -12,7 +12,8 @@ PAGE = ROOT / "docs" / "cli.md"
 HEAD = """# Commands
 
 Every command of every program, its options and their defaults, written by `make docs` from the programs themselves.
-Programs print the same with `--help`. What the words mean: [usage.md](usage.md), [glossary.md](glossary.md).
+Programs print the same with `--help`. What they are for: [Using darht](usage.md). The
+words: [Glossary](glossary.md).
 
 A mistake is answered in one line on stderr with the rule, the numbers and the fix, and exit code 2. Commands that are
 asked about a cache's state end with 3 when it is incomplete and 4 when it is corrupt.
@@ -60,10 +61,18 @@ def _below(command: click.Command, context: click.Context, name: str) -> tuple[s
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
     """Its names and what it takes, its help, its default."""
-    takes = "" if option.is_flag else f" {option.make_metavar(context)}"
-    names = f"`{', '.join(option.opts)}{takes}`"
+    names = f"`{' '.join([', '.join(option.opts), *_takes(option, context)])}`"
     said = [option.help or "", "May be given several times." if option.multiple else ""]
     return names, " ".join(filter(None, said)), _default(option)
+
+
+def _takes(option: click.Option, context: click.Context) -> list[str]:
+    """What follows the name; choices in braces, since a bar would end the table's cell."""
+    if option.is_flag:
+        return []
+    if isinstance(option.type, click.Choice):
+        return [f"{{{','.join(option.type.choices)}}}"]
+    return [option.make_metavar(context).removesuffix(" RANGE")]
 
 
 def _default(option: click.Option) -> str:
@@ -76,7 +85,7 @@ def _default(option: click.Option) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """Words in capitals, which stand for what is given, as code; Markdown's signs kept as they are."""
+    """The text with one line for each paragraph."""
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 

@@ -31,7 +31,7 @@ def run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_blocks_of_the_page_about_python_run(tmp_path, monkeypatch):
-    for line in "".join(blocks("docs/python.md", "sh")).splitlines():
+    for line in "".join(blocks("docs/python.md", "sh")).replace("\\\n", "").splitlines():
         program, *words = shlex.split(line)
         assert program == "darht-teacher"
         code = "from darht.trainer.cli import teacher; teacher()"
