@@ -23,7 +23,7 @@ for _ in range(100):
     F.cross_entropy(model(x[training]), y[training]).backward()
     optimizer.step()
 
-report = darht.evaluate(model.eval(), "digits", folder, tier="quick", limit=64, eps=32)
+report = darht.evaluate(model.eval(), "digits", out=folder, tier="quick", limit=64, eps=32)
 for score in report.scores:
     low, high = score.interval
     print(f"{score.name:24} {score.accuracy:5.1f} %  ({low:.0f} - {high:.0f}, {score.count} images)")
