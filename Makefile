@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo docs test lint clean
 
 # The stamps make a second `make` start at once, and install again when the dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,6 +30,11 @@ lint: $(VENV)/.dev
 # One process for each core, each with one thread: threads of several processes on the same cores wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+# The page of commands, written from the commands themselves, and the site in build/site; warnings are errors.
+docs: $(VENV)/.dev
+	$(BIN)/python .ci/cli_page.py
+	$(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

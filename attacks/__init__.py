@@ -15,6 +15,7 @@ from darht.attacks.saga import SAGA, SET_ATTACKS, AutoSAGA
 from darht.attacks.square import Square
 from darht.attacks.threat import Threat, parse_eps
 from darht.attacks.validate import AttackWarning
+from darht.core.rng import RowRng
 
 ATTACKS: dict[str, type[Any]] = {
     "pgd": PGD,
@@ -48,6 +49,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Outcome",
+    "RowRng",
     "Square",
     "Threat",
     "parse_eps",

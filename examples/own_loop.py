@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from darht.cache.cli import cache as darht_cache
-from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.reader import open_cache
+import darht
 from darht.trainer.cli import teacher as darht_teacher
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/own_loop")
@@ -21,12 +19,11 @@ views: {padding: 1, flip: false, count: 4}
 teachers: {resnet: {path: teacher}}
 attacks: {pgd: {kind: pgd, teacher: resnet, eps: 32, step: 16, steps: 3}}
 """)
-darht_cache(["build", f"{folder}/cache.yaml", "--out", f"{folder}/cache"], standalone_mode=False)
+cache = darht.build_cache(folder / "cache.yaml", folder / "cache")
 
-cache = open_cache(folder / "cache")
 student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
 optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-dataset = CacheDataset(cache, batch_size=64, pixels="float", adversarial="all")
+dataset = darht.CacheDataset(cache, batch_size=64, pixels="float", adversarial="all")
 for epoch in range(10):
     dataset.set_epoch(epoch)
     for batch in dataset:
@@ -35,5 +32,5 @@ for epoch in range(10):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-held = next(iter(CacheDataset(cache, rows="holdout", views=False, pixels="float", drop_last=False)))
+held = next(iter(darht.CacheDataset(cache, rows="holdout", views=False, pixels="float", drop_last=False)))
 print(f"held-out rows: {(student(held.x).argmax(1) == held.y).float().mean():.1%} right")

@@ -142,6 +142,7 @@ def test_an_install_puts_no_folder_of_the_root_on_the_path(tmp_path: Path):
                 "MIM",
                 "Outcome",
                 "PGD",
+                "RowRng",
                 "SAGA",
                 "SET_ATTACKS",
                 "Square",
