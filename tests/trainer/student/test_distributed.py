@@ -58,7 +58,8 @@ RUN = """
     config = parse(TrainConfig, load_mapping(Path(sys.argv[1])), "recipe")
     cpu = torch.device("cpu")
     try:
-        train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=cpu, resume=True, callbacks=Callbacks(on_step=stop))
+        told = Callbacks(on_step=stop)
+        train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=cpu, resume=True, callbacks=told)
     except KeyboardInterrupt:
         leave(130)
     leave(0)
