@@ -102,9 +102,8 @@ def kill_and_recover(server: CrashServer, out: Path, reference: Path, **kill: An
 def count_done(out: Path, reference: Path) -> tuple[int, list[str]]:
     """How many units count as done, and every one of them that is not: whose bytes are not the reference's."""
     from darht.cache.format.commit import State, unit_state
-    from darht.cache.format.layout import layouts
+    from darht.cache.format.layout import layouts, shard_key
     from darht.cache.format.manifest import read_spec
-    from darht.cache.format.store import shard_key
     from darht.core.storage import open_storage
 
     units = [(array, shard) for array in layouts(read_spec(reference)).values() for shard in range(array.shards)]

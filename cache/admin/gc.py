@@ -13,10 +13,10 @@ from pathlib import Path
 
 from darht.cache.builder.history import is_history
 from darht.cache.format.commit import COMMITS, commit_key
-from darht.cache.format.layout import layouts
+from darht.cache.format.layout import DATA, layouts, shard_key
 from darht.cache.format.manifest import SPEC, read_manifest, read_spec
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import DATA, Store, shard_key
+from darht.cache.format.store import Store
 from darht.core.errors import CacheError
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 

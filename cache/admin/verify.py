@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from darht.cache.format.commit import State, read_commit, unit_state
-from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_spec
 from darht.cache.format.spec import AttackSpec, CacheSpec
-from darht.cache.format.store import Store, shard_key
+from darht.cache.format.store import Store
 from darht.cache.format.tar_index import INDEX
 from darht.cache.format.views import crop_flip, view_table
 from darht.cache.read.webdataset import open_shards

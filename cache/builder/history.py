@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from darht.cache.format.commit import Former, read_commit
-from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import Store, shard_key
+from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.core.config import canonical_json, fingerprint, parse_canonical, spec_diff, to_plain
 from darht.core.errors import ConfigError, CorruptError

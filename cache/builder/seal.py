@@ -6,10 +6,10 @@ import torch
 
 from darht.cache.builder.history import former_of
 from darht.cache.format.commit import State, read_commit, unit_state
-from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, read_spec, root_hash
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import Store, shard_key
+from darht.cache.format.store import Store
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from darht.cache.format.layout import ArrayLayout
-from darht.cache.format.store import shard_key
+from darht.cache.format.layout import ArrayLayout, shard_key
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_bytes

@@ -218,3 +218,11 @@ def _array(spec: CacheSpec, name: str, kind: Kind, shape: tuple[int, ...], dtype
         fingerprint=fingerprint({"array": name, **own.pop("inputs")}),
         **own,
     )
+
+
+DATA = "data.zarr"
+
+
+def shard_key(array: ArrayLayout, shard: int) -> str:
+    """Where a shard lies in a cache."""
+    return "/".join([DATA, array.name, "c", str(shard), *("0" for _ in array.shape[1:])])

@@ -1,29 +1,20 @@
-"""The arrays on disk: the only module that knows zarr.
+"""The arrays on disk: whole shards and metadata, written, read back and read.
 
-A shard is encoded whole in memory and written by us, in one atomic step, because zarr itself neither fsyncs nor
-writes through a temporary name, and takes nine times as long to fill a shard chunk by chunk.
+A shard is encoded whole in memory (`zarr_arrays.py`) and written by us, in one atomic step, because zarr itself neither
+fsyncs nor writes through a temporary name, and takes nine times as long to fill a shard chunk by chunk.
 """
 
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import zarr
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import MemoryStore
 
-from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.layout import ArrayLayout, shard_key
 from darht.cache.format.shards import Index, decode_rows, index_size, read_index
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Location, open_storage
-
-DATA = "data.zarr"
 
 
 class Store:
@@ -35,7 +26,9 @@ class Store:
     @staticmethod
     def describe(arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
         """The metadata of the group and of every array, by key."""
-        return _metadata(arrays.values())
+        from darht.cache.format.zarr_arrays import metadata_files  # who reads needs no zarr
+
+        return metadata_files(arrays.values())
 
     def create(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
         """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
@@ -51,6 +44,8 @@ class Store:
         Raises:
             CorruptError: the file system gave back other bytes than were written.
         """
+        from darht.cache.format.zarr_arrays import encode_shard
+
         data, key = encode_shard(array, shard, values), shard_key(array, shard)
         self.storage.write(key, data)
         expected, found = sha256_bytes(data), sha256_bytes(self.storage.read(key) or b"")
@@ -153,69 +148,3 @@ class Store:
             raise CorruptError(
                 f"{self.storage.name(shard_key(array, shard))}: {what}; run darht-cache build again"
             ) from error
-
-
-def shard_key(array: ArrayLayout, shard: int) -> str:
-    """Where a shard lies in a cache."""
-    return "/".join([DATA, array.name, "c", str(shard), *("0" for _ in array.shape[1:])])
-
-
-def _inside(key: str) -> str:
-    return key.removeprefix(f"{DATA}/")
-
-
-def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
-    """The bytes of one shard, the same for the same values on any machine.
-
-    Args:
-        array: the array.
-        shard: which of its units.
-        values: all rows of the unit, `[rows, ...]`.
-    """
-    rows = array.rows(shard)
-    expected = (rows.stop - rows.start, *array.shape[1:])
-    assert values.shape == expected and values.dtype == array.dtype, (array.name, values.shape, values.dtype)
-    store = MemoryStore()
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        _create(store, array)[rows] = values
-    return _items(store)[_inside(shard_key(array, shard))]
-
-
-def _metadata(arrays: Any) -> dict[str, bytes]:
-    store = MemoryStore()
-    zarr.create_group(store, zarr_format=3)
-    for array in arrays:
-        for depth in range(1, array.name.count("/") + 1):
-            zarr.open_group(store, path="/".join(array.name.split("/")[:depth]), mode="a", zarr_format=3)
-        _create(store, array)
-    return {f"{DATA}/{key}": data for key, data in _items(store).items()}
-
-
-def _create(store: MemoryStore, array: ArrayLayout) -> Any:
-    rest = array.shape[1:]
-    compressors: list[BytesBytesCodec] = [Crc32cCodec()]
-    if array.packed:
-        # Perturbations crowd at the edge of the ball, which entropy coding alone turns into 2.4 to 3.8 bits a value;
-        # level 1 decodes above 1 GB/s per core, bit shuffling first is larger and slower: docs/benchmarks-cache.md.
-        compressors.insert(0, ZstdCodec(level=1, checksum=False))
-    return zarr.create_array(
-        store,
-        name=array.name,
-        shape=array.shape,
-        chunks=(array.rows_per_chunk, *rest),
-        shards=(array.rows_per_shard, *rest),
-        dtype=array.dtype,
-        compressors=compressors,
-        fill_value=array.fill_value,
-        attributes=array.attributes,
-        zarr_format=3,
-    )
-
-
-def _items(store: MemoryStore) -> dict[str, bytes]:
-    async def collect() -> dict[str, bytes]:
-        prototype = default_buffer_prototype()
-        values = {key: await store.get(key, prototype) async for key in store.list()}
-        return {key: value.to_bytes() for key, value in values.items() if value is not None}
-
-    return sync(collect())

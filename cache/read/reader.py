@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import ORIGIN, Manifest, read_manifest, read_spec
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import Store, shard_key
+from darht.cache.format.store import Store
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes

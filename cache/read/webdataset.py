@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image
 
 from darht.cache.format.tar_index import INDEX, Index, TarRecord
 from darht.cache.read.reader import Cache, open_cache
@@ -138,6 +137,8 @@ class ExportedCache(Cache):
 
 
 def _pixels(data: bytes) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image).transpose(2, 0, 1)
 

@@ -20,8 +20,8 @@ from darht.cache.builder.seal import seal
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.commit import commit_key
-from darht.cache.format.layout import layouts
-from darht.cache.format.store import Store, shard_key
+from darht.cache.format.layout import layouts, shard_key
+from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
 from darht.core.errors import CacheError, CorruptError, SpecMismatchError
 from darht.core.rng import RowRng

@@ -9,9 +9,8 @@ import torch
 
 from darht.cache.builder.build import environment
 from darht.cache.format.commit import Commit, State, commit_key, read_commit, unit_state, write_commit
-from darht.cache.format.layout import ArrayLayout, layouts
+from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_spec
-from darht.cache.format.store import shard_key
 from darht.core.config import canonical_json
 from darht.core.errors import CorruptError
 from darht.core.storage import open_storage

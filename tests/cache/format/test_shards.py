@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import zstd
 
-from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.layout import ArrayLayout, shard_key
 from darht.cache.format.shards import decode_rows, index_size, read_index
-from darht.cache.format.store import Store, encode_shard, shard_key
+from darht.cache.format.store import Store
+from darht.cache.format.zarr_arrays import encode_shard
 from darht.core.errors import CorruptError
 
 

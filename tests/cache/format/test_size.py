@@ -4,7 +4,7 @@ import numpy as np
 
 from darht.cache.format.layout import ArrayLayout, layouts
 from darht.cache.format.spec import CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
-from darht.cache.format.store import encode_shard
+from darht.cache.format.zarr_arrays import encode_shard
 from darht.core.preprocessing import Preprocessing
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from darht.cache.format.layout import ArrayLayout
-from darht.cache.format.store import Store, encode_shard, shard_key
+from darht.cache.format.layout import ArrayLayout, shard_key
+from darht.cache.format.store import Store
+from darht.cache.format.zarr_arrays import encode_shard
 from darht.core import storage
 from darht.core.errors import CorruptError, IncompleteError
 
