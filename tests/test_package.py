@@ -69,7 +69,7 @@ cache = darht.open_cache(Path(sys.argv[1]))
 logits = cache.read("logits/cnn/clean")
 assert type(logits).__module__ == "numpy" and logits.shape == (100, 9, 10)
 """
-COMMANDS = [["info"], ["status"], ["verify"], ["gc"], ["diff"]]
+COMMANDS = [["info"], ["status"], ["verify"], ["gc"], ["diff"], ["export"]]
 
 
 def run(code: str, *arguments: object) -> list[str]:
@@ -84,8 +84,12 @@ def test_reading_a_cache_needs_numpy_and_neither_torch_nor_zarr(tiny_cache: Path
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_commands_that_look_at_a_cache_import_no_torch_and_no_attack(command: list[str], tiny_cache: Path):
+def test_commands_that_look_at_a_cache_import_no_torch_and_no_attack(
+    command: list[str], tiny_cache: Path, tmp_path: Path
+):
     caches = [tiny_cache] * (2 if command == ["diff"] else 1)
+    if command[0] == "export":
+        caches += ["--format", "webdataset", "--out", tmp_path / "tars"]
     code = """
 from darht.cache.cli import cache
 try:

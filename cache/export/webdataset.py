@@ -8,13 +8,13 @@ gives the same bytes, and however large it is, one block of it is held in memory
 
 import hashlib
 import io
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset
 from PIL import Image
 
 from darht.cache.format.layout import block_rows
@@ -117,13 +117,21 @@ def _write_tar(cache: Cache, out: Path, path: str, rows: slice, layout: Layout) 
     count = 0
     with whole_file(out / path) as file:
         hashed = _Hashed(file)
-        writer = webdataset.TarWriter(hashed, user="darht", group="darht", encoder=False, mtime=0)
-        for entry in _entries(cache, rows, layout):
-            writer.write(entry)
-            count += 1
-        writer.close()
+        with tarfile.open(fileobj=hashed, mode="w|") as tar:  # type: ignore[call-overload]  # it is written to alone
+            for entry in _entries(cache, rows, layout):
+                _add(tar, entry)
+                count += 1
         hashed.write(bytes(_TAIL))
     return TarRecord(path, (rows.start, rows.stop), count, hashed.size, hashed.digest.hexdigest())
+
+
+def _add(tar: tarfile.TarFile, entry: Entry) -> None:
+    """Write an entry as WebDataset's own writer does, which would import torch: `KEY.NAME`, by name."""
+    for name in sorted(entry.keys() - {"__key__"}):
+        member = tarfile.TarInfo(f"{entry['__key__']}.{name}")
+        member.size, member.mode, member.mtime = len(entry[name]), 0o444, 0
+        member.uname = member.gname = "darht"
+        tar.addfile(member, io.BytesIO(entry[name]))
 
 
 def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:

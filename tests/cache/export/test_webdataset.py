@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -62,6 +63,24 @@ def test_the_same_cache_gives_the_same_bytes(exported: Path, tiny_cache: Path, t
     assert files == ["index.json", *(f"shard-{k:05d}.tar" for k in range(4))]
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_the_tars_are_those_of_webdatasets_own_writer(exported: Path, tmp_path: Path) -> None:
+    for path in exported.glob("*.tar"):
+        entries: dict[str, dict[str, object]] = {}
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, name = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                entries.setdefault(key, {"__key__": key})[name] = file.read()
+        buffer = io.BytesIO()
+        writer = webdataset.TarWriter(buffer, user="darht", group="darht", encoder=False, mtime=0)
+        for entry in entries.values():
+            writer.write(entry)
+        writer.close()
+        data = path.read_bytes()
+        assert data.startswith(buffer.getvalue()) and not any(data[len(buffer.getvalue()) :])
 
 
 def test_any_webdataset_user_can_read_the_samples(tiny_cache: Path, tmp_path: Path) -> None:
