@@ -15,38 +15,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
-import yaml
-
+from darht.core.bounded import MAX_BYTES, MAX_DEPTH, cut, place, read_json, read_yaml, short_json, show
 from darht.core.errors import ConfigError
 
 T = TypeVar("T")
+_SHOWN_PROBLEMS = 20  # of one file in a message; a list of wrong items has one for each
+_LONG_KEY = 60  # characters; no key of ours is near one that is longer
+_MAX_MESSAGE = 4000  # characters
 _BUILTINS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without tags, in which a key that stands twice in a mapping is an error and not a silent loss."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse duplicate keys; keys that `<<` brings in may be overridden."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key '{twice[0]}' stands twice in one mapping")
-        return super().construct_mapping(node, deep)
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML (or JSON, which is YAML) file whose top level is a mapping.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: the file is missing, is not YAML, is beyond the bounds of `read_yaml`, or is not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(), Loader=_StrictLoader)
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values; it holds {type(data).__name__}")
     return data
@@ -62,18 +52,20 @@ def parse(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     problems: list[str] = []
     value = _parse_dataclass(cls, data, where, problems)
     if problems:
-        raise ConfigError("; ".join(problems))
+        more = len(problems) - _SHOWN_PROBLEMS
+        rest = [f"and {more} more problems"] if more > 0 else []
+        raise ConfigError(cut("; ".join(problems[:_SHOWN_PROBLEMS] + rest), _MAX_MESSAGE))
     return cast(T, value)
 
 
 def _parse_dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
-        problems.append(f"{where} must be a mapping; got {data!r}")
+        problems.append(f"{where} must be a mapping; got {show(data)}")
         return None
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = typing.get_type_hints(cls)
     before = len(problems)
-    problems += [f"{where}: unknown key '{key}'{_nearest(str(key), known)}" for key in data if key not in known]
+    problems += [f"{where}: unknown key {_nearest(str(key), known)}" for key in data if key not in known]
     for name, field in known.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in data:
@@ -89,8 +81,9 @@ def _parse_dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> An
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known keys are {', '.join(known)}"
+    close = [] if len(key) > _LONG_KEY else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    fix = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(known)}"
+    return f"{show(key)}; {fix}"
 
 
 def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -101,7 +94,7 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         return value if isinstance(value, cast(type, hint)) else _parse_dataclass(hint, value, where, problems)
     if origin is Literal:
         if value not in arguments:
-            problems.append(f"{where} must be one of {', '.join(map(str, arguments))}; got {value!r}")
+            problems.append(f"{where} must be one of {', '.join(map(str, arguments))}; got {show(value)}")
         return value
     if origin in (Union, types.UnionType):
         return _convert_optional(arguments, value, where, problems)
@@ -128,22 +121,22 @@ def _convert_optional(arguments: tuple[Any, ...], value: Any, where: str, proble
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(value, list | tuple):
-        problems.append(f"{where} must be a list; got {value!r}")
+        problems.append(f"{where} must be a list; got {show(value)}")
         return None
     return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
 
 
 def _convert_dict(arguments: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(f"{where} must be a mapping; got {value!r}")
+        problems.append(f"{where} must be a mapping; got {show(value)}")
         return None
-    return {str(key): _convert(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
+    return {str(key): _convert(arguments[1], item, f"{where}.{place(key)}", problems) for key, item in value.items()}
 
 
 def _convert_builtin(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     converted = _number(value) if hint is float else value
     if not isinstance(converted, hint) or (hint is int and isinstance(value, bool)):
-        problems.append(f"{where} must be {_BUILTINS.get(hint, hint)}; got {value!r}")
+        problems.append(f"{where} must be {_BUILTINS.get(hint, hint)}; got {show(value)}")
     return converted
 
 
@@ -178,11 +171,12 @@ def parse_canonical(cls: type[T], data: bytes, where: str) -> T:
     Raises:
         ConfigError: not JSON, not such a dataclass, or other bytes than `canonical_json` gives for the value.
     """
+    value = parse(cls, read_json(data, where), where)
     try:
-        value = parse(cls, json.loads(data), where)
-    except ValueError as error:  # json's own error and a failed decoding are ValueErrors
-        raise ConfigError(f"{where} is not JSON: {error}") from error
-    if canonical_json(value).encode("ascii") != data:
+        canonical = canonical_json(value)
+    except ValueError as error:  # JSON as Python reads it has NaN and Infinity
+        raise ConfigError(f"{where} holds a number that JSON does not know: {error}") from error
+    if canonical.encode("ascii") != data:
         raise ConfigError(f"{where} is not written the canonical way")
     return value
 
@@ -197,20 +191,15 @@ def spec_diff(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         return [line for key in keys for line in _diff_key(old, new, key, f"{where}.{key}" if where else str(key))]
-    return [] if old == new else [f"{where}: {_short(old)} -> {_short(new)}"]
+    return [] if old == new else [f"{where}: {short_json(old)} -> {short_json(new)}"]
 
 
 def _diff_key(old: Mapping[str, Any], new: Mapping[str, Any], key: str, where: str) -> list[str]:
     if key not in new:
-        return [f"{where}: {_short(old[key])} -> (absent)"]
+        return [f"{where}: {short_json(old[key])} -> (absent)"]
     if key not in old:
-        return [f"{where}: (absent) -> {_short(new[key])}"]
+        return [f"{where}: (absent) -> {short_json(new[key])}"]
     return spec_diff(old[key], new[key], where)
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def override(data: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -224,15 +213,14 @@ def override(data: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, An
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"an assignment reads key=value; got '{assignment}'")
+            raise ConfigError(f"an assignment reads key=value; got {show(assignment)}")
         *parents, last = path.split(".")
+        if len(parents) >= MAX_DEPTH:
+            raise ConfigError(f"{show(path)} descends {len(parents)} levels; an assignment may descend {MAX_DEPTH - 1}")
         node: Any = result
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"'{assignment}': '{parent}' is not a mapping")
-        try:
-            node[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"'{assignment}': the value is not valid YAML: {' '.join(str(error).split())}") from error
+                raise ConfigError(f"{show(assignment)}: {show(parent)} is not a mapping")
+        node[last] = read_yaml(text, f"{show(assignment)}: the value")
     return result

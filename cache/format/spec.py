@@ -14,6 +14,8 @@ from darht.core.preprocessing import Preprocessing
 FORMAT_VERSION = 1
 _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels from whole levels, and stays on them
 MAX_INT8 = 127
+_MAX_ROWS = 10**8  # seven times ImageNet-21k; what is made for every row, such as an order to read them, fits a memory
+_MAX_UNITS = 10**5  # shards of an array, each with a record to look at; _MAX_ROWS in those of the default are fewer
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class DataSpec:
     sha256: str
     holdout: float
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= _MAX_ROWS:
+            raise ConfigError(f"rows must lie in 1..{_MAX_ROWS:,}; got {self.rows}: use a part of the data, with limit")
+
 
 @dataclass(frozen=True)
 class ViewSpec:
@@ -64,6 +70,12 @@ class ViewSpec:
     padding: int
     flip: bool
     count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.padding <= MAX_INT8 or self.count < 1:
+            raise ConfigError(
+                f"padding must lie in 0..{MAX_INT8} pixels and count be at least 1; got {self.padding} and {self.count}"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,12 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
+        units = -(-self.data.rows // self.store.rows_per_shard)
+        if units > _MAX_UNITS:
+            raise ConfigError(
+                f"an array may have {_MAX_UNITS:,} shards; {self.data.rows} rows in shards of "
+                f"{self.store.rows_per_shard} are {units}: raise store.rows_per_shard"
+            )
 
 
 def check_version(found: int) -> None:

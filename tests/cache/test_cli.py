@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,31 @@ def test_the_options_are_checked(invoke, variant, tmp_path: Path):
     assert invoke("build", variant()).exit_code == 2
     assert invoke("build", variant(), "--out", tmp_path / "out", "--batch-size", "0").exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+from darht.cache.cli import cache
+cache()
+"""
+
+
+@pytest.mark.parametrize("command", ["info", "status", "verify", "gc"])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"rows":100,', f'"rows":{10**12},', "rows must lie in 1..100,000,000; got 1000000000000"),
+        ('"rows":100,', '"rows":0,', "rows must lie in 1..100,000,000; got 0"),
+        ('"padding":1}', '"padding":1000000}', "padding must lie in 0..127 pixels and count be at least 1"),
+        ('"source"', '"source":' + "[" * 100_000, "is nested more than 50 levels deep"),
+    ],
+)  # fmt: skip
+def test_a_spec_that_claims_too_much_is_one_line(copied: Path, command, old, new, expected):
+    spec = (copied / "spec.json").read_text()
+    assert old in spec
+    (copied / "spec.json").write_text(spec.replace(old, new))
+    words = [sys.executable, "-c", LIMITED, command, copied]
+    done = subprocess.run(words, capture_output=True, check=False, text=True, timeout=120)
+    assert done.returncode == 4 and expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and len(done.stderr) < 1000

@@ -1,5 +1,6 @@
 """Every rule of a cache's YAML, through the command line: one line, the numbers, the fix, exit code 2."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from darht.attacks import ATTACKS, FGSM, PGD
 from darht.cache.builder.config import CacheConfig, attack_spec, load_config
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.teachers import Card, save_teacher
-from darht.cache.format.spec import AttackSpec
+from darht.cache.format.manifest import read_spec
+from darht.cache.format.spec import AttackSpec, StoreSpec
 from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError
 from darht.core.nets import build
@@ -289,3 +291,11 @@ def test_which_perturbations_are_whole_levels_is_known_without_the_attack(kind, 
     spec = AttackSpec(kind, "t", 1, {"eps": 8.0, "norm": norm})
     assert (spec.scale == 1.0) is attack.whole_levels
     assert spec.scale == (1.0 if attack.whole_levels else 8 / 127)
+
+
+def test_shards_are_as_many_as_can_be_looked_at(tiny_cache: Path):
+    spec = read_spec(tiny_cache)
+    data = dataclasses.replace(spec.data, rows=100_001)
+    with pytest.raises(ConfigError, match="an array may have 100,000 shards; 100001 rows in shards of 1 are 100001"):
+        dataclasses.replace(spec, data=data, store=StoreSpec(1, 1))
+    assert dataclasses.replace(spec, data=data, store=StoreSpec(2, 1)).data.rows == 100_001
