@@ -18,18 +18,21 @@ def check_inputs(model: Model, x: Tensor, y: Tensor) -> None:
 
     Raises:
         ModelError: the model, or a batch normalisation inside it, is in train mode.
-        ConfigError: pixels outside [0, 1] or not floating point, shapes that do not fit, negative labels.
+        ConfigError: pixels outside [0, 1] or not floating point, shapes that do not fit, no images at all, negative
+            labels.
     """
     _check_mode(model)
     if x.ndim != 4 or y.ndim != 1 or len(x) != len(y):
         raise ConfigError(f"x must be [B, 3, H, W] and y [B]; got {list(x.shape)} and {list(y.shape)}")
+    if not len(x):
+        raise ConfigError(f"an attack needs at least 1 image; got x {list(x.shape)}: leave the call out")
     if not x.is_floating_point():
         raise ConfigError(f"x must be floating point pixels in [0, 1]; got {x.dtype}: divide uint8 by 255")
     if y.dtype != torch.int64:
         raise ConfigError(f"y must be int64 class indices; got {y.dtype}")
-    if len(x) and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+    if not bool((x.amin() >= 0) & (x.amax() <= 1)):
         raise ConfigError(f"pixels must lie in [0, 1]; got [{x.amin():g}, {x.amax():g}]: divide uint8 by 255")
-    if len(y) and int(y.min()) < 0:
+    if int(y.min()) < 0:
         raise ConfigError(f"labels must be class indices from 0; got {int(y.min())}")
 
 

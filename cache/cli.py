@@ -148,7 +148,7 @@ def status(location: str, as_json: bool) -> None:
 @cache.command()
 @click.argument("location", metavar="CACHE")
 @click.option("--recompute", metavar="2%", help="Also compute a sample of rows again: a share, or a count.")
-@click.option("--seed", default=0, show_default=True, help="Of the sample.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the sample.")
 @click.option("--data-root", type=FOLDER, help="Where the data set lies, if not as when built.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a teacher that does not lie as when built.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Largest difference of a logit [default: 0.05].")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from darht.core.bounded import cut
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.files import is_free, write_atomic
 
@@ -192,6 +193,9 @@ class RemoteStorage:
 
 Storage = LocalStorage | RemoteStorage
 Location = Storage | Path | str
+# Others of fsspec chain URLs, unpack archives or read lists of further URLs, so that a cache's name alone could do more
+# than read a folder; ftp has no encryption.
+_PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "http", "https", "memory", "file")
 _PIECE = 1 << 20  # bytes of one request while a file is read through; a whole shard may be larger than the memory
 
 
@@ -228,7 +232,8 @@ def open_storage(location: Location) -> Storage:
     """The place that a path, a URL or a place names.
 
     Raises:
-        ConfigError: a URL whose protocol is unknown, or whose package is not installed.
+        ConfigError: a URL that is chained or whose protocol is not among those above, or whose package is not
+            installed.
     """
     if isinstance(location, LocalStorage | RemoteStorage):
         return location
@@ -237,6 +242,12 @@ def open_storage(location: Location) -> Storage:
         return LocalStorage(Path(text).expanduser())
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
+    protocol = text.split("://", 1)[0]
+    if protocol not in _PROTOCOLS or "::" in text:
+        raise ConfigError(
+            f"{cut(text, 200)} is no location that can be used: a location is a folder or one URL of "
+            f"{', '.join(_PROTOCOLS)}; got {cut(protocol, 60)}://: copy it to one of these first"
+        )
     found = RemoteStorage(text.rstrip("/"))
     _file_system(found.url, os.getpid())
     return found

@@ -18,6 +18,7 @@ from darht.cache.builder.teachers import read_card
 from darht.core.config import canonical_json, load_mapping, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
+from darht.core.keys import check_seed
 
 STAGES = "stages.json"
 
@@ -76,6 +77,10 @@ def load_experiment(path: Path) -> ExperimentConfig:
     unknown = sorted(set(config.data) - known)
     if unknown or "source" not in config.data:
         raise ConfigError(f"{path.name}: data takes {', '.join(sorted(known))}, and source is required; got {unknown}")
+    settings = (config.cache, *config.students.values(), *(teacher.set for teacher in config.teachers.values()))
+    for seed in (one.get("seed") for one in settings):
+        if isinstance(seed, int):
+            check_seed(seed)
     return config
 
 

@@ -8,6 +8,7 @@ from darht.attacks import PGD
 from darht.attacks.threat import check_levels
 from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
+from darht.core.keys import check_seed
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Dropout
 from darht.trainer.student.step import Recipe
@@ -44,6 +45,14 @@ class OptimConfig:
             raise ConfigError(f"clip_norm must be above 0, or null for no limit; got {self.clip_norm:g}")
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise ConfigError(f"milestones are shares of the run in [0, 1]; got {list(self.milestones)}")
+
+    def check_rows(self, rows: int) -> None:
+        """Raise ConfigError where a batch is larger than the `rows` that are trained on."""
+        if self.batch_size > rows:
+            raise ConfigError(
+                f"optim.batch_size must be at most the rows trained on; got {self.batch_size} for {rows} rows: "
+                f"set optim.batch_size to {rows} or less"
+            )
 
 
 @dataclass(frozen=True)
@@ -209,6 +218,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.recipe not in RECIPES:
             raise ConfigError(f"recipe must be one of {', '.join(RECIPES)}; got {self.recipe!r}")
         self.objective()
@@ -278,6 +288,7 @@ class TeachConfig:
 
     def __post_init__(self) -> None:
         self.pgd()
+        check_seed(self.seed)
         if self.tau < 0:
             raise ConfigError(f"tau counts steps and is at least 0; got {self.tau}")
         if self.beta < 0:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from darht.attacks import ATTACKS
 from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
 from darht.cache.sources.load import Source, load_source
+from darht.core.bounded import show
 from darht.core.config import load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
+from darht.core.keys import check_seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -84,6 +86,9 @@ class CacheConfig:
     precision: PrecisionSpec = PrecisionSpec()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
 
 def load_config(path: Path) -> CacheConfig:
     """Read and check the YAML file of a cache.
@@ -136,14 +141,14 @@ def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> At
             does not fit an int8 perturbation.
     """
     kind, teacher, views = raw.get("kind", "pgd"), raw.get("teacher"), raw.get("views", 1)
-    if kind not in ATTACKS:
-        raise ConfigError(f"attack '{name}': kind must be one of {', '.join(ATTACKS)}; got {kind!r}")
+    if not isinstance(kind, str) or kind not in ATTACKS:
+        raise ConfigError(f"attack '{name}': kind must be one of {', '.join(ATTACKS)}; got {show(kind)}")
     if teacher not in teachers:
         close = difflib.get_close_matches(str(teacher), teachers, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"teachers are {', '.join(teachers) or 'none'}"
-        raise ConfigError(f"attack '{name}' names teacher {teacher!r}, which is not there; {hint}")
+        raise ConfigError(f"attack '{name}' names teacher {show(teacher)}, which is not there; {hint}")
     if not isinstance(views, int) or isinstance(views, bool) or views < 1:
-        raise ConfigError(f"attack '{name}': views must be a whole number of at least 1; got {views!r}")
+        raise ConfigError(f"attack '{name}': views must be a whole number of at least 1; got {show(views)}")
     own = {key: value for key, value in raw.items() if key not in ("kind", "teacher", "views")}
     attack = parse(ATTACKS[kind], own, f"attack '{name}'")
     if attack.eps < 1:

@@ -5,6 +5,7 @@ import dataclasses
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
 from darht.cache.format.spec import CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
+from darht.cache.format.views import check_padding
 from darht.cache.sources.load import Source
 from darht.core.errors import ConfigError
 
@@ -21,7 +22,8 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         views: V, how many views the config enumerates.
 
     Raises:
-        ConfigError: a teacher with another class count than the data, or an attack on more views than there are.
+        ConfigError: a teacher with another class count than the data, an attack on more views than there are, or views
+            that lie outside of the images.
     """
     C = len(source.classes)
     problems = [
@@ -36,6 +38,8 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         if attack.views > views
     ]
     problems += _jacobian_problems(config, C)
+    if config.views.kind != "identity":
+        check_padding(config.views.padding, source.images.shape[1:])
     if problems:
         raise ConfigError("; ".join(problems))
     return CacheSpec(

@@ -30,6 +30,16 @@ def crop_flip_offsets(padding: int, *, flip: bool = True, count: int | None = No
     return np.array([(0, 0, 0), *table], dtype=np.int8)
 
 
+def check_padding(padding: int, image_shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where a crop may lie outside of the image `[3, H, W]` and so be black."""
+    side = min(image_shape[-2:])
+    if padding >= side:
+        raise ConfigError(
+            f"padding must be smaller than the image side; got {padding} for images of {image_shape[-2]} x "
+            f"{image_shape[-1]} pixels, of which some views would be black: write at most {side - 1}"
+        )
+
+
 def view_table(kind: str, *, padding: int, flip: bool, count: int | None, seed: int) -> np.ndarray:
     """The table of views of a spec, int8 `[V, 3]`: only the identity, or crops and flips."""
     if kind == "identity":

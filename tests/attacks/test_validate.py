@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import Tiny, images, labelled, rng
 
-from darht.attacks import PGD, SAGA
+from darht.attacks import PGD, SAGA, Square
 from darht.core.errors import ConfigError
 
 
@@ -13,6 +13,15 @@ def scene():
     model, x = Tiny(), images(70)
     y = labelled(model, x)
     return model, x, y, (y + 1 + torch.arange(70) % 4) % 5
+
+
+def test_no_images_are_refused(scene):
+    model, x, y, _ = scene
+    for attack in (PGD(steps=1), Square(queries=2)):
+        with pytest.raises(ConfigError, match=r"an attack needs at least 1 image; got x \[0, 3, "):
+            attack(model, x[:0], y[:0], generator=rng(0))
+    with pytest.raises(ConfigError, match="an attack needs at least 1 image"):
+        SAGA(steps=1)([model], x[:0], y[:0], generator=rng(0))
 
 
 def test_targets_are_checked(scene):

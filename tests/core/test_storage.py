@@ -79,7 +79,7 @@ def test_which_place_a_location_is(tmp_path: Path):
 
 
 def test_a_protocol_that_nobody_knows():
-    with pytest.raises(ConfigError, match=r"nonsense://x is no location that can be used: Protocol not known"):
+    with pytest.raises(ConfigError, match=r"nonsense://x is no location that can be used: a location is a folder or"):
         open_storage("nonsense://x")
 
 
@@ -137,3 +137,26 @@ def test_http_can_be_read_and_not_written(tmp_path: Path):
         assert there.read("other") is None and there.size("other") is None
         with pytest.raises(DarhtError, match=r"cannot write http://.*: http:// does not replace files at once; give"):
             there.write("x", b"")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/cache",
+        "reference://",
+        "zip://cache.zip",
+        "tar://cache.tar",
+        "github://owner:name@/cache",
+        "simplecache::s3://bucket/cache",
+        "memory://cache::zip://x.zip",
+        "filecache::reference::https://host/x",
+        "x" * 10_000 + "://a",
+    ],
+    ids=lambda url: url[:20],
+)
+def test_urls_that_chain_unpack_or_run_are_refused(url):
+    with pytest.raises(
+        ConfigError, match=r"one URL of s3, s3a, .*, file; got .*: copy it to one of these first"
+    ) as caught:
+        open_storage(url)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500

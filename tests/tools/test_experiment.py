@@ -125,6 +125,7 @@ def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:
     for change, said in (
         ({"data": {"source": "digits", "rows": 3}}, "data takes"),
         ({"student": {}}, "did you mean 'students'"),
+        ({"cache": {**TINY["cache"], "seed": -4}}, "seed must be at least 0; got -4: write 4"),
     ):
         path = tmp_path / "wrong.yaml"
         path.write_text(yaml.safe_dump({**TINY, **change}))

@@ -333,7 +333,8 @@ def test_a_mistake_in_teacher_import(options, part, tmp_path):
 
 def test_a_teacher_that_does_not_take_the_images(tiny_teachers, tmp_path):
     arguments = ("train", "--data", "digits", "--arch", "timm:vit_tiny_patch16_224", "--device", "cpu")
-    said = fail(teacher, *arguments, "--kwargs", '{"depth": 1}', "--limit", 60, "--out", tmp_path / "new")
+    options = ("--limit", 60, *assigned("optim.batch_size=60"), "--out", tmp_path / "new")
+    said = fail(teacher, *arguments, "--kwargs", '{"depth": 1}', *options)
     assert "does not take images of 8x8 pixels" in said
 
 

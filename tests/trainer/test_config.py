@@ -190,6 +190,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         ({"padding": -1}, r"padding must lie in 0..127 pixels; got -1"),
         ({"padding": 128}, r"padding must lie in 0..127 pixels; got 128"),
         ({"eps": 0.03}, "write eps: 8"),
+        ({"seed": -1}, "seed must be at least 0; got -1: write 1"),
         ({"steps": 0}, "steps must be at least 1"),
     ],
 )
@@ -207,3 +208,14 @@ def test_the_attack_inside_carries_the_settings():
     attack = InnerConfig(eps=4, step=1, steps=3).pgd()
     assert (attack.eps, attack.step, attack.steps, attack.norm) == (4, 1, 3, "linf")
     assert TeachConfig(eps=4, step=1, steps=3).pgd() == attack
+
+
+def test_seeds_are_not_negative():
+    with pytest.raises(ConfigError, match="seed must be at least 0; got -7: write 7"):
+        TrainConfig(seed=-7)
+
+
+def test_a_batch_is_no_larger_than_what_is_trained_on():
+    OptimConfig(batch_size=40).check_rows(40)
+    with pytest.raises(ConfigError, match=r"got 41 for 40 rows: set optim.batch_size to 40 or less"):
+        OptimConfig(batch_size=41).check_rows(40)

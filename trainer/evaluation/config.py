@@ -8,6 +8,7 @@ from typing import Literal
 from darht.attacks import AutoAttack
 from darht.attacks.threat import Norm
 from darht.core.errors import ConfigError
+from darht.core.keys import check_seed
 from darht.trainer.evaluation.attacks.substitute import Substitution
 from darht.trainer.evaluation.target import ModelOptions
 from darht.trainer.state.checkpoint import BEST
@@ -63,6 +64,7 @@ class EvalConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.reference and self.tier == "quick":
             raise ConfigError("--reference runs the reference AutoAttack: add --tier standard")
         if self.norm == "l2" and self.eps is None:

@@ -112,13 +112,15 @@ def train(
         callbacks: who is told what.
 
     Raises:
-        ConfigError, ModelError: recipe and cache do not go together, or the network and the images.
+        ConfigError, ModelError: recipe and cache do not go together, or the network and the images, or a batch is
+            larger than the rows that are trained on.
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)
     with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+        config.optim.check_rows(len(feed.training))
         if ranks.first:
             claim_run(out, identity, resume=resume)
         state = _start(config, cache, feed, identity)

@@ -16,7 +16,7 @@ from darht.attacks.pgd import ascend
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.apply_views import apply_views
-from darht.cache.format.views import crop_flip_offsets
+from darht.cache.format.views import check_padding, crop_flip_offsets
 from darht.cache.read.sampler import draw_choices, epoch_order
 from darht.cache.read.stream import level_counts
 from darht.cache.sources.load import Source
@@ -112,9 +112,12 @@ def teach(
         The teacher in eval mode, and its card without weights hash and accuracies.
 
     Raises:
-        ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
+        ConfigError, ModelError: the architecture is unknown, or does not take images of this size; a batch is larger
+            than the source, or a crop may lie outside of its images.
         SpecMismatchError: `checkpoint` keeps another training.
     """
+    config.optim.check_rows(len(source.images))
+    check_padding(config.padding, source.images.shape[1:])
     card = expected_card(config, source, arch, kwargs, resize=resize)
     images = torch.from_numpy(source.images).to(device)
     labels = torch.from_numpy(source.labels).to(device)

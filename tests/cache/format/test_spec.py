@@ -48,6 +48,13 @@ RULES = [
         "source must be one of digits, cifar10, cifar100, tiny-imagenet, imagefolder, npz; got 'digit'",
     ),
     (put("views", "padding", value=128), "spec.yaml.views: padding must lie in 0..127 pixels; got 128"),
+    (
+        put("views", value={"padding": 8, "count": 3}),
+        "padding must be smaller than the image side; got 8 for images of 8 x 8 pixels, of which some views would be "
+        "black: write at most 7",
+    ),
+    (put("seed", value=-3), "spec.yaml: seed must be at least 0; got -3: write 3"),
+    (put("attacks", "a", value={**ATTACK, "kind": ["pgd"]}), "attack 'a': kind must be one of"),
     (put("views", "count", value=10), "views.count must lie in 1..9 for padding 1; got 10"),
     (put("views", "kind", value="crop"), "spec.yaml.views.kind must be one of identity, crop-flip; got 'crop'"),
     (

@@ -30,7 +30,7 @@ from darht.trainer.student.train import train
 LIVE = changed(
     teachers="live",
     inner=vars(InnerConfig(eps=32, step=8, steps=3)),
-    optim={"epochs": 1, "batch_size": 256, "schedule": "constant", "warmup": 0.0, "clip_norm": None, "lr": 0.1},
+    optim={"epochs": 1, "batch_size": 89, "schedule": "constant", "warmup": 0.0, "clip_norm": None, "lr": 0.1},
     loss={"phases": (0.0, 1.0), "clean_share": 0.0},
 )
 
@@ -91,7 +91,8 @@ def test_on_clean_batches_live_teachers_say_what_the_cache_holds(mixed_cache, tm
     """On the drawn view both are the same question; the cache of this test holds float32."""
     losses = {}
     for teachers in ("live", "cached"):
-        config = changed(LIVE, teachers=teachers, loss={"phases": (0.0, 0.0), "clean_share": 1.0})
+        more = {"loss": {"phases": (0.0, 0.0), "clean_share": 1.0}, "optim": {"batch_size": 45}}
+        config = changed(LIVE, teachers=teachers, **more)
         losses[teachers] = train(config, mixed_cache, tmp_path / teachers, device=CPU).history[0]["loss"]
     assert losses["live"] == pytest.approx(losses["cached"], abs=2e-6)
 

@@ -244,11 +244,16 @@ def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path)
     assert load_student(tmp_path / BEST, CPU)[1].selection == {}
 
 
-def test_fewer_rows_than_a_batch_are_one_batch(plain_cache, tmp_path):
+def test_a_batch_may_be_all_rows_and_no_more(plain_cache, tmp_path):
     steps = []
-    config = changed(recipe="at", optim={"epochs": 2, "batch_size": 256})
-    train(config, plain_cache, tmp_path, device=CPU, callbacks=Callbacks(on_step=lambda *told: steps.append(told[:3])))
+    config = changed(recipe="at", optim={"epochs": 2, "batch_size": 40})
+    callbacks = Callbacks(on_step=lambda *told: steps.append(told[:3]))
+    train(config, plain_cache, tmp_path / "all", device=CPU, callbacks=callbacks)
     assert steps == [(1, 2, 40), (2, 2, 40)]
+    config = changed(recipe="at", optim={"epochs": 2, "batch_size": 41})
+    with pytest.raises(ConfigError, match=r"got 41 for 40 rows: set optim.batch_size to 40 or less"):
+        train(config, plain_cache, tmp_path / "more", device=CPU)
+    assert not (tmp_path / "more").exists()
 
 
 def test_training_lowers_the_loss(cache, tmp_path):

@@ -272,7 +272,7 @@ def test_the_consistency_term_ties_both_ends_of_the_step(mixed_cache, tmp_path, 
     """The loss in the log of a single step is the recipe's plus the weighted squared distance of the logits."""
     inner = InnerConfig(kind="warm", eps=32, warm=WarmConfig(consistency=consistency, check_rows=0))
     loss = {"clean_share": 0.3 if clean_by == "row" else 0.0, "clean_by": clean_by}
-    config = changed(recipe="at", inner=vars(inner), optim={"epochs": 1, "batch_size": 256}, loss=loss)
+    config = changed(recipe="at", inner=vars(inner), optim={"epochs": 1, "batch_size": 45}, loss=loss)
     row = train(config, mixed_cache, tmp_path, device=CPU).history[0]
     with Feed(mixed_cache, feed_plan(config, mixed_cache, CPU, 1.0), seed=config.seed, epochs=1) as feed:
         student = make_student(config, feed, mixed_cache.spec.data.classes).train()

@@ -354,3 +354,10 @@ def test_a_compiled_training_is_the_same_training(digits, monkeypatch):
         told.append(weights(teacher))
     assert len(compiled) == 1
     assert all(torch.equal(told[0][name], value) for name, value in told[1].items())
+
+
+def test_crops_lie_on_the_image_and_batches_in_the_data(digits):
+    with pytest.raises(ConfigError, match="padding must be smaller than the image side; got 8 for images of 8 x 8"):
+        teach(settings("standard", padding=8), digits, ARCH, KWARGS, device=CPU)
+    with pytest.raises(ConfigError, match=r"got 257 for 256 rows: set optim.batch_size to 256 or less"):
+        teach(settings("standard", optim=OptimConfig(batch_size=257)), digits, ARCH, KWARGS, device=CPU)
