@@ -4,21 +4,23 @@ Perturbations are held in levels (8 means 8/255). Whole levels are exact in floa
 and a whole start never leaves the grid of uint8 images, and storing its perturbation as int8 loses nothing.
 """
 
-import warnings
+import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from darht.core.bounded import show
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 
 Norm = Literal["linf", "l2"]
 LEVELS = 255
 _SNAP = 1e-3  # a float32 k/255 comes back within 2e-5 of k; an image that is farther is not on the grid and stays as is
-_INEXACT = 0.15  # how far from a whole level a decimal such as .031 (7.905 levels) may lie and still be read as one
+_EPS = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(?:/(255))?", re.ASCII)
+_SMALL_L2 = 16  # levels; the radii of papers, as shares of 1, are 0.25 to 3, and as levels 32 and more
+_MAX_EPS = 1e6  # levels, beyond the distance of any two small images
 
 
 def check_levels(name: str, value: float, norm: Norm) -> None:
@@ -42,28 +44,44 @@ def check_levels(name: str, value: float, norm: Norm) -> None:
         )
 
 
-def parse_eps(text: str) -> float:
-    """Read an L-inf epsilon from a command line: `8`, `8/255`, or a decimal such as `.031`; the result is in levels.
+def parse_eps(text: str, norm: Norm = "linf") -> float:
+    """Read an epsilon from a command line: `8` and `8/255` are 8 pixel levels; the result is in levels.
 
-    A decimal is read as the nearest whole level, with a warning: .031 is 7.905 levels, and rounding it inwards to
-    7 costs about 5 points of success rate.
+    Other papers write the same radius as 0.031 in L-inf, and L2 radii as 0.5 or 1.0, all in shares of 1. Nothing is
+    guessed: what could be meant so is refused with both readings.
+
+    Args:
+        text: as a person writes it.
+        norm: `l2` takes any number of levels from 16 on, and smaller ones as `N/255`.
 
     Raises:
-        ConfigError: not a number, not positive, or too far from a whole level to be meant as one.
+        ConfigError: not a number, not positive, more than 255 levels in L-inf, or one with two readings.
     """
-    try:
-        value = Fraction(text.strip())
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"epsilon reads 8, 8/255 or .031; got '{text}'") from error
-    levels = value * LEVELS if value < 1 else value
-    whole = round(levels)
-    if whole < 1 or abs(levels - whole) > _INEXACT:
-        raise ConfigError(f"epsilon must be a whole number of pixel levels; got '{text}' = {float(levels):.3f} levels")
-    if levels != whole:
-        warnings.warn(
-            f"epsilon {text} is {float(levels):.3f} pixel levels; read as {whole}/255: write {whole}", stacklevel=2
+    found = _EPS.fullmatch(text.strip())
+    value = float(found[1]) if found else 0.0
+    if found is None or not 0 < value <= _MAX_EPS:
+        raise ConfigError(f"epsilon reads 8 or 8/255, in pixel levels above 0; got {show(text)}")
+    if norm == "l2" and found[2] is None and value < _SMALL_L2:
+        share = value * LEVELS
+        raise ConfigError(
+            f"an L2 epsilon below {_SMALL_L2} has two readings; got '{text}': {value:g} pixel levels are "
+            f"{value / LEVELS:.4f}, and {value:g} as a share of 1 is {share:g} levels: write {value:g}/255 or "
+            f"{share:g}/255"
         )
-    return float(whole)
+    if norm == "linf" and value != int(value):
+        meant = max(1, round(value * LEVELS if value < 1 and found[2] is None else value))
+        raise ConfigError(
+            f"epsilon must be a whole number of pixel levels; got '{text}': {value:g} levels are not whole, and "
+            f"{value:g} is {value * LEVELS:.1f} levels as a share of 1: write {meant} or {meant}/255"
+        )
+    if norm == "linf":
+        check_levels("epsilon", value, norm)
+    return value
+
+
+def describe_eps(eps: float) -> str:
+    """An epsilon in both units: `eps 8 levels = 0.0314`."""
+    return f"eps {eps:g} levels = {eps / LEVELS:.4f}"
 
 
 def to_levels(x: Tensor) -> Tensor:

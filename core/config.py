@@ -70,7 +70,11 @@ def _parse_dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> An
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in data:
             problems.append(f"{where}: key '{name}' is required")
-    values = {key: _convert(hints[key], data[key], f"{where}.{key}", problems) for key in data if key in known}
+    values = {
+        key: _convert(hints[key], _levels(key, value), f"{where}.{key}", problems)
+        for key, value in data.items()
+        if key in known
+    }
     if len(problems) > before:
         return None
     try:
@@ -78,6 +82,13 @@ def _parse_dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> An
     except ConfigError as error:
         problems.append(f"{where}: {error}")
         return None
+
+
+def _levels(key: str, value: Any) -> Any:
+    """Eps and steps are in pixel levels, which people write as N/255 too."""
+    if key in ("eps", "step") and isinstance(value, str) and value.strip().endswith("/255"):
+        return value.strip().removesuffix("/255")
+    return value
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:

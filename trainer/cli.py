@@ -144,7 +144,7 @@ def teacher_import(
 @device_option
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
 @click.option("--limit", type=int, help="The first N rows only.")
-@click.option("--eps", default=8.0, show_default=True, help="Radius of PGD-20 in pixel levels.")
+@click.option("--eps", default="8", show_default=True, help="Radius of PGD-20 in pixel levels, 8 or 8/255.")
 def teacher_check(
     folder: Path,
     data: str,
@@ -154,17 +154,18 @@ def teacher_check(
     device: str,
     split: str,
     limit: int | None,
-    eps: float,
+    eps: str,
 ) -> None:
     """Measure clean and PGD-20 accuracy, parameters and speed, and note the accuracies in the card."""
+    from darht.attacks import parse_eps
     from darht.cache.builder.teachers import load_teacher
     from darht.cache.sources.load import load_source
     from darht.core.device import pick_device
 
-    where = pick_device(device)
+    where, radius = pick_device(device), parse_eps(eps)
     model, _ = load_teacher(folder, where)
     source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
-    _report_check(folder, model, source, eps=eps, device=where)
+    _report_check(folder, model, source, eps=radius, device=where)
 
 
 @teacher.command("transfer")
@@ -176,7 +177,7 @@ def teacher_check(
 @click.option("--count", default=1000, show_default=True, help="Images for each pair, of each class equally many.")
 @click.option("--attack", "kinds", multiple=True, default=("apgd",), show_default=True, help="Several: the worst case.")
 @click.option("--eps", default="8", show_default=True, help="Radius in pixel levels; 8/255 is read as well.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--out", type=FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
 def teacher_transfer(
     folders: tuple[Path, ...],
@@ -214,8 +215,10 @@ def teacher_transfer(
 
 
 def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:
+    from darht.attacks.threat import describe_eps
     from darht.trainer.teacher.check import check_teacher
 
+    click.echo(describe_eps(eps))
     result = check_teacher(folder, model, source, eps=eps, device=device)
     click.echo(
         f"{folder}: clean {result.clean.accuracy:.1f} %, PGD-20 at {eps:g}/255 {result.robust.accuracy:.1f} % "

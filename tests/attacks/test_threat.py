@@ -1,7 +1,5 @@
 """Epsilon, the grid of whole levels, and what is stored."""
 
-import warnings
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +8,7 @@ from tiny import Tiny, images, labelled, rng
 
 from darht.attacks import ATTACKS, Engine, Threat, parse_eps
 from darht.attacks.encoding import decode, encode
+from darht.attacks.threat import describe_eps
 from darht.cache.admin.verify import delta_faults
 from darht.cache.format.spec import AttackSpec
 from darht.core.config import canonical_json, parse, to_plain
@@ -18,25 +17,59 @@ from darht.core.errors import ConfigError
 BUDGETS = {"steps": 3, "queries": 8, "targets": 2, "searches": 2}
 
 
-@pytest.mark.parametrize(("text", "levels"), [("8", 8), ("8/255", 8), (" 4 ", 4), ("16/255", 16), ("0.5/255", None)])
-def test_epsilon_on_the_command_line(text, levels):
-    if levels is None:
-        with pytest.raises(ConfigError):
-            parse_eps(text)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert parse_eps(text) == levels
+@pytest.mark.parametrize(
+    ("text", "norm", "levels"),
+    [
+        ("8", "linf", 8), ("8/255", "linf", 8), (" 4 ", "linf", 4), ("16/255", "linf", 16), ("8.0", "linf", 8),
+        ("1", "linf", 1), ("1/255", "linf", 1), ("255", "linf", 255), ("16", "l2", 16), ("128/255", "l2", 128),
+        ("127.5", "l2", 127.5), ("1/255", "l2", 1), ("127.5/255", "l2", 127.5), ("0.5/255", "l2", 0.5),
+    ],
+)  # fmt: skip
+def test_epsilon_on_the_command_line(text, norm, levels):
+    assert parse_eps(text, norm) == levels
 
 
-def test_a_decimal_epsilon_is_read_with_a_warning():
-    with pytest.warns(UserWarning, match=r"7\.905 pixel levels; read as 8/255"):
-        assert parse_eps(".031") == 8.0
-    with pytest.warns(UserWarning, match="read as 8/255"):
-        assert parse_eps("0.0314") == 8.0
-    for text in ("0.03", "eight", "0", "-1", "1/0", "0.001", ""):
+@pytest.mark.parametrize(
+    ("text", "norm", "message"),
+    [
+        ("0.031", "linf", r"0.031 levels are not whole, and 0.031 is 7.9 levels as a share of 1: write 8 or 8/255"),
+        (".031", "linf", r"got '.031': .* is 7.9 levels as a share of 1: write 8 or 8/255"),
+        ("0.0314", "linf", "write 8 or 8/255"),
+        ("0.05", "linf", "is 12.8 levels as a share of 1: write 13 or 13/255"),
+        ("0.001", "linf", "is 0.3 levels as a share of 1: write 1 or 1/255"),
+        ("3.5", "linf", "3.5 levels are not whole, and 3.5 is 892.5 levels as a share of 1: write 4 or 4/255"),
+        ("0.5/255", "linf", "epsilon must be a whole number of pixel levels"),
+        ("256", "linf", "epsilon is in pixel levels of 255; got 256"),
+        ("1.0", "l2", r"1 pixel levels are 0.0039, and 1 as a share of 1 is 255 levels: write 1/255 or 255/255"),
+        ("0.5", "l2", r"0.5 as a share of 1 is 127.5 levels: write 0.5/255 or 127.5/255"),
+        ("15.9", "l2", "an L2 epsilon below 16 has two readings"),
+        *((text, norm, "epsilon reads 8 or 8/255, in pixel levels above 0") for norm in ("linf", "l2") for text in (
+            "eight", "0", "0/255", "-1", "1/0", "", "1/32", "8/", "nan", "inf", "1e3", "8/255/2", "9" * 500, "x" * 9999
+        )),
+    ],
+)  # fmt: skip
+def test_an_epsilon_with_two_readings_or_none_is_one_line(text, norm, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_eps(text, norm)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@given(st.integers(1, 255))
+def test_both_ways_to_write_an_epsilon_are_the_same(levels):
+    assert parse_eps(str(levels)) == parse_eps(f"{levels}/255") == parse_eps(f"{levels}/255", "l2") == levels
+
+
+def test_an_epsilon_in_both_units():
+    assert describe_eps(8.0) == "eps 8 levels = 0.0314" and describe_eps(127.5) == "eps 127.5 levels = 0.5000"
+
+
+@pytest.mark.parametrize("kind", ["pgd", "mim"])
+def test_files_may_write_levels_as_a_share_of_255(kind):
+    found = parse(ATTACKS[kind], {"eps": "8/255", "step": " 2/255 "}, kind)
+    assert (found.eps, found.step) == (8, 2) and to_plain(found)["eps"] == 8.0
+    for wrong in ("8/256", "0.031", "x/255", "0.5/255"):
         with pytest.raises(ConfigError):
-            parse_eps(text)
+            parse(ATTACKS[kind], {"eps": wrong}, kind)
 
 
 def test_a_spec_still_refuses_a_fraction():

@@ -270,8 +270,10 @@ def test_a_mistake_in_a_recipe_file(tiny_cache, tmp_path):
 
 def test_epsilon_of_a_check(tiny_teachers, tmp_path):
     folder = shutil.copytree(tiny_teachers["cnn"], tmp_path / "cnn")
-    arguments = ("check", folder, "--data", "digits", "--limit", 40, "--device", "cpu", "--eps", 0.03)
-    assert "write eps: 8" in fail(teacher, *arguments)
+    arguments = ("check", folder, "--data", "digits", "--limit", 40, "--device", "cpu", "--eps")
+    assert "0.03 is 7.6 levels as a share of 1: write 8 or 8/255" in fail(teacher, *arguments, 0.03)
+    assert succeed(teacher, *arguments, "4/255").stdout.startswith("eps 4 levels = 0.0157\n")
+    assert read_card(folder).accuracy["digits test"]["eps"] == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -219,3 +219,11 @@ def test_a_batch_is_no_larger_than_what_is_trained_on():
     OptimConfig(batch_size=40).check_rows(40)
     with pytest.raises(ConfigError, match=r"got 41 for 40 rows: set optim.batch_size to 40 or less"):
         OptimConfig(batch_size=41).check_rows(40)
+
+
+def test_a_recipe_and_its_assignments_may_write_a_share_of_255(tmp_path):
+    (tmp_path / "r.yaml").write_text("inner: {eps: 4/255, step: 1/255}\n")
+    assert load_recipe(tmp_path / "r.yaml", ()).inner.pgd() == InnerConfig(eps=4, step=1).pgd()
+    assert load_recipe(tmp_path / "r.yaml", ("inner.eps=16/255",)).inner.eps == 16
+    with pytest.raises(ConfigError, match=r"recipe.optim.lr must be a finite number; got '8/255'"):
+        load_recipe(None, ("optim.lr=8/255",))

@@ -58,7 +58,7 @@ def _attack_options(function: Any) -> Any:
         click.option("--corruptions", is_flag=True, help="Measure the 15 corruptions in any tier."),
         click.option("--reference", is_flag=True, help="Run the authors' AutoAttack (pyautoattack) instead of ours."),
         click.option("--norm", default="linf", show_default=True, type=click.Choice(["linf", "l2"])),
-        click.option("--eps", help="Radius, 8 or 8/255; default: what the model was trained for, or 8."),
+        click.option("--eps", help="Radius in pixel levels, 8 or 8/255; default: what it was trained for, or 8."),
         click.option("--tier", default="quick", show_default=True,
                      type=click.Choice(["quick", "standard", "full"]), help=(
             "quick: FGSM, PGD-20, transfer, masking checks on 1,000 images. standard: and AutoAttack, on all "
@@ -86,6 +86,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
     MODEL is a run, a student's or teacher's folder, a file of weights with --arch, timm:NAME, torchvision:NAME, or
     python:module:callable that returns a model.
     """
+    from darht.attacks.threat import describe_eps
     from darht.core.device import pick_device
     from darht.trainer.evaluation.run import evaluate as run
 
@@ -105,6 +106,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
                 progress.update(tasks[name], completed=done, note=f"images, {alive} alive")
 
             report = run(model, config, out=out, device=where, on_batch=on_batch)
+        click.echo(describe_eps(report.record["threat"]["eps"]))
         _print(report)
 
 
@@ -126,7 +128,7 @@ def _config(which: str, options: dict[str, Any]) -> Any:
         tier=tier,
         which=which,
         **{name: options[name] for name in ("data", "root", "image_size", "download", "limit", "norm", "seed")},
-        eps=None if options["eps"] is None else parse_eps(options["eps"]),
+        eps=None if options["eps"] is None else parse_eps(options["eps"], options["norm"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
         model=ModelOptions(options["arch"], json_mapping(options["kwargs"], "--kwargs"), _preprocessing(options)),

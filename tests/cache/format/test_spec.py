@@ -306,3 +306,11 @@ def test_shards_are_as_many_as_can_be_looked_at(tiny_cache: Path):
     with pytest.raises(ConfigError, match="an array may have 100,000 shards; 100001 rows in shards of 1 are 100001"):
         dataclasses.replace(spec, data=data, store=StoreSpec(1, 1))
     assert dataclasses.replace(spec, data=data, store=StoreSpec(2, 1)).data.rows == 100_001
+
+
+def test_a_cache_s_yaml_may_write_a_share_of_255(variant):
+    def shares(config):
+        config["attacks"] = {"a": {**ATTACK, "eps": "8/255", "step": "2/255"}}
+
+    config = load_config(variant(shares))
+    assert attack_spec("a", config.attacks["a"], ("cnn",)).parameters["eps"] == 8.0

@@ -58,6 +58,8 @@ def test_a_run(runs):
     for part in ("clean", "fgsm", "pgd-20", "transfer:cnn", "transfer:vit", "worst case", "noise is weaker"):
         assert part in result.stdout
     assert "inner: pgd, 1 steps on the student" in result.stdout
+    eps = json.loads((runs / "pgd" / "eval.json").read_text())["threat"]["eps"]
+    assert result.stdout.splitlines()[0] == f"eps {eps:g} levels = {eps / 255:.4f}"
     assert f"written to {runs / 'pgd' / 'eval.json'}, .md, .npz and {runs / 'pgd' / 'report.html'}" in result.stdout
     assert "alive" in result.stderr
 
@@ -137,7 +139,9 @@ def test_two_runs_are_compared(runs, tmp_path, monkeypatch):
         (("{weights}", "--arch", "resnet18", "--data", "digits", "--std", "a,b,c"), "numbers with commas"),
         (("{run}", "--teacher", "cnn"), "--teacher reads NAME=FOLDER"),
         (("{run}", "--eps", ".05"), "whole number of pixel levels"),
-        (("{run}", "--eps", "eight"), "epsilon reads 8, 8/255 or .031"),
+        (("{run}", "--eps", ".031"), "is 7.9 levels as a share of 1: write 8 or 8/255"),
+        (("{run}", "--eps", "eight"), "epsilon reads 8 or 8/255"),
+        (("{run}", "--norm", "l2", "--eps", "1.0"), "an L2 epsilon below 16 has two readings"),
         (("{run}", "--norm", "l2"), "an L2 radius has no default"),
         (("{run}", "--reference"), "add --tier standard"),
         (("{run}", "--tier", "full", "--shares", "0.1,0.1"), "shares of the training data must differ"),
@@ -158,7 +162,7 @@ def test_two_runs_are_compared(runs, tmp_path, monkeypatch):
         (("python:frauds:greys", "--data", "digits"), "python:frauds:greys cannot be built"),
         (("python:frauds:no_network", "--data", "digits"), "must return a torch.nn.Module; it returned Source"),
         (("python:frauds:answers_in_words", "--data", "digits"), "must return logits [B, C]; it returned dict"),
-        (("{run}", "--eps", "0"), "epsilon must be a whole number of pixel levels"),
+        (("{run}", "--eps", "0"), "epsilon reads 8 or 8/255, in pixel levels above 0"),
         (("python:frauds", "--data", "digits"), "python:package.module:callable"),
         (("timm:no_such_net", "--data", "digits"), "cannot be had with its published weights"),
         (("compare", "{run}"), "at least two evaluations"),
