@@ -215,7 +215,7 @@ def test_live_teachers_and_what_is_noted(tiny_cache, tiny_teachers, tmp_path):
     result = succeed(train, *arguments, "--out", tmp_path / "run", "--teacher", f"cnn={tiny_teachers['cnn']}")
     assert "GiB of 8 GiB, resident in memory" in result.stderr
     said = fail(train, *arguments, "--out", tmp_path / "other", "--teacher", f"cnn={tiny_teachers['vit']}")
-    assert "teacher 'cnn' of the cache has" in said
+    assert "is not teacher 'cnn' of the cache: arch" in said and "give --teacher cnn=FOLDER" in said
     for words in (("cnn",), ("=x",), ("cnn=",), ("cnn=a", "cnn=b")):
         given = [word for item in words for word in ("--teacher", item)]
         said = fail(train, *arguments, "--out", tmp_path / "other", *given)

@@ -421,7 +421,7 @@ def test_what_a_cache_does_not_have_is_said(cache, fine_cache, monkeypatch):
     bare.manifest = dataclasses.replace(bare.manifest, holdout=())
     with pytest.raises(ConfigError, match="has no holdout rows: choose others of training, holdout, all"):
         CacheDataset(bare, rows="holdout")
-    monkeypatch.setattr(AttackSpec, "unit", property(lambda self: 0.25))
+    monkeypatch.setattr(AttackSpec, "scale", property(lambda self: 0.25))
     with pytest.raises(ConfigError, match="pgd-vit moves pixels by parts of a level: ask for pixels='float'"):
         CacheDataset(cache, adversarial="all")
     CacheDataset(cache, adversarial="all", pixels="float")

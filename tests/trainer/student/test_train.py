@@ -115,7 +115,8 @@ def test_two_runs_give_the_same_bits(name, cache, whole, tmp_path):
 def test_an_interrupted_run_goes_on_to_the_same_bits(name, hook, cache, whole, tmp_path):
     config = RUNS[name]
     with pytest.raises(Stopped):
-        train(config, cache, tmp_path, device=CPU, **{key: stop_after(count) for key, count in hook.items()})
+        told = Callbacks(**{key: stop_after(count) for key, count in hook.items()})
+        train(config, cache, tmp_path, device=CPU, callbacks=told)
     progress = train(config, cache, tmp_path, device=CPU, resume=True)
     assert progress.epoch == config.optim.epochs
     assert_same_bits(tmp_path, whole(name, config))
