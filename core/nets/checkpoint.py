@@ -109,7 +109,7 @@ def count_classes(checkpoint: Checkpoint, head: str) -> int | None:
     rows = {
         len(tensor)
         for tensors in checkpoint.sets.values()
-        for key, tensor in tensors.items()
+        for key, tensor in (_unwrapped(tensors) or tensors).items()
         if tensor.ndim and (key == name or key.endswith(f".{name}"))
     }
     return rows.pop() if len(rows) == 1 else None
