@@ -105,13 +105,12 @@ def _tensor(value: Any) -> Tensor:
 
 def count_classes(checkpoint: Checkpoint, head: str) -> int | None:
     """Outputs of the classifier layer `head` in a file, or None where the file does not tell one number."""
-    name = f"{head}.weight"
-    rows = {
-        len(tensor)
-        for tensors in checkpoint.sets.values()
-        for key, tensor in (_unwrapped(tensors) or tensors).items()
-        if tensor.ndim and (key == name or key.endswith(f".{name}"))
-    }
+    name, rows = f"{head}.weight", set()
+    for tensors in checkpoint.sets.values():
+        state = _unwrapped(tensors) or tensors
+        keys = [key for key in state if state[key].ndim and (key == name or key.endswith(f".{name}"))]
+        if keys:
+            rows.add(len(state[min(keys, key=len)]))  # a longer one is a layer inside of a block
     return rows.pop() if len(rows) == 1 else None
 
 

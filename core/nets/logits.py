@@ -17,8 +17,9 @@ class LogitsOf(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw logits `[B, C]`."""
-        answer = self.net(x)
-        logits: Tensor = answer[self.key] if isinstance(answer, tuple | list | Mapping) else getattr(answer, self.key)
+        answer: Any = self.net(x)
+        is_field = not isinstance(answer, tuple | list | Mapping)
+        logits: Tensor = getattr(answer, str(self.key)) if is_field else answer[self.key]
         return logits
 
 

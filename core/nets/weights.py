@@ -79,11 +79,11 @@ def _load_torch(path: Path) -> Any:
 
 def _harmless() -> list[Any]:
     """What stands beside weights in many files and only holds values: numpy's arrays and numbers, parsed arguments."""
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    made_by = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
     functions = [
-        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
+        for name, function in made_by.items()
     ]
     types = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
     return [*functions, np.ndarray, np.dtype, *types, argparse.Namespace, _codecs.encode]

@@ -14,6 +14,7 @@ from torch import nn
 
 from darht.cache.builder.teachers import import_teacher, load_teacher
 from darht.core.errors import ModelError
+from darht.core.nets.checkpoint import count_classes, read_checkpoint
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.5, 0.25, 0.125]), torch.tensor([0.25, 0.5, 0.125])
@@ -343,3 +344,10 @@ def test_numpy_arrays_that_an_old_numpy_wrote(nets, tmp_path):
     path.write_bytes(content.replace(b"numpy._core.", b"numpy.core."))
     teacher, _ = take(path, nets, tmp_path / "t")
     assert torch.equal(teacher(images()), net(images()))
+
+
+def test_the_class_count_is_that_of_the_last_layer(tmp_path):
+    state = {"module.block.se.fc.weight": torch.zeros(16, 4), "module.fc.weight": torch.zeros(7, 4)}
+    torch.save({"net": state, "epoch": 1}, tmp_path / "w.pt")
+    checkpoint = read_checkpoint(tmp_path / "w.pt")
+    assert count_classes(checkpoint, "fc") == 7 and count_classes(checkpoint, "head") is None
