@@ -113,28 +113,42 @@ def teacher_train(
 
 
 @teacher.command("import")
-@click.argument("weights", type=FOLDER)
+@click.argument("weights", type=FOLDER, required=False)
 @click.option(
     "--arch", required=True, help="The architecture that the weights belong to; python:module:callable works."
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
-@click.option("--classes", default=10, show_default=True, type=click.IntRange(min=2), help="C, the class count.")
-@click.option("--mean", default="0,0,0", show_default=True, help="Per channel, of pixels in [0, 1].")
-@click.option("--std", default="1,1,1", show_default=True, help="Per channel, of pixels in [0, 1].")
+@click.option("--classes", type=click.IntRange(min=2), help="C, the class count; the default is what the file says.")
+@click.option("--mean", help="Per channel, of pixels in [0, 1]; the default is the file's own, or none.")
+@click.option("--std", help="Per channel, of pixels in [0, 1]; the default is the file's own, or none.")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants.")
+@click.option(
+    "--weights", "which", type=click.Choice(["raw", "ema"]), help="Which, in a file with raw and averaged weights."
+)
 @click.option("--out", type=FOLDER, required=True, help="The teacher's folder.")
 def teacher_import(
-    weights: Path, arch: str, kwargs: str, classes: int, mean: str, std: str, resize: int | None, out: Path
+    weights: Path | None,
+    arch: str,
+    kwargs: str,
+    classes: int | None,
+    mean: str | None,
+    std: str | None,
+    resize: int | None,
+    which: Any,
+    out: Path,
 ) -> None:
-    """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors)."""
+    """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors), or from a python: callable alone."""
     from darht.cache.builder.teachers import import_teacher
-    from darht.core.preprocessing import Preprocessing
     from darht.trainer.teacher.train import check_free
 
     check_free(out)
-    preprocessing = Preprocessing(resize, numbers(mean, "--mean", three=True), numbers(std, "--std", three=True))
-    options = json_mapping(kwargs, "--kwargs")
-    card = import_teacher(weights, out, arch=arch, num_classes=classes, kwargs=options, preprocessing=preprocessing)
+    said: dict[str, Any] = {} if resize is None else {"resize": resize}
+    for key, text in (("mean", mean), ("std", std)):
+        said |= {} if text is None else {key: numbers(text, f"--{key}", three=True)}
+    if arch.startswith("python:"):
+        sys.path.append(str(Path.cwd()))  # last: a file of the current folder hides no installed module
+    network: dict[str, Any] = {"arch": arch, "num_classes": classes, "kwargs": json_mapping(kwargs, "--kwargs")}
+    card = import_teacher(weights, out, **network, preprocessing=said, which=which, on_note=click.echo)
     click.echo(f"{out}: {card.arch}, {card.num_classes} classes, weights {card.weights_sha256[:12]}")
 
 

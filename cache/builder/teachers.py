@@ -5,6 +5,7 @@ A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (t
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,35 @@ from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError, ModelError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.nets import build
+from darht.core.nets.build import accepts_num_classes
+from darht.core.nets.checkpoint import (
+    Checkpoint,
+    Found,
+    Which,
+    check_said,
+    count_classes,
+    fit_checkpoint,
+    read_checkpoint,
+)
 from darht.core.nets.classifier import Classifier
-from darht.core.nets.weights import _load_safetensors, fit_state, read_state
+from darht.core.nets.head import find_head
+from darht.core.nets.logits import find_logits, wrap_logits
+from darht.core.nets.weights import _load_safetensors, fit_state
 from darht.core.preprocessing import Preprocessing
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
+_SIZES = (
+    32,
+    224,
+    64,
+    28,
+    8,
+    16,
+    96,
+    128,
+    256,
+    384,
+)  # side in pixels that an imported network is asked about, one after the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +76,11 @@ class Card:
 
 
 def save_teacher(folder: Path, net: nn.Module, card: Card) -> Card:
-    """Write weights and card, each atomically, the card last; returns the card with the weights' sha256 filled in."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    """Write weights and card, each atomically, the card last; returns the card with the weights' sha256 filled in.
+
+    Layers that share their weights are written under each of their names.
+    """
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
     write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
     card = dataclasses.replace(card, weights_sha256=sha256_file(folder / WEIGHTS))
     write_card(folder, card)
@@ -101,28 +129,93 @@ def load_teacher(folder: Path, device: torch.device) -> tuple[Classifier, Card]:
         raise ModelError(f"{path} has sha256 {found[:12]}, its card says {card.weights_sha256[:12]}: not these weights")
     net = build(card.arch, card.num_classes, card.kwargs)
     fit_state(net, _load_safetensors(path), str(path))
+    net = wrap_logits(net, card.training.get("logits"))
     teacher = Classifier(net, card.preprocessing).to(device).eval()
     return teacher.requires_grad_(False), card
 
 
 def import_teacher(
-    weights: Path, folder: Path, *, arch: str, num_classes: int, kwargs: dict[str, Any], preprocessing: Preprocessing
+    weights: Path | None,
+    folder: Path,
+    *,
+    arch: str,
+    num_classes: int | None = None,
+    kwargs: dict[str, Any],
+    preprocessing: Preprocessing | Mapping[str, Any],
+    which: Which | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Card:
     """Make a teacher folder from foreign weights.
 
+    Args:
+        weights: their file; None for a `python:` callable that makes a network with its weights.
+        folder: of the teacher.
+        arch: as `build` takes it.
+        num_classes: C; None for what the last layer in the file, or the network, says.
+        kwargs: of the architecture.
+        preprocessing: those of resize, mean and std that were said; the file's own, or none, stand for the others.
+        which: raw or averaged (ema) weights of a file that has both.
+        on_note: gets a line for each thing that was found and used, or left out.
+
     Raises:
-        ModelError: the file cannot be read, or does not fit the architecture.
+        ModelError: the file cannot be read, does not fit the architecture or what was said, or the network gives no
+            logits.
     """
-    net = build(arch, num_classes, kwargs)
-    Classifier(net, preprocessing)  # refuses a mean or std that could not be loaded again
-    fit_state(net, read_state(weights, net.state_dict()), str(weights))
-    origin = {"algorithm": "imported", "file": weights.name, "file_sha256": sha256_file(weights)}
-    card = Card(
-        arch=arch,
-        kwargs=kwargs,
-        num_classes=num_classes,
-        preprocessing=preprocessing,
-        training=origin,
-        weights_sha256="",
-    )
+    if weights is None and not arch.startswith("python:"):
+        raise ModelError(f"{arch} has no weights of its own: give their file; only python:module:callable needs none")
+    checkpoint = None if weights is None else read_checkpoint(weights)
+    said = dict(preprocessing) if isinstance(preprocessing, Mapping) else vars(preprocessing)
+    check_said(said, None, weights)
+    classes = _count(checkpoint, arch, num_classes, kwargs)
+    net = build(arch, classes, kwargs)
+    found = Found(None, ()) if checkpoint is None else fit_checkpoint(net, checkpoint, which)
+    chosen = Preprocessing(**check_said(said, found.normalisation, weights))
+    key = _find_logits(net, chosen, classes, arch)
+    for note in found.notes:
+        on_note(note)
+    origin: dict[str, Any] = {"algorithm": "imported"}
+    if weights is not None:
+        origin |= {"file": weights.name, "file_sha256": sha256_file(weights)}
+    if key is not None:
+        origin["logits"] = key
+        on_note(f"the network's answer holds its logits under {key!r}; the card says so")
+    card = Card(arch=arch, kwargs=kwargs, num_classes=classes, preprocessing=chosen, training=origin, weights_sha256="")
     return save_teacher(folder, net, card)
+
+
+def _count(checkpoint: Checkpoint | None, arch: str, said: int | None, kwargs: dict[str, Any]) -> int:
+    """C, from the classifier in the file or network where it tells, and from what was said."""
+    free, probe = accepts_num_classes(arch), 7  # any count: only names and, where C is not free, sizes are read
+    if checkpoint is None and free:
+        if said is None:
+            raise ModelError(f"{arch} takes any class count: say it with --classes")
+        return said
+    net = build(arch, probe, kwargs)
+    head = find_head(net, probe if free else None)
+    told = None
+    if head is not None:
+        name, outputs = head
+        told = count_classes(checkpoint, name) if checkpoint is not None else outputs
+    if said is not None and told is not None and said != told:
+        where = arch if checkpoint is None else checkpoint.path
+        raise ModelError(f"{where} has {told} classes (the outputs of its last layer), --classes says {said}")
+    return said or told or 10  # a wrong count is refused by the weights' shapes or the forward pass
+
+
+def _find_logits(net: nn.Module, preprocessing: Preprocessing, classes: int, arch: str) -> int | str | None:
+    """One forward pass: where the logits lie. Without `resize`, the first usual size that the network takes."""
+    model, training, reason = Classifier(net, preprocessing), net.training, ""
+    sizes = _SIZES if preprocessing.resize is None else (preprocessing.resize,)
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                answer = model.eval()(torch.full((2, 3, size, size), 0.5))
+        except Exception as error:  # timm asserts, torch and user code refuse sizes in their own ways
+            reason = reason or " ".join(f"{type(error).__name__}: {error}".split())
+            continue
+        finally:
+            model.train(training)
+        return find_logits(answer, 2, classes, arch)
+    raise ModelError(
+        f"{arch} takes no images of {', '.join(map(str, sizes))} pixels ({reason}): give --resize, or change its kwargs"
+    )

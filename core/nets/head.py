@@ -42,6 +42,12 @@ def head_name(model: nn.Module, num_classes: int) -> str:
     return name
 
 
+def find_head(model: nn.Module, num_classes: int | None) -> tuple[str, int] | None:
+    """Name and outputs of the classifier layer with `num_classes` outputs (any number if None); None without one."""
+    name = _find(model, num_classes)
+    return None if name is None else (name, _sizes(model.get_submodule(name))[1])
+
+
 def backbone(arch: str, kwargs: Mapping[str, Any] | None = None) -> Backbone:
     """Build `arch` with its classifier replaced by the identity.
 

@@ -1,10 +1,14 @@
 """Read foreign weights without running anything in them, and fit them to a network."""
 
+import _codecs
+import argparse
+import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -32,6 +36,15 @@ def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
     Raises:
         ModelError: a missing file, a web page saved under the name of weights, or something else than tensors.
     """
+    return _strip_prefixes(_open_containers(load_file(path), path), own)
+
+
+def load_file(path: Path) -> Any:
+    """What a file of weights holds, read without executing anything in it.
+
+    Raises:
+        ModelError: a missing file, a web page saved under the name of weights, a damaged file, or one that needs code.
+    """
     if not path.is_file():
         raise ModelError(f"{path} is missing: give a .pt, .pth, .th or .safetensors file of weights")
     with path.open("rb") as file:
@@ -40,8 +53,7 @@ def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
         raise ModelError(
             f"{path} is a web page, not weights: the download link gave an HTML page; fetch the file again"
         )
-    loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
-    return _strip_prefixes(_open_containers(loaded, path), own)
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -53,14 +65,28 @@ def _load_safetensors(path: Path) -> Any:
 
 def _load_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # of an unusual pickle protocol: the file then loads or fails
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = first_sentence(error) if refused is None else f"it needs {refused[1]}, which is code and is not run"
         raise ModelError(
-            f"{path} does not load as plain weights (weights_only=True): {first_sentence(error)}; save "
-            "model.state_dict() alone"
+            f"{path} does not load as plain weights (weights_only=True): {reason}; save model.state_dict() alone, with "
+            'torch.save(model.state_dict(), "weights.pt") where the model was made'
         ) from error
+
+
+def _harmless() -> list[Any]:
+    """What stands beside weights in many files and only holds values: numpy's arrays and numbers, parsed arguments."""
+    made_by = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    functions = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name, function in made_by.items()
+    ]
+    types = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+    return [*functions, np.ndarray, np.dtype, *types, argparse.Namespace, _codecs.encode]
 
 
 def _open_containers(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -86,6 +112,13 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     Raises:
         ModelError: lists missing, unexpected and differently shaped entries.
     """
+    if text := misfit(net, state):
+        raise ModelError(f"{where} does not fit the architecture: {text}")
+    net.load_state_dict(dict(state), strict=True)
+
+
+def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Missing, unexpected and differently shaped entries of a state dict, as words; empty where it fits exactly."""
     own = net.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
@@ -94,12 +127,10 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if missing or unexpected or shapes:
-        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-        text = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in parts if names)
-        raise ModelError(f"{where} does not fit the architecture: {text}")
-    net.load_state_dict(dict(state), strict=True)
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in parts if names)
 
 
-def _listed(names: list[str], limit: int = 8) -> str:
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """The first names with commas between them, and how many more there are."""
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

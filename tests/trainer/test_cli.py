@@ -333,6 +333,31 @@ def test_a_mistake_in_teacher_import(options, part, tmp_path):
     assert part in fail(teacher, *arguments, *kwargs, *options)
 
 
+def test_teacher_import_takes_what_the_file_says(tmp_path):
+    net = build("resnet18", 12, json.loads(SMALL))
+    inside = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}
+    torch.save({"model": net.state_dict() | inside, "ema": net.state_dict()}, tmp_path / "w.pt")
+    words = ("import", tmp_path / "w.pt", "--arch", "resnet18", "--kwargs", SMALL)
+    said = succeed(teacher, *words, "--out", tmp_path / "new").stdout
+    assert "the file's own normalisation is used, mean 0.5,0.5,0.5 and std 0.25,0.25,0.25 (mean)" in said
+    assert "--weights ema takes them" in said and "resnet18, 12 classes" in said
+    succeed(teacher, *words, "--weights", "ema", "--out", tmp_path / "ema")
+    assert "write --mean 0.490196,0.482353,0.443137" in fail(
+        teacher, *words, "--mean", "125,123,113", "--out", tmp_path / "no"
+    )
+
+
+def test_teacher_import_finds_python_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "nets_typed_here.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    said = succeed(teacher, "import", "--arch", "python:nets_typed_here:make", "--out", tmp_path / "new").stdout
+    assert "4 classes" in said
+
+
 def test_a_teacher_that_does_not_take_the_images(tiny_teachers, tmp_path):
     arguments = ("train", "--data", "digits", "--arch", "timm:vit_tiny_patch16_224", "--device", "cpu")
     options = ("--limit", 60, *assigned("optim.batch_size=60"), "--out", tmp_path / "new")

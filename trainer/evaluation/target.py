@@ -18,8 +18,8 @@ from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
+from darht.core.nets.checkpoint import check_said, fit_checkpoint, read_checkpoint
 from darht.core.nets.classifier import Classifier
-from darht.core.nets.weights import fit_state, read_state
 from darht.core.preprocessing import Preprocessing
 from darht.core.tensors import first_sentence, hash_weights
 from darht.trainer.evaluation.zoo import pretrained
@@ -202,8 +202,9 @@ def _teacher(folder: Path, device: torch.device) -> Target:
 def _weights(path: Path, options: ModelOptions, classes: int) -> Target:
     assert options.arch is not None
     net = build(options.arch, classes, options.kwargs)
-    fit_state(net, read_state(path, net.state_dict()), str(path))
-    name, chosen = f"{path.stem} ({options.arch})", options.over(Preprocessing())
+    found = fit_checkpoint(net, read_checkpoint(path))
+    said = check_said(options.preprocessing, found.normalisation, path)
+    name, chosen = f"{path.stem} ({options.arch})", replace(Preprocessing(), **said)
     return _foreign(name, "weights", net, chosen, classes, arch=options.arch)
 
 

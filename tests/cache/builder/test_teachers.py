@@ -219,12 +219,20 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, save):
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [([torch.zeros(1)], "list"), ({"epoch": 3}, "dict"), ({}, "dict"), (torch.zeros(2), "Tensor")],
+    [([torch.zeros(1)], "list"), ({}, "dict"), (torch.zeros(2), "Tensor")],
 )
 def test_a_file_of_something_else(tmp_path, value, kind):
     torch.save(value, tmp_path / "w.pt")
     assert failure(tmp_path / "w.pt", tmp_path / "t") == (
         f"{tmp_path}/w.pt holds {kind}, not a state_dict of tensors: save model.state_dict()"
+    )
+
+
+def test_a_file_without_tensors_is_told_by_its_entries(tmp_path):
+    torch.save({"epoch": 3, "args": {}}, tmp_path / "w.pt")
+    assert failure(tmp_path / "w.pt", tmp_path / "t") == (
+        f"{tmp_path}/w.pt holds dict, not a state_dict of tensors: save model.state_dict(); "
+        "its top-level entries are epoch, args"
     )
 
 

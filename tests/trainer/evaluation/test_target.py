@@ -83,6 +83,17 @@ def test_plain_weights_with_their_preprocessing(weights):
     assert frozen(target)
 
 
+def test_plain_weights_with_a_normalisation_inside(tmp_path):
+    net, path = build("resnet18", 10, SMALL), tmp_path / "net.pt"
+    torch.save({**net.state_dict(), "mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}, path)
+    target = load(str(path), ModelOptions("resnet18", SMALL), CPU, classes=10)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(target.model(x), net.eval()((x - 0.5) / 0.25))
+    assert target.about["preprocessing"]["std"] == [0.25, 0.25, 0.25]
+    with pytest.raises(ModelError, match="--mean 0,0,0 differs from"):
+        load(str(path), ModelOptions("resnet18", SMALL, {"mean": (0.0, 0.0, 0.0)}), CPU, classes=10)
+
+
 @pytest.mark.parametrize("options", [{"arch": "resnet18"}, {"kwargs": SMALL}, {"preprocessing": {"mean": (0, 0, 0)}}])
 def test_what_knows_its_network_is_not_told_another(runs, tiny_teachers, options):
     for kind, folder in (
