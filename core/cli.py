@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,3 +168,14 @@ class StateGroup(click.Group):
     """A click group whose subcommands report mistakes as `StateCommand` does."""
 
     command_class = StateCommand
+
+
+def resuming_command(ctx: click.Context, *words: str) -> str:
+    """The command that goes on with this: the same options, and --resume."""
+    again = list(words)
+    for parameter in ctx.command.params:
+        name, value = parameter.name or "", ctx.params.get(parameter.name or "")
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
+            values = value if isinstance(value, tuple) else (value,)
+            again += [word for item in values for word in (parameter.opts[0], *([] if item is True else [str(item)]))]
+    return shlex.join([*again, "--resume"])

@@ -1,6 +1,5 @@
 """The command lines that train: each command is one library call."""
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from darht.core.cli import (
     named_folders,
     numbers,
     progress_bar,
+    resuming_command,
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
@@ -107,7 +107,7 @@ def teacher_train(
         save_teacher(out, model.net, card)
         _report_check(out, model, test, eps=config.eps, device=where)
     except KeyboardInterrupt:
-        click.echo(f"stopped; go on with: {_again(ctx, 'darht-teacher', 'train')}", err=True)
+        click.echo(f"stopped; go on with: {resuming_command(ctx, 'darht-teacher', 'train')}", err=True)
         sys.exit(130)
     (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
 
@@ -311,7 +311,7 @@ def train_run(
             if monitor.finished is not None:
                 kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
             among = "" if world == 1 else f" {world} processes of"
-            click.echo(f"{kept}\ngo on with{among}: {_again(ctx, 'darht-train')}", err=True)
+            click.echo(f"{kept}\ngo on with{among}: {resuming_command(ctx, 'darht-train')}", err=True)
         else:
             time.sleep(_SPEAKS)
         leave(130)
@@ -321,17 +321,6 @@ def train_run(
         click.echo(f"{out}: {len(state.history)} epochs, {seconds:.1f} s of training; {best}")
     if world > 1:
         leave(0)
-
-
-def _again(ctx: click.Context, *words: str) -> str:
-    """The command that goes on with this: the same options, and --resume."""
-    again = list(words)
-    for parameter in ctx.command.params:
-        name, value = parameter.name or "", ctx.params.get(parameter.name or "")
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
-            values = value if isinstance(value, tuple) else (value,)
-            again += [word for item in values for word in (parameter.opts[0], *([] if item is True else [str(item)]))]
-    return shlex.join([*again, "--resume"])
 
 
 @train.command("export")
