@@ -54,7 +54,11 @@ RULES = [
         "black: write at most 7",
     ),
     (put("seed", value=-3), "spec.yaml: seed must be at least 0; got -3: write 3"),
-    (put("attacks", "a", value={**ATTACK, "kind": ["pgd"]}), "attack 'a': kind must be one of"),
+    (
+        put("attacks", "a", value={**ATTACK, "kind": ["pgd"]}),
+        "spec.yaml: attack 'a': kind must be one of pgd, fgsm, mim, apgd, apgd-t, fab-t, cw, cw-linf, "
+        "square; got ['pgd']",
+    ),
     (put("views", "count", value=10), "views.count must lie in 1..9 for padding 1; got 10"),
     (put("views", "kind", value="crop"), "spec.yaml.views.kind must be one of identity, crop-flip; got 'crop'"),
     (

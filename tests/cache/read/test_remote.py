@@ -189,7 +189,14 @@ def test_training_reads_from_a_url(network: FaultProxy, tiny_cache: Path, tmp_pa
     from darht.trainer.student.train import train
 
     url = upload(tiny_cache, "s3://bucket/trained")
-    sets = ("optim.epochs=1", "student.arch=resnet18", "inner.kind=cached", "inner.eps=32", "student.kwargs.width=4")
+    sets = (
+        "optim.epochs=1",
+        "optim.batch_size=64",
+        "student.arch=resnet18",
+        "inner.kind=cached",
+        "inner.eps=32",
+        "student.kwargs.width=4",
+    )
     config = load_recipe(None, sets)
     for where, out in ((url, "remote"), (tiny_cache, "local")):
         train(config, open_shards(where), tmp_path / out, device=CPU)
