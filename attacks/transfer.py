@@ -5,12 +5,14 @@ and not how good the target is. The diagonal is the white-box accuracy.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from darht.attacks.apgd import APGD
@@ -23,81 +25,98 @@ from darht.core.files import write_atomic
 from darht.core.rng import RowRng
 from darht.core.stats import wilson
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One pair.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransferMatrix:
+    """Accuracy of every target on what was made against every source, measured live or read from a cache.
+
+    A is the number of rows of the matrix (sets of examples), T that of its columns (models that are asked), C that of
+    classes. Where a row's source is the target, the entry is white-box accuracy.
 
     Attributes:
-        correct: images that the target still answers rightly under every attack.
-        count: images that both models answer rightly when clean.
+        attacks: what each row's examples were made with, A names.
+        sources: the model that each row's examples were made on, A names.
+        teachers: the models that are asked, T names.
+        clean: accuracy of each of them on the clean images in per cent, `[T]`.
+        counted_by_class: int `[A, T, C]`: images that source and target both answer rightly when clean.
+        right_by_class: int `[A, T, C]`: those of them that the target still answers rightly.
+        record: attacks, images, seed; empty where a cache says it.
     """
 
-    correct: int
-    count: int
+    attacks: tuple[str, ...]
+    sources: tuple[str, ...]
+    teachers: tuple[str, ...]
+    clean: Floats
+    counted_by_class: Ints
+    right_by_class: Ints
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def accuracy(self) -> float:
-        """The target's accuracy in per cent; NaN when no image was left."""
-        return 100 * self.correct / self.count if self.count else float("nan")
+    def counted(self) -> Ints:
+        """Images of each entry, int `[A, T]`."""
+        return np.asarray(self.counted_by_class.sum(2))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval in per cent."""
-        low, high = wilson(self.correct, self.count)
+    def right(self) -> Ints:
+        """Images of each entry that the target still answers rightly, int `[A, T]`."""
+        return np.asarray(self.right_by_class.sum(2))
+
+    @property
+    def accuracy(self) -> Floats:
+        """Per cent still right, `[A, T]`; NaN where no image counts."""
+        return _per_cent(self.right, self.counted)
+
+    @property
+    def accuracy_by_class(self) -> Floats:
+        """Per cent still right, `[A, T, C]`; NaN where no image counts."""
+        return _per_cent(self.right_by_class, self.counted_by_class)
+
+    def interval(self, row: int, teacher: int, label: int | None = None) -> tuple[float, float]:
+        """The 95 % Wilson interval of one entry in per cent, over all classes or for one."""
+        chosen = slice(None) if label is None else label
+        right, counted = self.right_by_class[row, teacher, chosen], self.counted_by_class[row, teacher, chosen]
+        low, high = wilson(int(right.sum()), int(counted.sum()))
         return 100 * low, 100 * high
 
-
-@dataclass(frozen=True, kw_only=True)
-class TransferMatrix:
-    """`cells[source][target]`: the target's accuracy on what was made against the source.
-
-    Attributes:
-        names: of the models, in order; rows are sources and columns targets.
-        cells: as many rows as names, each with as many cells.
-        record: attacks, images, seed.
-    """
-
-    names: tuple[str, ...]
-    cells: tuple[tuple[Cell, ...], ...]
-    record: dict[str, Any]
+    def text(self, row: int, teacher: int, label: int | None = None) -> str:
+        """One entry as text: per cent and its interval, or that no image counts."""
+        values = self.accuracy if label is None else self.accuracy_by_class[:, :, label]
+        low, high = self.interval(row, teacher, label)
+        return "no images" if np.isnan(values[row, teacher]) else f"{values[row, teacher]:.1f} [{low:.1f}, {high:.1f}]"
 
     def table(self) -> str:
         """Markdown: accuracy in per cent with its 95 % interval."""
-        head = ["| made on \\ asked of |", *(f" {name} |" for name in self.names)]
-        rule = ["|---|", *("---|" for _ in self.names)]
-        lines = ["".join(head), "".join(rule)]
-        for name, row in zip(self.names, self.cells, strict=True):
-            lines.append(f"| {name} |" + "".join(f" {_text(cell)} |" for cell in row))
+        head = ["| made on \\ asked of |", *(f" {name} |" for name in self.teachers)]
+        lines = ["".join(head), "".join(["|---|", *("---|" for _ in self.teachers)])]
+        for a, source in enumerate(self.sources):
+            lines.append(f"| {source} |" + "".join(f" {self.text(a, t)} |" for t in range(len(self.teachers))))
         return "\n".join(lines)
 
     def plain(self) -> dict[str, Any]:
         """The matrix as plain data."""
-        rows = [
-            [
-                {
-                    "correct": cell.correct,
-                    "count": cell.count,
-                    "accuracy": round(cell.accuracy, 4) if cell.count else None,
-                    "interval95": [round(end, 4) for end in cell.interval],
-                }
-                for cell in row
-            ]
-            for row in self.cells
-        ]
-        return {"names": list(self.names), "cells": rows, **self.record}
+        rows = [[self._entry(a, t) for t in range(len(self.teachers))] for a in range(len(self.sources))]
+        return {"names": list(self.teachers), "cells": rows, **self.record}
+
+    def _entry(self, row: int, teacher: int) -> dict[str, Any]:
+        correct, count = int(self.right[row, teacher]), int(self.counted[row, teacher])
+        accuracy = round(float(self.accuracy[row, teacher]), 4) if count else None
+        interval = [round(end, 4) for end in self.interval(row, teacher)]
+        return {"correct": correct, "count": count, "accuracy": accuracy, "interval95": interval}
 
     def save(self, folder: Path) -> list[Path]:
         """Write `transfer.md`, `transfer.json` and the heat map `transfer.png`; returns their paths."""
         paths = [folder / f"transfer.{ending}" for ending in ("md", "json", "png")]
         write_atomic(paths[0], (self.table() + "\n").encode())
         write_atomic(paths[1], (json.dumps(self.plain(), indent=2) + "\n").encode())
-        write_atomic(paths[2], self._picture())
+        write_atomic(paths[2], heat_map(self.accuracy.tolist(), self.sources, self.teachers))
         return paths
 
-    def _picture(self) -> bytes:
-        values = [[cell.accuracy for cell in row] for row in self.cells]
-        return heat_map(values, self.names, self.names)
+
+def _per_cent(right: Ints, counted: Ints) -> Floats:
+    return np.where(counted > 0, 100 * right / np.maximum(counted, 1), np.nan)
 
 
 def heat_map(values: Sequence[Sequence[float]], made_on: Sequence[str], asked_of: Sequence[str]) -> bytes:
@@ -124,11 +143,6 @@ def heat_map(values: Sequence[Sequence[float]], made_on: Sequence[str], asked_of
     return buffer.getvalue()
 
 
-def _text(cell: Cell) -> str:
-    low, high = cell.interval
-    return f"{cell.accuracy:.1f} [{low:.1f}, {high:.1f}]" if cell.count else "no images"
-
-
 def balanced_rows(y: Tensor, eligible: Tensor, count: int) -> Tensor:
     """Up to `count` eligible rows with equally many of each class, the first of each; int64 positions, sorted."""
     classes = y.unique().tolist()
@@ -147,7 +161,6 @@ def transfer_matrix(
     count: int = 1000,
     seed: int = 0,
     engine: Engine | None = None,
-    on_cell: Callable[[str, str, Cell], None] = lambda source, target, cell: None,
 ) -> TransferMatrix:
     """Attack every model and ask every other.
 
@@ -159,7 +172,6 @@ def transfer_matrix(
         count: how many images for a pair, of each class equally many; fewer where fewer are answered rightly.
         seed: of the attacks.
         engine: how the attacks run, by the rule `full`: an example that stops at its first success seldom transfers.
-        on_cell: told each cell when it is known.
 
     Raises:
         ConfigError: no models, no attacks, or an engine with the rule `first_hit`.
@@ -168,25 +180,36 @@ def transfer_matrix(
     if not models or not attacks or engine.rule != "full":
         raise ConfigError("a transfer matrix needs models, attacks, and an engine with the rule full")
     right = {name: forward_all([model], x, engine.slots).argmax(1) == y for name, model in models.items()}
-    cells = []
-    for source in models:
+    C = int(y.max()) + 1 if len(y) else 0
+    counted = np.zeros((len(models), len(models), C), dtype=np.int64)
+    held = np.zeros_like(counted)
+    for a, source in enumerate(models):
         chosen = {target: balanced_rows(y, right[source] & right[target], count) for target in models}
         used = torch.cat(list(chosen.values())).unique()
         generator = RowRng.create(seed, "transfer", source, rows=used)
         streams = [(attack, generator.fold(k)) for k, attack in enumerate(attacks)] if len(used) else []
         made = [engine.run(one, models[source], x[used], y[used], generator=g).x_adv for one, g in streams]
-        line = []
-        for target, model in models.items():
-            held = torch.isin(used, chosen[target])
-            line.append(_ask(model, [x_adv[held] for x_adv in made], y[used][held], engine.slots))
-            on_cell(source, target, line[-1])
-        cells.append(tuple(line))
+        for t, (target, model) in enumerate(models.items()):
+            asked = torch.isin(used, chosen[target])
+            labels = y[used][asked]
+            alive = _withstood(model, [x_adv[asked] for x_adv in made], labels, engine.slots)
+            counted[a, t] = torch.bincount(labels, minlength=C).numpy(force=True)
+            held[a, t] = torch.bincount(labels[alive], minlength=C).numpy(force=True)
     record = {"attacks": [{"kind": type(one).__name__, **to_plain(one)} for one in attacks], "seed": seed}
-    return TransferMatrix(names=tuple(models), cells=tuple(cells), record=record)
+    return TransferMatrix(
+        attacks=(" + ".join(type(one).__name__ for one in attacks),) * len(models),
+        sources=tuple(models),
+        teachers=tuple(models),
+        clean=np.array([100 * float(one.double().mean()) for one in right.values()]),
+        counted_by_class=counted,
+        right_by_class=held,
+        record=record,
+    )
 
 
-def _ask(model: Model, made: list[Tensor], y: Tensor, slots: int) -> Cell:
+def _withstood(model: Model, made: list[Tensor], y: Tensor, slots: int) -> Tensor:
+    """Which images the model still answers rightly under every attack, bool `[N]`."""
     alive = torch.ones_like(y, dtype=torch.bool)
     for x_adv in made if len(y) else ():
         alive &= forward_all([model], x_adv, slots).argmax(1) == y
-    return Cell(correct=int(alive.sum()), count=len(y))
+    return alive

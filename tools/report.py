@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from darht.attacks.transfer import TransferMatrix
 from darht.cache.format.commit import read_commit
 from darht.cache.read.reader import Cache
 from darht.tools.gaas import Gaas, measure_gaas
@@ -20,7 +21,7 @@ from darht.tools.project import project
 from darht.tools.rows import RowReport, find_rows
 from darht.tools.select import Candidate, candidates_of, fooling
 from darht.tools.subspace import Geometry, subspaces
-from darht.tools.transfer import StoredTransfer, stored_transfer
+from darht.tools.transfer import stored_transfer
 from darht.tools.vectors import Floats, cache_spaces, need_attacks, sample_rows, take
 
 OnStep = Callable[[str, int, int], None]
@@ -93,7 +94,7 @@ class CacheReport:
     candidates: tuple[Candidate, ...]
     worst: Floats
     rates: NDArray[np.float64]
-    matrix: StoredTransfer
+    matrix: TransferMatrix
     geometry: Geometry
     gaas: Gaas | None
     maps: tuple[Map, ...]

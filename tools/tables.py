@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
+from darht.attacks.transfer import TransferMatrix
 from darht.cache.read.reader import Cache
 from darht.tools.gaas import ORDERS, Gaas
 from darht.tools.index import Indexes
@@ -12,7 +13,6 @@ from darht.tools.neighbours import Hits, spoken
 from darht.tools.rows import RowReport
 from darht.tools.select import Ranking
 from darht.tools.subspace import Geometry
-from darht.tools.transfer import StoredTransfer
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:
@@ -51,7 +51,7 @@ def neighbour_table(found: Sequence[Hits], classes: tuple[str, ...]) -> Table:
     return table
 
 
-def transfer_table(matrix: StoredTransfer, label: int | None = None, name: str = "all classes") -> Table:
+def transfer_table(matrix: TransferMatrix, label: int | None = None, name: str = "all classes") -> Table:
     """Accuracy of every teacher on every attack, over all classes or for one."""
     title = (
         f"{name}: per cent still right of the rows that both teachers answer rightly when clean, with 95 % intervals"
@@ -59,13 +59,8 @@ def transfer_table(matrix: StoredTransfer, label: int | None = None, name: str =
     table = _table(title, "attack", "crafted on", *matrix.teachers, text=2)
     if label is None:
         table.add_row("(clean)", "", *(f"{value:.1f}" for value in matrix.clean))
-    values = matrix.accuracy if label is None else matrix.accuracy_by_class[:, :, label]
     for a, attack in enumerate(matrix.attacks):
-        cells = []
-        for t in range(len(matrix.teachers)):
-            low, high = matrix.interval(a, t, label)
-            cells.append("no rows" if np.isnan(values[a, t]) else f"{values[a, t]:.1f} [{low:.0f}, {high:.0f}]")
-        table.add_row(attack, matrix.sources[a], *cells)
+        table.add_row(attack, matrix.sources[a], *(matrix.text(a, t, label) for t in range(len(matrix.teachers))))
     return table
 
 

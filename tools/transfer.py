@@ -4,67 +4,19 @@ Every teacher has already answered every stored adversarial example, so the matr
 pass.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from darht.attacks.transfer import balanced_rows, heat_map
+from darht.attacks.transfer import TransferMatrix, balanced_rows, heat_map
 from darht.cache.read.reader import Cache
 from darht.core.files import write_atomic
-from darht.core.stats import wilson
 from darht.tools.predictions import Bools, Ints, Predictions, read_predictions
 from darht.tools.vectors import need_attacks
 
 
-@dataclass(frozen=True)
-class StoredTransfer:
-    """Accuracy of every teacher on every attack's stored examples.
-
-    Attributes:
-        attacks: the rows, A.
-        sources: the teacher that each attack was crafted on, `[A]` names.
-        teachers: the columns, T.
-        clean: accuracy of each teacher on the clean images in per cent, `[T]`.
-        counted: int `[A, T]`: rows that source and target both answer rightly when clean.
-        right: int `[A, T]`: those of them that the target still answers rightly on the adversarial image.
-        counted_by_class: int `[A, T, C]`, of each class.
-        right_by_class: int `[A, T, C]`, of each class.
-    """
-
-    attacks: tuple[str, ...]
-    sources: tuple[str, ...]
-    teachers: tuple[str, ...]
-    clean: np.ndarray
-    counted: np.ndarray
-    right: np.ndarray
-    counted_by_class: np.ndarray
-    right_by_class: np.ndarray
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """Per cent still right, `[A, T]`; NaN where no row counts."""
-        return _per_cent(self.right, self.counted)
-
-    @property
-    def accuracy_by_class(self) -> np.ndarray:
-        """Per cent still right, `[A, T, C]`; NaN where no row counts."""
-        return _per_cent(self.right_by_class, self.counted_by_class)
-
-    def interval(self, attack: int, teacher: int, label: int | None = None) -> tuple[float, float]:
-        """The 95 % Wilson interval of one entry in per cent, over all classes or for one."""
-        at = (attack, teacher) if label is None else (attack, teacher, label)
-        right, counted = (self.right, self.counted) if label is None else (self.right_by_class, self.counted_by_class)
-        low, high = wilson(int(right[at]), int(counted[at]))
-        return 100 * low, 100 * high
-
-
-def _per_cent(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    return np.where(counted > 0, 100 * right / np.maximum(counted, 1), np.nan)
-
-
-def stored_transfer(cache: Cache, *, balanced: bool = False, predictions: Predictions | None = None) -> StoredTransfer:
+def stored_transfer(cache: Cache, *, balanced: bool = False, predictions: Predictions | None = None) -> TransferMatrix:
     """Read the matrix on view 0 of every row; where an attack's target is its source, the entry is white-box accuracy.
 
     Args:
@@ -87,13 +39,11 @@ def stored_transfer(cache: Cache, *, balanced: bool = False, predictions: Predic
             rows = _first_of_each(predictions.labels, both) if balanced else both
             counted[a, t] = _by_class(predictions.labels, rows, C)
             held[a, t] = _by_class(predictions.labels, rows & right[a, t], C)
-    return StoredTransfer(
+    return TransferMatrix(
         attacks=predictions.attacks,
         sources=predictions.sources,
         teachers=predictions.teachers,
         clean=100 * clean.mean(1),
-        counted=counted.sum(2),
-        right=held.sum(2),
         counted_by_class=counted,
         right_by_class=held,
     )
@@ -109,7 +59,7 @@ def _by_class(labels: Ints, rows: Bools, classes: int) -> Ints:
     return np.bincount(labels[rows], minlength=classes)
 
 
-def draw(matrix: StoredTransfer, path: Path) -> None:
+def draw(matrix: TransferMatrix, path: Path) -> None:
     """Write the matrix as a heat map (PNG); dark cells are attacks that work."""
     made_on = [f"{attack}\non {source}" for attack, source in zip(matrix.attacks, matrix.sources, strict=True)]
     asked_of = [f"{name}\nclean {value:.1f} %" for name, value in zip(matrix.teachers, matrix.clean, strict=True)]

@@ -217,10 +217,9 @@ def teacher_transfer(
     source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
     matrix = transfer_between(folders, source, kinds=kinds, eps=eps, count=count, seed=seed, device=where)
     paths = matrix.save(out)
-    table = Table("made on", *(f"asked of {name}" for name in matrix.names), header_style="bold")
-    for name, row in zip(matrix.names, matrix.cells, strict=True):
-        cells = (f"{c.accuracy:.1f} [{c.interval[0]:.0f}, {c.interval[1]:.0f}] of {c.count}" for c in row)
-        table.add_row(name, *cells)
+    table = Table("made on", *(f"asked of {name}" for name in matrix.teachers), header_style="bold")
+    for a, (name, counts) in enumerate(zip(matrix.sources, matrix.counted, strict=True)):
+        table.add_row(name, *(f"{matrix.text(a, t)} of {count}" for t, count in enumerate(counts)))
     console = Console()
     console.print(table)
     console.print(

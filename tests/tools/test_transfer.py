@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from darht.attacks import FGSM
-from darht.attacks.transfer import transfer_matrix as live_matrix
+from darht.attacks.transfer import TransferMatrix, transfer_matrix
 from darht.cache.builder.teachers import Card, save_teacher
 from darht.cache.read.reader import open_cache
 from darht.cache.sources.load import load_source
 from darht.core.preprocessing import Preprocessing
 from darht.tools.cli import inspect
-from darht.tools.transfer import StoredTransfer, draw, stored_transfer
+from darht.tools.transfer import draw, stored_transfer
 
 
 def test_the_matrix_equals_counting_row_by_row(tiny_cache: Path) -> None:
@@ -80,10 +80,11 @@ def test_it_agrees_with_attacking_the_teachers_again(tmp_path: Path) -> None:
         "store": {"logits": "float32"},
     }
     sealed_cache(spec, tmp_path)
-    live = live_matrix(nets, x, y, attacks=[attack], count=len(y))
+    live = transfer_matrix(nets, x, y, attacks=[attack], count=len(y))
     read = stored_transfer(open_cache(tmp_path / "cache"), balanced=True)
-    assert [[cell.count for cell in row] for row in live.cells] == read.counted.tolist()
-    assert [[cell.correct for cell in row] for row in live.cells] == read.right.tolist()
+    assert np.array_equal(live.counted_by_class, read.counted_by_class)
+    assert np.array_equal(live.right_by_class, read.right_by_class)
+    assert np.array_equal(live.clean, read.clean)
     assert read.counted.min() > 30 and read.right.min() < read.counted.min()
 
 
@@ -110,21 +111,24 @@ def learn(net: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
     net.eval().requires_grad_(False)
 
 
+def made(names: tuple[str, ...], clean: np.ndarray, counted: np.ndarray, right: np.ndarray) -> TransferMatrix:
+    return TransferMatrix(
+        attacks=names, sources=names, teachers=names, clean=clean, counted_by_class=counted, right_by_class=right
+    )
+
+
 def test_an_entry_without_rows_is_nan_with_the_widest_interval() -> None:
-    empty = np.zeros((1, 1), dtype=np.int64)
-    by_class = np.zeros((1, 1, 3), dtype=np.int64)
-    matrix = StoredTransfer(("a",), ("t",), ("t",), np.array([0.0]), empty, empty, by_class, by_class)
+    empty = np.zeros((1, 1, 3), dtype=np.int64)
+    matrix = made(("t",), np.array([0.0]), empty, empty)
     assert np.isnan(matrix.accuracy_by_class).all() and matrix.interval(0, 0, 2) == (0.0, 100.0)
     assert np.isnan(matrix.accuracy[0, 0])
     assert matrix.interval(0, 0) == (0.0, 100.0)
 
 
 def test_the_picture_has_a_cell_for_every_entry(tmp_path: Path) -> None:
-    counted = np.full((2, 2), 10)
-    right = np.array([[0, 10], [10, 0]])
-    by_class = np.stack([counted, right], axis=2)
-    names = ("s", "t")
-    matrix = StoredTransfer(("a", "b"), names, names, np.array([90.0, 80.0]), counted, right, by_class, by_class)
+    counted = np.full((2, 2, 1), 10)
+    right = np.array([[[0], [10]], [[10], [0]]])
+    matrix = made(("s", "t"), np.array([90.0, 80.0]), counted, right)
     draw(matrix, tmp_path / "deep" / "matrix.png")
     with Image.open(tmp_path / "deep" / "matrix.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
