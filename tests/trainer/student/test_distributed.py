@@ -2,20 +2,16 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from rank_server import RankServer
 from runs import assert_same_bits
 
 from darht.cache.read.reader import Cache, open_cache
-from darht.core.config import canonical_json
 from darht.core.errors import ConfigError
 from darht.trainer.config import (
     AverageConfig,
@@ -40,48 +36,12 @@ CONFIG = TrainConfig(
     inner=InnerConfig(kind="warm", eps=32, steps=2, warm=WarmConfig(check_rows=0)),
     optim=OptimConfig(epochs=2, batch_size=15, lr=0.05, schedule="constant"),
 )
-RUN = """
-    import sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    from darht.cache.read.reader import Cache, open_cache
-    from darht.core.config import load_mapping, parse
-    from darht.trainer.config import TrainConfig
-    from darht.trainer.student.distributed import leave, rank_and_world
-    from darht.trainer.student.train import Callbacks, train
-
-    def stop(step, *rest):
-        if sys.argv[4] == f"{rank_and_world()[0]}:{step}":
-            raise KeyboardInterrupt
-
-    config = parse(TrainConfig, load_mapping(Path(sys.argv[1])), "recipe")
-    cpu = torch.device("cpu")
-    try:
-        told = Callbacks(on_step=stop)
-        train(config, open_cache(Path(sys.argv[2])), Path(sys.argv[3]), device=cpu, resume=True, callbacks=told)
-    except KeyboardInterrupt:
-        leave(130)
-    leave(0)
-"""
 
 
-def together(cache: Path, out: Path, stop: str = "", config: TrainConfig = CONFIG) -> list[int]:
-    """Two processes that train one student into `out`, one of which may want to stop: `RANK:STEP`; how they end."""
-    recipe = out.parent / "recipe.yaml"
-    recipe.write_text(canonical_json(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RUN), str(recipe), str(cache), str(out), stop],
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    return [process.wait(timeout=300) for process in processes]
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[RankServer]:
+    with RankServer() as running:
+        yield running
 
 
 STEPS = 5  # of an epoch
@@ -103,9 +63,9 @@ def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(ranks: RankServer, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "run"
-    assert together(tiny_cache, out) == [0, 0]
+    assert ranks.together(tiny_cache, out, CONFIG) == [0, 0]
     return out
 
 
@@ -118,10 +78,12 @@ def test_two_processes_train_the_student_of_one(alone: Path, two: Path):
     assert same > 0.98  # a gradient within rounding of zero may have either sign
 
 
-def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(tiny_cache: Path, two: Path, tmp_path: Path):
+def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(
+    ranks: RankServer, tiny_cache: Path, two: Path, tmp_path: Path
+):
     """They stop two steps later: with the first the other knows."""
     out = tmp_path / "run"
-    assert together(tiny_cache, out, f"1:{STEPS + 1}") == [130, 130]
+    assert ranks.together(tiny_cache, out, CONFIG, f"1:{STEPS + 1}") == [130, 130]
     pauses = [torch.load(out / name, weights_only=True) for name in (PAUSED, "paused-1.pt")]
     assert [(kept["progress"]["epoch"], kept["pause"]["steps"]) for kept in pauses] == [(1, 3), (1, 3)]
     left = tmp_path / "alone"
@@ -129,16 +91,18 @@ def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(tiny_cache
     notes: list[str] = []
     train(CONFIG, open_cache(tiny_cache), left, device=CPU, resume=True, callbacks=Callbacks(on_note=notes.append))
     assert notes[-1] == "the pause was kept by 2 processes, these are 1: on from epoch 1's end"
-    assert together(tiny_cache, out) == [0, 0]
+    assert ranks.together(tiny_cache, out, CONFIG) == [0, 0]
     assert_same_bits(out, two)
     assert not list(out.glob("paused*")) and not list(left.glob("paused*"))
 
 
-def test_when_an_epoch_ends_before_all_know_they_stop_there(tiny_cache: Path, two: Path, tmp_path: Path):
+def test_when_an_epoch_ends_before_all_know_they_stop_there(
+    ranks: RankServer, tiny_cache: Path, two: Path, tmp_path: Path
+):
     out = tmp_path / "run"
-    assert together(tiny_cache, out, f"1:{STEPS - 1}") == [130, 130]
+    assert ranks.together(tiny_cache, out, CONFIG, f"1:{STEPS - 1}") == [130, 130]
     assert state(out)["progress"]["epoch"] == 1 and not list(out.glob("paused*"))
-    assert together(tiny_cache, out) == [0, 0]
+    assert ranks.together(tiny_cache, out, CONFIG) == [0, 0]
     assert_same_bits(out, two)
 
 
@@ -266,13 +230,15 @@ def test_every_process_draws_dropout_for_itself():
 MTARD = dataclasses.replace(CONFIG, recipe="mtard", optim=dataclasses.replace(CONFIG.optim, epochs=3))
 
 
-def test_what_a_recipe_learns_is_the_same_everywhere_after_an_epoch(mixed_cache: Cache, tmp_path: Path):
+def test_what_a_recipe_learns_is_the_same_everywhere_after_an_epoch(
+    ranks: RankServer, mixed_cache: Cache, tmp_path: Path
+):
     """Stopped at the end of an epoch of 3 steps, two processes go on from one checkpoint to the same bits."""
     vanilla_cache = Path(str(mixed_cache.folder))
-    assert together(vanilla_cache, tmp_path / "whole", config=MTARD) == [0, 0]
-    assert together(vanilla_cache, tmp_path / "cut", "1:2", config=MTARD) == [130, 130]
+    assert ranks.together(vanilla_cache, tmp_path / "whole", MTARD) == [0, 0]
+    assert ranks.together(vanilla_cache, tmp_path / "cut", MTARD, "1:2") == [130, 130]
     assert state(tmp_path / "cut")["progress"]["epoch"] == 1 and not list((tmp_path / "cut").glob("paused*"))
-    assert together(vanilla_cache, tmp_path / "cut", config=MTARD) == [0, 0]
+    assert ranks.together(vanilla_cache, tmp_path / "cut", MTARD) == [0, 0]
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")
 
 
