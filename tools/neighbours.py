@@ -179,8 +179,7 @@ def _candidates(indexes: Indexes, space: Space, vector: Floats, k: int) -> Ints 
 
 
 def _hit(cache: Cache, space: Space, row: int, cosine: float, labels: np.ndarray) -> Neighbour:
-    kind, _, name = space.name.partition("/")
-    what = name if kind == "delta" else "clean"
+    what = space.subject if space.kind == "delta" else "clean"
     at = slice(row, row + 1)
     said = {t: int(cache.read(f"logits/{t}/{what}", at)[0, 0].argmax()) for t in space.teachers}
     return Neighbour(row, cosine, int(labels[row]), said)
@@ -224,13 +223,12 @@ def draw(cache: Cache, found: Iterable[Hits], path: Path, outside: Outside | Non
 
 def picture_of(cache: Cache, space: str, row: int, outside: Outside | None = None) -> NDArray[np.float32]:
     """Pixels `[H, W, 3]` in [0, 1] of a row, or of the image from outside when the row is -1."""
-    kind, _, name = space.partition("/")
-    at = slice(row, row + 1)
-    if kind != "delta":
+    layout, at = cache.arrays.get(space), slice(row, row + 1)
+    if layout is None or layout.kind != "delta" or layout.attack is None:
         image = outside.image if outside is not None and row < 0 else cache.read("image", at)[0]
         return (image.transpose(1, 2, 0) / 255).astype(np.float32)
-    stored = outside.deltas[name][0] if outside is not None and row < 0 else cache.read(space, at)[0, 0]
-    return amplified(cache, name, stored)
+    stored = outside.deltas[layout.attack][0] if outside is not None and row < 0 else cache.read(space, at)[0, 0]
+    return amplified(cache, layout.attack, stored)
 
 
 def amplified(cache: Cache, attack: str, delta: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -247,7 +247,8 @@ def size_figures(report: CacheReport) -> tuple[Figure, Figure | None]:
     """Megabytes and seconds of every array; no seconds where they were not recorded."""
     arrays = [array for array in report.arrays if array.size > 1e-3 * max(one.size for one in report.arrays)]
     names, total = [array.name for array in arrays], sum(array.size for array in report.arrays)
-    share = 100 * sum(array.size for array in arrays if array.name.startswith("delta/")) / max(total, 1)
+    kinds = {name: layout.kind for name, layout in report.cache.arrays.items()}
+    share = 100 * sum(array.size for array in arrays if kinds[array.name] == "delta") / max(total, 1)
     sizes = _bars(names, [array.size / 1e6 for array in arrays], "MB on disk", COLOURS[0])
     finding = f"The cache takes {total / 1e6:.1f} MB, {share:.0f} % of it perturbations"
     first = Figure(finding, sizes, "Arrays of less than a thousandth of the largest are left out.")

@@ -30,38 +30,42 @@ class Space:
     """One set of vectors.
 
     Attributes:
-        name: as above.
+        kind: `image`, `delta`, `logits` or `features`.
+        subject: the attack, teacher or student whose vectors these are; empty for images.
+        array: the cache's array that the vectors are read from.
         dim: D, before any projection.
         teachers: whose answers belong to a hit of this space; several for `image`.
         read: rows to float32 `[n, D]` of unit length (a vector of zeros stays one).
     """
 
-    name: str
+    kind: str
+    subject: str = ""
+    array: str = "image"
     dim: int
     teachers: tuple[str, ...]
     read: Callable[[slice], Floats]
 
     @property
-    def kind(self) -> str:
-        """`image`, `delta`, `logits` or `features`."""
-        return self.name.partition("/")[0]
+    def name(self) -> str:
+        """As above."""
+        return f"{self.kind}/{self.subject}" if self.subject else self.kind
 
 
 def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None = None) -> dict[str, Space]:
     """Every space of a cache by name; `students` gives the number of features and the function of each."""
     shape, teachers = cache.spec.data.image_shape, tuple(cache.spec.teachers)
     pixels = int(np.prod(shape))
-    spaces = [Space(name="image", dim=pixels, teachers=teachers, read=lambda rows: image_vectors(_images(cache, rows)))]
+    spaces = [Space(kind="image", dim=pixels, teachers=teachers, read=lambda rows: image_vectors(_images(cache, rows)))]
     for name, attack in cache.spec.attacks.items():
-        spaces.append(
-            Space(name=f"delta/{name}", dim=pixels, teachers=(attack.teacher,), read=_delta_reader(cache, name))
-        )
+        array, read = f"delta/{name}", _delta_reader(cache, name)
+        spaces.append(Space(kind="delta", subject=name, array=array, dim=pixels, teachers=(attack.teacher,), read=read))
     for name, teacher in cache.spec.teachers.items():
+        array, read = f"logits/{name}/clean", _logit_reader(cache, name)
         spaces.append(
-            Space(name=f"logits/{name}", dim=teacher.num_classes, teachers=(name,), read=_logit_reader(cache, name))
+            Space(kind="logits", subject=name, array=array, dim=teacher.num_classes, teachers=(name,), read=read)
         )
     for name, (dim, features) in (students or {}).items():
-        spaces.append(Space(name=f"features/{name}", dim=dim, teachers=(), read=_feature_reader(cache, features)))
+        spaces.append(Space(kind="features", subject=name, dim=dim, teachers=(), read=_feature_reader(cache, features)))
     return {space.name: space for space in spaces}
 
 
@@ -113,9 +117,7 @@ def blocks(cache: Cache, array: str) -> Iterator[slice]:
 
 def space_blocks(cache: Cache, space: Space) -> Iterator[slice]:
     """The blocks in which a space is read."""
-    kind, _, name = space.name.partition("/")
-    array = {"delta": space.name, "logits": f"logits/{name}/clean"}.get(kind, "image")
-    return blocks(cache, array)
+    return blocks(cache, space.array)
 
 
 def sample_rows(cache: Cache, count: int, seed: int = 0) -> NDArray[np.int64]:
