@@ -19,7 +19,7 @@ spec = {
     "attacks": {"pgd": {"kind": "pgd", "teacher": "resnet", "eps": 32, "step": 16, "steps": 3}},
 }
 cache = darht.build_cache(spec, folder / "cache")
-print(f"{cache.rows} rows, teachers {', '.join(cache.spec.teachers)}, root hash {cache.root_hash[:12]}")
+print(f"{cache.rows} rows, teachers {', '.join(cache.teachers)}, root hash {cache.root_hash[:12]}")
 
 student = {"arch": "resnet18", "kwargs": {"width": 8, "blocks": [1, 1, 1, 1]}}
 inner = {"kind": "pgd", "eps": 32, "step": 16, "steps": 3}

@@ -48,6 +48,21 @@ class Cache:
         """N."""
         return self.spec.data.rows
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of labels and logits, C."""
+        return self.spec.data.classes
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers, in the order of `CacheDataset`'s `teacher_logits`, T."""
+        return tuple(self.spec.teachers)
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Names of the attacks whose perturbations are stored."""
+        return tuple(self.spec.attacks)
+
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Rows of an array (all of them by default), decoded and checked.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from darht.trainer.api import evaluate, load_student, load_teacher, train
     from darht.trainer.config import TeachConfig, TrainConfig
     from darht.trainer.evaluation.config import EvalConfig
+    from darht.trainer.evaluation.report.write import EvalReport
 
 if not (Path(__file__).parent / "core").is_dir():
     raise ImportError(
@@ -38,6 +39,7 @@ _HOMES = {
     "Classifier": "darht.core.nets.classifier",
     "DarhtError": "darht.core.errors",
     "EvalConfig": "darht.trainer.evaluation.config",
+    "EvalReport": "darht.trainer.evaluation.report.write",
     "TeachConfig": "darht.trainer.config",
     "TrainConfig": "darht.trainer.config",
     "build_cache": "darht.cache.builder.api",
@@ -54,6 +56,7 @@ __all__ = [
     "Classifier",
     "DarhtError",
     "EvalConfig",
+    "EvalReport",
     "TeachConfig",
     "TrainConfig",
     "__version__",

@@ -21,6 +21,8 @@ def test_what_an_open_cache_offers(tiny_cache: Path):
     assert cache.rows == 100
     assert cache.root_hash == json.loads((tiny_cache / "manifest.json").read_text())["root_hash"]
     assert cache.size("label") == sum(path.stat().st_size for path in (tiny_cache / "data.zarr/label/c").iterdir())
+    assert (cache.teachers, cache.attacks) == (tuple(cache.spec.teachers), tuple(cache.spec.attacks))
+    assert cache.classes == tuple("0123456789")
     assert list(cache.arrays)[:4] == ["source_index", "label", "image", "views/offset"]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from darht import __version__
 from darht.core.files import write_atomic
+from darht.core.version import VERSION
 from darht.trainer.evaluation.checks.calibration import Calibration, calibration, interval
 from darht.trainer.evaluation.checks.masking import SURFACE_IMAGES, Masking
 from darht.trainer.evaluation.measure import Measurement
@@ -88,7 +88,7 @@ def _head(target: Target, m: Measurement, facts: dict[str, Any]) -> dict[str, An
     model = {"name": target.name, "kind": target.kind, "parameters": parameters, "weights": target.fingerprint()}
     return {
         "schema_version": SCHEMA_VERSION,
-        "darht": __version__,
+        "darht": VERSION,
         **target.about,
         "model": model,
         "tier": facts["tier"],
