@@ -1,8 +1,10 @@
 """Which device to compute on."""
 
+import functools
 import os
 
 import torch
+from torch import Tensor
 
 from darht.core.errors import ConfigError
 
@@ -38,3 +40,16 @@ def keep_memory() -> None:
     25 % of a float32 training step on a CPU.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on another device; a GPU is not waited for."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@functools.cache
+def constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers that never change, int64 on a device, which they are sent to once."""
+    return torch.tensor(values, dtype=torch.int64, device=device)

@@ -12,17 +12,11 @@ from torch import Tensor
 
 from darht.cache.format.layout import JACOBIAN_PARTS
 from darht.cache.read.reader import Cache
+from darht.core.device import send
 from darht.core.errors import ConfigError
 
 GIB = 2**30
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on another device; a GPU is not waited for."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,7 @@ class TrainingSet:
 
     Attributes:
         rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
+        keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
         images: uint8 `[n, 3, H, W]`.
         labels: int64 `[n]`.
         offsets: int8 `[V, 3]`.
@@ -60,12 +55,13 @@ class TrainingSet:
         scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
         jacobians: by teacher; empty when they are not needed.
-        robust: bool `[T]`, false for teachers whose role is `vanilla`.
+        robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
     """
 
     rows: Tensor
+    keys: Tensor
     images: Tensor
     labels: Tensor
     offsets: Tensor
@@ -83,16 +79,17 @@ class TrainingSet:
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
         moved = self._each(lambda tensor: tensor.to(device))
-        return dataclasses.replace(moved, offsets=self.offsets.to(device), robust=self.robust.to(device))
+        return dataclasses.replace(moved, offsets=self.offsets.to(device))
 
     def send(self, device: torch.device) -> "TrainingSet":
         """The same on another device, from pinned memory and without waiting for it: for the rows of a step."""
         moved = self._each(lambda tensor: send(tensor, device))
-        return dataclasses.replace(moved, offsets=send(self.offsets, device), robust=send(self.robust, device))
+        return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
-        return self._each(lambda tensor: tensor.index_select(0, at))
+        taken = self._each(lambda tensor: tensor.index_select(0, at))
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at))
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -162,8 +159,10 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
+    held = _room(rows, dtype="int64")
     return TrainingSet(
-        rows=_room(rows, dtype="int64"),
+        rows=held,
+        keys=held,
         images=_room(rows, *image, dtype="uint8"),
         labels=_room(rows, dtype="int64"),
         offsets=torch.from_numpy(cache.read("views/offset")),

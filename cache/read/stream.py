@@ -26,7 +26,6 @@ from darht.cache.read.loader import (
     fill,
     load_training_set,
     row_bytes,
-    send,
 )
 from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
@@ -177,6 +176,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
+        The positions are on the CPU, where the shapes of what follows are decided.
+
         The set may be read until the next batch is asked for. Epochs are asked for one at a time; the next
         one is read ahead.
 
@@ -296,8 +297,8 @@ class Feed:
     def _delivered(self, data: TrainingSet, at: Tensor) -> tuple[TrainingSet, Tensor]:
         device = self.plan.device
         if data.images.device.type == device.type:
-            return data, send(at, device)
-        return data.take(at).send(device), torch.arange(len(at), device=device)
+            return data, at
+        return data.take(at).send(device), torch.arange(len(at))
 
 
 def level_counts(images: Tensor) -> Tensor:

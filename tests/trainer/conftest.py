@@ -66,6 +66,7 @@ def make_data() -> Callable[..., TrainingSet]:
         )
         return TrainingSet(
             rows=torch.arange(rows),
+            keys=torch.arange(rows),
             images=images,
             labels=torch.randint(0, C, (rows,), generator=generator),
             offsets=offsets,

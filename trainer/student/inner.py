@@ -11,6 +11,7 @@ from darht.attacks.threat import LEVELS
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin
+from darht.core.device import constant, send
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.step import Recipe, Step
@@ -52,7 +53,8 @@ class Examples:
         Args:
             student: for `warm` and `pgd`; taken in the mode it is in.
             data: rows of the cache in memory.
-            at: int64 `[B]`, positions in `data`; `data.rows[at]` are the rows' source indices, which key all draws.
+            at: int64 `[B]` on the CPU, positions in `data`; `data.keys[at]` are the rows' source indices, which key all
+                draws.
             epoch: keys the draws of views and random starts.
             number: of the step in the whole run; keys the coins and the choice of a cached attack.
             done: share of the run that is done.
@@ -66,7 +68,7 @@ class Examples:
         share, per = self.recipe.clean_mix()
         if per == "batch":
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
-        clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.rows[at]).uniform((1,))[:, 0] < share
+        clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.keys[at]).uniform((1,))[:, 0] < share
         others = int((~clean).sum())
         if others <= (0 if self.memory is None else 1):  # a warm step on one row would have no batch statistics
             return draw.clean(at)
@@ -95,13 +97,13 @@ class _Draw:
 
     def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
         """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
-        data = self.data
+        data, at = self.data, send(at, self.data.images.device)
         views = choose_views(data, at, seed=self.config.seed, epoch=self.epoch)
         x, targets = view_pixels(data, at, views).float() / LEVELS, view_logits(data, at, views)
         if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
-        supervises = data.robust.new_ones(len(at), len(data.robust))
+        supervises = torch.ones(len(at), len(data.robust), dtype=torch.bool, device=at.device)
         answer = clean_answer(targets)
         step = Step(x, x, data.labels[at], answer, targets, targets, supervises, data.robust, self.done)
         return step, data.offsets[views]
@@ -114,12 +116,13 @@ class _Draw:
         """
         if self.config.inner.kind == "cached":
             return self._cached(at)
-        data, rows = self.data, self.data.rows[at]
+        data, here = self.data, send(at, self.data.images.device)
+        rows = data.rows[here]
         uses_adversarial_logits = self.examples.recipe.uses_adversarial_logits
         step, offsets = self._clean(at, ask=not uses_adversarial_logits)
         step = step._replace(
-            supervises=data.robust.expand(len(at), -1),
-            answer=self._answer(at, offsets, step.clean, step.clean_targets),
+            supervises=self._robust(at),
+            answer=self._answer(here, offsets, step.clean, step.clean_targets),
         )
         inner, memory = self.config.inner, self.examples.memory
         if memory is not None and not coin(self.pgd_share, self.config.seed, self.number, "careful"):
@@ -137,14 +140,22 @@ class _Draw:
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
         data, config = self.data, self.config
-        attack = choose_attack(len(data.attacks), seed=config.seed, number=self.number)
+        attack, at = (
+            choose_attack(len(data.attacks), seed=config.seed, number=self.number),
+            send(at, data.images.device),
+        )
         views = choose_views(data, at, seed=config.seed, epoch=self.epoch, attack=attack)
         pixels = view_pixels(data, at, views)
         x = adversarial_levels(data, at, views, attack, pixels) / LEVELS
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
-        robust = data.robust.expand(len(at), -1)
-        answer = nearest_answer(data, at, data.offsets[views], pixels.float() / LEVELS, clean)
-        return Step(x, pixels.float() / LEVELS, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
+        seen, robust = pixels.float() / LEVELS, self._robust(at)
+        answer = nearest_answer(data, at, data.offsets[views], seen, clean)
+        return Step(x, seen, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
+
+    def _robust(self, at: Tensor) -> Tensor:
+        """Bool `[B, T]`, the robust teachers."""
+        roles = constant(tuple(self.data.robust.tolist()), self.data.images.device)
+        return roles.bool().expand(len(at), -1)
 
     def _answer(self, at: Tensor, offsets: Tensor, clean: Tensor, clean_targets: Tensor) -> Answer:
         if self.examples.teachers:

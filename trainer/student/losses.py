@@ -113,14 +113,14 @@ class Rslad(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """A blend of the two distances."""
-        target = mean_log_probabilities(step.clean_targets[:, step.robust])
+        target = mean_log_probabilities(step.only(step.clean_targets, robust=True))
         clean = student(step.clean)
         gap, adversarial = kl_rows(target, clean.logits).mean(), kl_rows(target, out.logits).mean()
         return Loss(self.clean_weight * gap + (1 - self.clean_weight) * adversarial, clean)
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance from the teacher's clean probabilities."""
-        target = mean_log_probabilities(step.clean_targets[:, step.robust])
+        target = mean_log_probabilities(step.only(step.clean_targets, robust=True))
         return lambda logits, x: kl_rows(target, logits)
 
 
@@ -144,7 +144,7 @@ class Ard(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha * tau^2 * KL(T^tau(x) || S^tau(x')) + (1 - alpha) * CE(S(x), y)`."""
-        target = mean_log_probabilities(step.clean_targets[:, step.robust], self.tau)
+        target = mean_log_probabilities(step.only(step.clean_targets, robust=True), self.tau)
         loss = self.alpha * self.tau**2 * kl_rows(target, out.logits / self.tau).mean()
         if self.alpha == 1:
             return Loss(loss)
@@ -183,8 +183,8 @@ class Mtard(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`(1 - w) KL(T_vanilla(x) || S(x)) + w KL(T_robust(x') || S(x'))`."""
-        vanilla = mean_log_probabilities(step.clean_targets[:, ~step.robust])
-        robust = mean_log_probabilities(step.targets[:, step.robust])
+        vanilla = mean_log_probabilities(step.only(step.clean_targets, robust=False))
+        robust = mean_log_probabilities(step.only(step.targets, robust=True))
         said = student(step.clean)
         clean = kl_rows(vanilla, said.logits).mean()
         adversarial = kl_rows(robust, out.logits).mean()
@@ -227,20 +227,20 @@ class AdaAd(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ...`."""
-        loss = self.alpha * kl_rows(mean_log_probabilities(step.targets[:, step.robust]), out.logits).mean()
+        loss = self.alpha * kl_rows(mean_log_probabilities(step.only(step.targets, robust=True)), out.logits).mean()
         clean = student(step.clean) if self.alpha < 1 else None
         if clean is not None:
-            target = mean_log_probabilities(step.clean_targets[:, step.robust])
+            target = mean_log_probabilities(step.only(step.clean_targets, robust=True))
             loss = loss + (1 - self.alpha) * kl_rows(target, clean.logits).mean()
         if self.igdm:
             mirrored = 2 * step.clean - step.x
-            theirs = (step.targets - step.answer(mirrored))[:, step.robust].mean(1)
+            theirs = step.only(step.targets - step.answer(mirrored), robust=True).mean(1)
             loss = loss + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
         return Loss(loss, clean)
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance between teacher and student at the very point, with the gradient of both."""
-        return lambda logits, x: kl_rows(mean_log_probabilities(step.answer(x)[:, step.robust]), logits)
+        return lambda logits, x: kl_rows(mean_log_probabilities(step.only(step.answer(x), robust=True)), logits)
 
     def compares_points(self) -> str:
         """IGDM's term, where there is one."""

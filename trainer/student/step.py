@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darht.core.device import constant
 from darht.trainer.student.model import StudentOutput
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (student's logits [B, C], pixels [B, 3, H, W]) -> [B], maximised
@@ -26,7 +27,7 @@ class Step(NamedTuple):
         targets: teachers' logits for `x`, `[B, T, C]`.
         clean_targets: teachers' logits for `clean`, `[B, T, C]`.
         supervises: bool `[B, T]`: which teachers may be listened to on a row of `x`; vanilla ones only on clean rows.
-        robust: bool `[T]`: false for vanilla teachers.
+        robust: bool `[T]` on the CPU: false for vanilla teachers.
         done: share of the run that is done, in [0, 1).
         start: the student's logits where `x` was started from, for its last rows; None unless `inner: warm`.
     """
@@ -41,6 +42,11 @@ class Step(NamedTuple):
     robust: Tensor
     done: float
     start: Tensor | None = None
+
+    def only(self, logits: Tensor, *, robust: bool) -> Tensor:
+        """Of teachers' logits `[B, T, C]` those of robust teachers, or of vanilla ones; a GPU is not waited for."""
+        places = tuple(t for t, role in enumerate(self.robust.tolist()) if role is robust)
+        return logits[:, constant(places, logits.device)]
 
 
 class Loss(NamedTuple):

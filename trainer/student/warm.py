@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from darht.attacks.threat import LEVELS, Threat
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import draw_choices
+from darht.core.device import send
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig
 from darht.trainer.student.step import Recipe, Step
@@ -26,7 +27,7 @@ class WarmMemory:
     Attributes:
         delta: int8 `[N, 3, H + 2p, W + 2p]` in pixel levels, where the next step starts.
         momentum: int8 of the same shape, the decayed sum of gradient signs in 1/64.
-        seen: bool `[N]`, whether a row has started.
+        seen: bool `[N]` on the CPU, whether a row has started.
         fresh: bool `[N]`, whether a row was written here since `join`.
         complete: whether all rows to train on have started, as `look` found.
     """
@@ -44,7 +45,7 @@ class WarmMemory:
         padding = int(offsets[:, :2].abs().max())
         shape = (rows, channels, height + 2 * padding, width + 2 * padding)
         delta, momentum = (torch.zeros(shape, dtype=torch.int8, device=device) for _ in range(2))
-        seen, fresh = (torch.zeros(rows, dtype=torch.bool, device=device) for _ in range(2))
+        seen, fresh = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool, device=device)
         return cls(delta, momentum, seen, fresh)
 
     def state(self) -> dict[str, Tensor]:
@@ -79,32 +80,33 @@ class WarmMemory:
             mine = tensor * self.fresh[:, None, None, None]
             total(mine)
             tensor[written] = mine[written]
-        self.seen[written] = True
+        self.seen[written.to(self.seen.device)] = True
         self.fresh.zero_()
 
     def look(self, rows: Tensor) -> None:
-        """Note, once in an epoch, whether all of `rows` have started: a step that asked would wait for the GPU."""
-        self.complete = bool(self.seen[rows.to(self.seen.device)].all())
+        """Note, once in an epoch, whether all of `rows` have started, so that its steps need not ask."""
+        self.complete = bool(self.seen[rows].all())
 
     def begin(self, data: TrainingSet, at: Tensor, threat: Threat, inner: InnerConfig, seed: int) -> None:
-        """Give rows that have not been seen their first perturbation."""
+        """Give rows that have not been seen their first perturbation; `at` is on the CPU, where it is known which."""
         if self.complete:
             return
-        at = at[~self.seen[data.rows[at]]]
+        at = at[~self.seen[data.keys[at]]]
         if not len(at):
             return
-        rows, size = data.rows[at], data.images.shape[1:]
-        delta = torch.zeros(len(at), *size, device=at.device)
+        device, size = data.images.device, data.images.shape[1:]
+        rows = data.rows[send(at, device)]
+        delta = torch.zeros(len(at), *size, device=device)
         if inner.warm.start == "noise":
             delta = threat.random_start(delta.shape, RowRng.create(seed, "warm", rows=rows)).float()
         elif inner.warm.start == "cached":
-            choice = draw_choices(rows, len(data.deltas), seed, 0, "warm")
+            choice = draw_choices(data.keys[at], len(data.deltas), seed, 0, "warm")
             for attack, (deltas, scale) in enumerate(zip(data.deltas, data.scales, strict=True)):
-                mine = choice == attack
-                delta[mine] = (deltas[at[mine], 0].float() * scale).round()
-        upright = torch.zeros(len(at), 3, dtype=torch.int8, device=at.device)
+                mine = (choice == attack).nonzero().flatten()
+                delta[send(mine, device)] = (deltas[send(at[mine], device), 0].float() * scale).round()
+        upright = torch.zeros(len(at), 3, dtype=torch.int8, device=device)
         self.write(rows, upright, threat.project(delta), torch.zeros_like(delta))
-        self.seen[rows] = True
+        self.seen[data.keys[at]] = True
 
     def _index(self, rows: Tensor, offsets: Tensor, size: tuple[int, int]) -> tuple[Tensor | slice, ...]:
         """Where the pixels of views lie in the padded frame; what it selects has its channels last."""
