@@ -201,7 +201,8 @@ class TrainConfig:
         targets: what stands for the teachers' answer to the student's own examples (`warm`, `pgd`): their answer to the
             `clean` view (which None means), to the `nearest` stored example, or the `first-order` estimate.
         optim: the optimizer and its schedule.
-        average: of the weights.
+        average: of the weights. Left out: `ema` with a decay that fits the length of the run, `none` for a recipe that
+            sees no adversarial images (`darht.trainer.student.averaging.default_average`).
         compute: precision and memory.
         seed: of everything random.
     """
@@ -213,7 +214,7 @@ class TrainConfig:
     teachers: Literal["cached", "live"] = "cached"
     targets: Targets | None = None
     optim: OptimConfig = OptimConfig()
-    average: AverageConfig = AverageConfig()
+    average: AverageConfig | None = None
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
 

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.reader import Cache
@@ -25,12 +24,13 @@ from darht.core.device import keep_memory
 from darht.core.errors import DarhtError
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
-from darht.trainer.config import AverageConfig, TrainConfig
+from darht.trainer.config import TrainConfig
 from darht.trainer.export.model_card import teacher_notes
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, write_run
 from darht.trainer.state.pause import Pause
+from darht.trainer.student.averaging import averaged_model, is_due
 from darht.trainer.student.distributed import Ranks, joined
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
@@ -42,6 +42,7 @@ from darht.trainer.student.setup import (
     make_student,
     run_identity,
     student_card,
+    with_average,
 )
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
@@ -117,6 +118,7 @@ def train(
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
+    config = with_average(config, cache, out)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)
     with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
@@ -165,12 +167,11 @@ def _train(state: TrainState, context: TrainContext) -> None:
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> TrainState:
     keep_memory()
-    student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
+    student, memory = make_student(config, feed, cache.spec.data.classes), None
     if config.inner.kind == "warm":
         offsets = torch.from_numpy(cache.read("views/offset"))
         memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
-    if config.average.kind != "none":
-        average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
+    average = averaged_model(student, config.average)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
 
@@ -185,17 +186,6 @@ class Compiled(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """What the network says."""
         return self.net(x)
-
-
-def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """How a mean takes in one more; counters, which have no mean, are copied."""
-
-    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        if not mean.is_floating_point():
-            return new
-        return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
-
-    return average
 
 
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
@@ -279,9 +269,8 @@ def _compute_gradients(
 
 
 def _average(state: TrainState, config: TrainConfig, *, step: bool, done: float) -> None:
-    """Take the weights into the mean: after every step for `ema`, after every epoch past the start for `swa`."""
-    wanted = config.average.kind == "ema" if step else config.average.kind == "swa" and done >= config.average.start
-    if state.average is not None and wanted:
+    """Take the weights into the mean when that is due."""
+    if state.average is not None and is_due(config.average, step=step, done=done):
         state.average.update_parameters(state.student)
 
 
