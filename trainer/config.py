@@ -64,12 +64,15 @@ class WarmConfig:
         momentum: of the sign of the gradient, which moves the next start; 0.3 in the paper.
         consistency: weight of the squared distance between the logits before and after the step; 10 in the paper.
         check_rows: training rows on which PGD-10 looks for collapse after every epoch; 0 for never.
+        reset: epochs after which every row forgets its perturbation and starts anew; 40 in the public protocol of
+            FGSM-PGI and FGSM-MEP, 0 for never.
     """
 
     start: Literal["cached", "zero", "noise"] = "cached"
     momentum: float = 0.3
     consistency: float = 10.0
     check_rows: int = 512
+    reset: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 0.5:  # what int8 holds; beyond it the sum of signs would saturate
@@ -78,6 +81,8 @@ class WarmConfig:
             raise ConfigError(
                 f"consistency and check_rows must be at least 0; got {self.consistency:g} and {self.check_rows}"
             )
+        if self.reset < 0:
+            raise ConfigError(f"reset counts epochs and is at least 0, for never; got {self.reset}")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def update_of(config: AverageConfig) -> Update:
             torch._foreach_lerp_(means, new, 1 - config.decay)
         else:
             for mean, value in zip(means, new, strict=True):  # once in an epoch
-                mean += (value - mean) / (count + 1)
+                mean.add_((value - mean) / (count + 1))
 
     return update
 

@@ -16,7 +16,6 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
@@ -32,6 +31,7 @@ from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, writ
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.averaging import averaged_model, is_due
 from darht.trainer.student.distributed import Ranks, joined
+from darht.trainer.student.gradients import compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
@@ -196,12 +196,15 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     start, metrics, images = time.perf_counter() - pause.seconds, pause.metrics(feed.plan.device), pause.images
     state.student.train()
     if state.memory is not None:
+        if _forgets(config.inner.warm.reset, epoch) and not pause.steps:
+            state.memory.forget()
         state.memory.look(torch.from_numpy(feed.training))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
-            _compute_gradients(state, context, metrics, data, batch, number=number, done=done)
+            examples = context.examples
+            compute_gradients(state, examples, ranks, metrics, data=data, batch=batch, number=number, done=done)
             before, wishes = wishes, ranks.add_gradients(state.student, stop=state.stopping)
             take_step(state.student, state.optimizer, config.optim, done)
             _average(state, config, step=True, done=done)
@@ -227,6 +230,11 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     }
 
 
+def _forgets(every: int, epoch: int) -> bool:
+    """Whether rows start anew in this epoch: in every `every`-th; 0 for never."""
+    return every > 0 and epoch > 0 and epoch % every == 0
+
+
 def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
     """Keep a run that is between two steps, and end it."""
     assert state.pause is not None
@@ -234,38 +242,6 @@ def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
     steps, of = state.pause.steps, context.feed.steps
     context.callbacks.on_note(f"kept: epoch {state.progress.epoch + 1} up to its step {steps} of {of}")
     raise KeyboardInterrupt
-
-
-def _compute_gradients(
-    state: TrainState,
-    context: TrainContext,
-    metrics: Metrics,
-    data: TrainingSet,
-    batch: Tensor,
-    *,
-    number: int,
-    done: float,
-) -> None:
-    """The gradient of this process's part of a global batch, a piece after the other."""
-    examples, student, config = context.examples, state.forward, context.examples.config
-    compute = config.compute
-    state.optimizer.zero_grad(set_to_none=True)
-    for at in filter(len, context.ranks.part(batch).tensor_split(compute.accumulate)):
-        with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
-            epoch = state.progress.epoch
-            step = examples.draw(
-                student, data, at, epoch=epoch, number=number, done=done, pgd_share=state.progress.pgd_share
-            )
-            out = student(step.x)
-            metrics.count(out, step)
-            loss, clean = examples.recipe.loss(student, step, out, state.learned)
-            if clean is not None:
-                metrics.count(clean, step._replace(x=step.clean))
-            if step.start is not None:
-                loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
-        share = len(at) / len(batch)
-        (loss * share).backward()
-        metrics.add(loss, share)
 
 
 def _average(state: TrainState, config: TrainConfig, *, step: bool, done: float) -> None:
@@ -278,11 +254,6 @@ def check_finite(loss: float, epoch: int) -> None:
     """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
     if not math.isfinite(loss):
         raise DarhtError(f"the loss is {loss} in epoch {epoch}: {DIVERGED_HINT}")
-
-
-def _drift(logits: Tensor, start: Tensor) -> Tensor:
-    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
-    return (logits[-len(start) :] - start).square().mean()
 
 
 def _scores(

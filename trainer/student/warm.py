@@ -56,6 +56,11 @@ class WarmMemory:
         for name, tensor in state.items():
             getattr(self, name).copy_(tensor)
 
+    def forget(self) -> None:
+        """Let every row start as in the first epoch."""
+        for tensor in self.state().values():
+            tensor.zero_()
+
     def read(self, rows: Tensor, offsets: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Perturbation in levels and momentum, float `[B, 3, H, W]`, of rows in the views `offsets` `[B, 3]`."""
         index = self._index(rows, offsets, size)

@@ -1,4 +1,4 @@
-"""The mean of the weights: its default, its update against plain arithmetic, and what a run that goes on makes of it."""
+"""The mean of the weights: its default, its update against plain arithmetic, and a run that goes on with it."""
 
 import dataclasses
 import json
