@@ -12,7 +12,8 @@ from darht.trainer.student.step import Recipe
 DECAY = 0.9995  # the most: what the field uses in runs of 100,000 steps, a horizon of 2,000 of them
 SPAN = 20  # a run is as long as this many horizons of its mean; measured, see docs/usage.md
 
-Update = Callable[[list[Tensor], list[Tensor], Tensor | int], None]
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Update = Callable[[Tensors, Tensors, Tensor | int], None]
 
 
 def default_average(recipe: Recipe, steps: int) -> AverageConfig:
@@ -38,7 +39,7 @@ def update_of(config: AverageConfig) -> Update:
     """How the means of all tensors of one type take in the new ones; counters, which have no mean, are copied."""
 
     @torch.no_grad()
-    def update(means: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
+    def update(means: Tensors, new: Tensors, count: Tensor | int) -> None:
         if not means[0].is_floating_point():
             torch._foreach_copy_(means, new)
         elif config.kind == "ema":

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from darht.cache.read.loader import TrainingSet
-from darht.trainer.config import TrainConfig
+from darht.trainer.config import TrainConfig, WarmConfig
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.student.distributed import Ranks
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.run import TrainState
+from darht.trainer.student.single_step import jensen_shannon
 from darht.trainer.student.step import Loss, Step
 
 
@@ -72,7 +73,7 @@ def _add(state: TrainState, examples: Examples, step: Step, metrics: Metrics | N
         loss: Loss = recipe.loss(state.forward, step, out, learned)
         value = loss.value
         if step.start is not None:
-            value = value + config.inner.warm.consistency * _drift(out.logits, step.start)
+            value = value + _consistency(config.inner.warm, step.start, out.logits, step.done)
     (value * share).backward()
     if metrics is None:
         return
@@ -82,9 +83,15 @@ def _add(state: TrainState, examples: Examples, step: Step, metrics: Metrics | N
     metrics.add(value, share)
 
 
-def _drift(logits: Tensor, start: Tensor) -> Tensor:
-    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
-    return (logits[-len(start) :] - start).square().mean()
+def _consistency(warm: WarmConfig, start: Tensor, logits: Tensor, done: float) -> Tensor:
+    """What the logits at the two ends of the step must pay for differing (`start` is that of the last rows).
+
+    FGSM-MEP: the mean squared distance, with one weight. LIET: the Jensen-Shannon divergence, whose weight grows.
+    """
+    end = logits[-len(start) :]
+    if warm.start == "label":
+        return warm.consistency * done * jensen_shannon(start, end).mean()
+    return warm.consistency * (end - start).square().mean()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from darht.trainer.student.averaging import averaged_model, is_due
 from darht.trainer.student.distributed import Ranks, joined
 from darht.trainer.student.gradients import compute_gradients
 from darht.trainer.student.inner import Examples
+from darht.trainer.student.memory import Memory
 from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
@@ -44,6 +45,7 @@ from darht.trainer.student.setup import (
     student_card,
     with_average,
 )
+from darht.trainer.student.single_step import LabelPatterns
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
@@ -167,10 +169,14 @@ def _train(state: TrainState, context: TrainContext) -> None:
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> TrainState:
     keep_memory()
-    student, memory = make_student(config, feed, cache.spec.data.classes), None
-    if config.inner.kind == "warm":
+    student = make_student(config, feed, cache.spec.data.classes)
+    memory: Memory | None = None
+    shape = cache.spec.data.image_shape
+    if config.inner.kind == "warm" and config.inner.warm.start == "label":
+        memory = LabelPatterns.create(len(cache.spec.data.classes), shape, feed.plan.device)
+    elif config.inner.kind == "warm":
         offsets = torch.from_numpy(cache.read("views/offset"))
-        memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
+        memory = WarmMemory.create(cache.rows, shape, offsets, feed.plan.device)
     average = averaged_model(student, config.average)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
@@ -196,7 +202,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     start, metrics, images = time.perf_counter() - pause.seconds, pause.metrics(feed.plan.device), pause.images
     state.student.train()
     if state.memory is not None:
-        if _forgets(config.inner.warm.reset, epoch) and not pause.steps:
+        if isinstance(state.memory, WarmMemory) and _forgets(config.inner.warm.reset, epoch) and not pause.steps:
             state.memory.forget()
         state.memory.look(torch.from_numpy(feed.training))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):

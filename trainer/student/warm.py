@@ -75,6 +75,10 @@ class WarmMemory:
         self.momentum[index] = stored.permute(0, 2, 3, 1).to(torch.int8)
         self.fresh[rows] = True
 
+    def alone(self) -> None:
+        """Note that nobody waits for the rows that were written here; several processes may go on with this run."""
+        self.fresh.zero_()
+
     def join(self, total: Callable[[Tensor], object]) -> None:
         """Take over the rows that other processes have written; `total` adds a tensor over all processes, in place."""
         theirs = self.fresh.to(torch.int8)
