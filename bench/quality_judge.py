@@ -19,8 +19,9 @@ from darht.cache.read.stream import Feed
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
 from darht.trainer.state.checkpoint import load_student
+from darht.trainer.student.distances import kl_rows
 from darht.trainer.student.inner import Examples
-from darht.trainer.student.losses import Darht, kl_rows
+from darht.trainer.student.losses import Darht
 from darht.trainer.student.setup import feed_plan, live_teachers
 from darht.trainer.student.targets import live_answer
 

@@ -98,6 +98,7 @@ def recipe(kwargs: dict[str, Any], mode: str, batch: int, epochs: int, **more: A
     optim = {"epochs": epochs, "batch_size": batch, "lr": 1e-3}
     student = {"arch": "resnet18", "kwargs": kwargs}
     plain = {"recipe": "darht", "loss": {"phases": [0, 1]}, "student": student, "optim": optim, "seed": SEED}
+    plain["average"] = {"kind": "none"}  # as the page was measured
     return parse(TrainConfig, {**plain, "inner": {"eps": 8, **MODES[mode]}, **more}, "bench")
 
 

@@ -15,6 +15,7 @@ CONFIG = TrainConfig(
     inner=InnerConfig(eps=32, step=8, steps=2),
     optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, warmup=0.2, schedule="cosine", clip_norm=5.0),
     loss={"phases": (0.2, 0.6)},
+    average=AverageConfig(kind="none"),  # what a run leaves is then what it trained
     seed=7,
 )
 

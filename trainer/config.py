@@ -1,6 +1,6 @@
 """Recipes as data: what `darht-train` and `darht-teacher train` do, as frozen dataclasses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,17 +59,25 @@ class OptimConfig:
 class WarmConfig:
     """`inner: warm`: one step from the perturbation that a row had before (FGSM-MEP, Jia et al. 2022).
 
+    With `start: label` nothing is remembered of a row: every step starts at a sign pattern of its label, part of it
+    noise (LIET, Pan et al. 2025).
+
     Attributes:
-        start: what a row's first perturbation is: a stored one of a seeded choice of attack, `zero` or `noise`.
-        momentum: of the sign of the gradient, which moves the next start; 0.3 in the paper.
-        consistency: weight of the squared distance between the logits before and after the step; 10 in the paper.
+        start: what a row's first perturbation is: a stored one of a seeded choice of attack, `zero` or `noise`; or
+            `label`, for every step.
+        momentum: of the sign of the gradient, which moves the next start; 0.3 in the paper. Not of `label`.
+        consistency: weight of the squared distance between the logits before and after the step; 10 in the paper. For
+            `label` the weight at the end of the run of their Jensen-Shannon divergence, growing from 0.
         check_rows: training rows on which PGD-10 looks for collapse after every epoch; 0 for never.
+        reset: epochs after which every row forgets its perturbation and starts anew; 40 in the public protocol of
+            FGSM-PGI and FGSM-MEP, 0 for never.
     """
 
-    start: Literal["cached", "zero", "noise"] = "cached"
+    start: Literal["cached", "zero", "noise", "label"] = "cached"
     momentum: float = 0.3
     consistency: float = 10.0
     check_rows: int = 512
+    reset: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 0.5:  # what int8 holds; beyond it the sum of signs would saturate
@@ -78,6 +86,12 @@ class WarmConfig:
             raise ConfigError(
                 f"consistency and check_rows must be at least 0; got {self.consistency:g} and {self.check_rows}"
             )
+        if self.start == "label" and (self.momentum != WarmConfig.momentum or self.reset):
+            raise ConfigError(
+                "warm.start: label remembers nothing of a row; leave momentum and reset out, or use another start"
+            )
+        if self.reset < 0:
+            raise ConfigError(f"reset counts epochs and is at least 0, for never; got {self.reset}")
 
 
 @dataclass(frozen=True)
@@ -86,14 +100,15 @@ class InnerConfig:
 
     Attributes:
         kind: stored ones, one `warm` step on the student, or `pgd` on the student: the default, for it needs nothing of
-            the cache and keeps clean accuracy, of which `warm` costs some points at half of the time.
+            the cache and keeps clean accuracy, of which `warm` costs some points at half of the time. `n-fgsm`: one
+            step from noise of twice the radius, not projected, so that examples may lie three radii away.
         eps: radius in pixel levels.
-        step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and eps for `warm`.
+        step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and eps for one step.
         steps: of `pgd`.
-        warm: settings of `warm`.
+        warm: settings of `warm`; `check_rows` is also that of `n-fgsm`.
     """
 
-    kind: Literal["cached", "warm", "pgd"] = "pgd"
+    kind: Literal["cached", "warm", "n-fgsm", "pgd"] = "pgd"
     eps: float = 8.0
     step: float | None = None
     steps: int = 10
@@ -104,15 +119,21 @@ class InnerConfig:
         check_levels("step", self.length, "linf")
         if self.kind == "warm" and self.eps > 127:
             raise ConfigError(f"inner: warm remembers perturbations of at most 127 levels; got eps {self.eps:g}")
-        if self.kind != "warm" and self.warm != WarmConfig():
+        shared = replace(WarmConfig(), check_rows=self.warm.check_rows) if self.kind == "n-fgsm" else WarmConfig()
+        if self.kind != "warm" and self.warm != shared:
             raise ConfigError(f"inner.warm sets up inner.kind: warm; got {self.kind}")
+
+    @property
+    def single_step(self) -> bool:
+        """Whether examples are one step on the student, which may collapse."""
+        return self.kind in ("warm", "n-fgsm")
 
     @property
     def length(self) -> float:
         """The step in pixel levels."""
         if self.step is not None:
             return self.step
-        return self.eps if self.kind == "warm" else max(1.0, round(self.eps / 4))
+        return self.eps if self.single_step else max(1.0, round(self.eps / 4))
 
     def pgd(self, steps: int | None = None) -> PGD:
         """PGD with these settings; for another number of `steps` the step grows so that it gets through the ball."""
@@ -201,7 +222,8 @@ class TrainConfig:
         targets: what stands for the teachers' answer to the student's own examples (`warm`, `pgd`): their answer to the
             `clean` view (which None means), to the `nearest` stored example, or the `first-order` estimate.
         optim: the optimizer and its schedule.
-        average: of the weights.
+        average: of the weights. Left out: `ema` with a decay that fits the length of the run, `none` for a recipe that
+            sees no adversarial images (`darht.trainer.student.averaging.default_average`).
         compute: precision and memory.
         seed: of everything random.
     """
@@ -213,7 +235,7 @@ class TrainConfig:
     teachers: Literal["cached", "live"] = "cached"
     targets: Targets | None = None
     optim: OptimConfig = OptimConfig()
-    average: AverageConfig = AverageConfig()
+    average: AverageConfig | None = None
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
 
@@ -232,8 +254,8 @@ class TrainConfig:
             )
         if self.teachers == "live" and (kind == "cached" or recipe.teachers_needed == "none"):
             raise ConfigError(
-                "teachers: live are asked about the student's own examples; use inner.kind: pgd or warm, and a recipe "
-                f"with teachers; got {kind} and {self.recipe}"
+                "teachers: live are asked about the student's own examples; use inner.kind: pgd, warm or n-fgsm, and a "
+                f"recipe with teachers; got {kind} and {self.recipe}"
             )
         if recipe.adversarial_when == "never" and kind != "pgd":
             raise ConfigError(f"recipe {self.recipe} trains on clean images alone; leave inner.kind: {kind} out")

@@ -10,13 +10,15 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from darht.core.config import canonical_json, parse, spec_diff
+from darht.core.config import canonical_json, parse, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.files import is_free, write_atomic
 from darht.core.nets.weights import fit_state, read_state
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
+from darht.trainer.config import TrainConfig
+from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Dropout, Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
@@ -124,13 +126,36 @@ def claim_run(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
     """
     path = out / RUN
     if path.is_file():
-        differences = spec_diff(json.loads(path.read_text())["identity"], json.loads(canonical_json(identity)))
+        differences = identity_diff(json.loads(path.read_text())["identity"], identity)
         if differences:
             raise SpecMismatchError(f"{out} holds another run: {'; '.join(differences)}; choose another --out folder")
         if not resume:
             raise CacheError(f"{out} holds a run of this recipe already: add --resume, or choose another --out folder")
     elif not is_free(out):
         raise CacheError(f"{out} is not empty and holds no run: choose a new or empty --out folder")
+
+
+def identity_diff(recorded: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """In what a run that was recorded differs from one that is to go on, as lines.
+
+    A setting that the record does not know came later, with a default that leaves what was there before as it was.
+    """
+    now = json.loads(canonical_json(identity))
+    name = recorded.get("recipe", {}).get("recipe")
+    if name in RECIPES and "recipe" in now:
+        plain = to_plain(TrainConfig(recipe=name)) | {"loss": to_plain(RECIPES[name]())}
+        defaults = json.loads(canonical_json(plain))
+        recorded = recorded | {"recipe": _filled(recorded["recipe"], now["recipe"], defaults)}
+    return spec_diff(recorded, now)
+
+
+def _filled(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` has and it lacks taken from `defaults`, at every depth."""
+    filled = {key: defaults[key] for key in new if key not in old and key in defaults} | old
+    for key, value in old.items():
+        if all(isinstance(one.get(key), dict) for one in (old, new, defaults)):
+            filled[key] = _filled(value, new[key], defaults[key])
+    return filled
 
 
 def write_run(out: Path, identity: dict[str, Any], notes: dict[str, Any]) -> None:
@@ -171,7 +196,7 @@ def load_checkpoint(
     if not path.is_file():
         return Progress(), {}
     state = load_tensors(path)
-    differences = spec_diff(state.pop("identity"), json.loads(canonical_json(identity)))
+    differences = identity_diff(state.pop("identity"), identity)
     if differences:
         raise SpecMismatchError(f"{path} belongs to another run: {'; '.join(differences)}; remove it")
     student.load_state_dict(state.pop("student"))

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from darht.cache.read.sampler import share
+from darht.trainer.student.memory import Memory
 from darht.trainer.student.step import Learned
-from darht.trainer.student.warm import WarmMemory
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def share(self, model: nn.Module, memory: WarmMemory | None, learned: Learned) -> None:
+    def share(self, model: nn.Module, memory: Memory | None, learned: Learned) -> None:
         """After an epoch: the first one's buffers (batch norm), the memory's parts, the mean of `learned`."""
         if self.world == 1:
             if memory is not None:
-                memory.fresh.zero_()  # nobody waits for them, and several processes may go on
+                memory.alone()
             return
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

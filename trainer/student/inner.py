@@ -14,6 +14,8 @@ from darht.cache.read.sampler import coin
 from darht.core.device import constant, send
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
+from darht.trainer.student.memory import Memory
+from darht.trainer.student.single_step import label_step, noise_step
 from darht.trainer.student.step import Recipe, Step
 from darht.trainer.student.targets import Answer, clean_answer, first_order_answer, live_answer, nearest_answer
 from darht.trainer.student.warm import WarmMemory, warm_step
@@ -34,7 +36,7 @@ class Examples:
 
     config: TrainConfig
     recipe: Recipe
-    memory: WarmMemory | None = None
+    memory: Memory | None = None
     teachers: Sequence[nn.Module] = ()
 
     def draw(
@@ -70,7 +72,7 @@ class Examples:
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
         clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.keys[at]).uniform((1,))[:, 0] < share
         others = int((~clean).sum())
-        if others <= (0 if self.memory is None else 1):  # a warm step on one row would have no batch statistics
+        if others <= int(self.config.inner.single_step):  # one step on one row would have no batch statistics
             return draw.clean(at)
         adversarial = draw.adversarial(student, at[~clean])
         return adversarial if others == len(at) else _together(draw.clean(at[clean]), adversarial)
@@ -124,18 +126,29 @@ class _Draw:
             supervises=self._robust(at),
             answer=self._answer(here, offsets, step.clean, step.clean_targets),
         )
-        inner, memory = self.config.inner, self.examples.memory
-        if memory is not None and not coin(self.pgd_share, self.config.seed, self.number, "careful"):
-            memory.begin(data, at, inner.pgd().threat, inner, self.config.seed)
-            step = warm_step(student, step, memory, rows, offsets, recipe=self.examples.recipe, inner=inner)
+        inner = self.config.inner
+        if inner.single_step and not coin(self.pgd_share, self.config.seed, self.number, "careful"):
+            step = self._single(student, step, at, offsets)
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
-            attack = inner.pgd(RECOVERY_STEPS) if memory is not None else inner.pgd()
+            attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
             step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
         if not uses_adversarial_logits:
             return step
         with torch.no_grad():
             return step._replace(targets=step.answer(step.x))
+
+    def _single(self, student: nn.Module, step: Step, at: Tensor, offsets: Tensor) -> Step:
+        """One step on the student from where `inner` says."""
+        inner, recipe, memory, rows = self.config.inner, self.examples.recipe, self.examples.memory, self.data.rows[at]
+        if isinstance(memory, WarmMemory):
+            memory.begin(self.data, at, inner.pgd().threat, inner, self.config.seed)
+            return warm_step(student, step, memory, rows, offsets, recipe=recipe, inner=inner)
+        generator = RowRng.create(self.config.seed, "single", self.epoch, rows=rows)
+        if memory is None:
+            return noise_step(student, step, recipe=recipe, inner=inner, generator=generator)
+        memory.refresh(student, self.number)
+        return label_step(student, step, memory, recipe=recipe, inner=inner, generator=generator)
 
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""

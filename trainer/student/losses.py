@@ -7,40 +7,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
+from darht.trainer.student.baselines import At, Kd, Trades
+from darht.trainer.student.distances import check_number, kl_rows, mean_log_probabilities, teacher_weights
 from darht.trainer.student.model import StudentOutput
-from darht.trainer.student.step import Learned, Loss, Objective, Per, Recipe, Step, TeachersNeeded, When
-
-
-def kl_rows(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)) over the last axis, in nats."""
-    target = F.log_softmax(target_logits, dim=-1)
-    return (target.exp() * (target - F.log_softmax(logits, dim=-1))).sum(-1)
-
-
-def teacher_weights(targets: Tensor, y: Tensor, per: str) -> Tensor:
-    """`w_t = exp(-CE(T_t, y))` as `[B, T]`: with the mean CE of the batch as released, or with each row's own."""
-    B, T, C = targets.shape
-    ce = F.cross_entropy(targets.reshape(B * T, C), y.repeat_interleave(T), reduction="none").view(B, T)
-    return torch.exp(-(ce.mean(0, keepdim=True).expand(B, T) if per == "batch" else ce))
-
-
-def mean_log_probabilities(logits: Tensor, tau: float = 1.0) -> Tensor:
-    """The teachers `[B, T, C]` as one: their mean probability at temperature `tau`, as its logarithm `[B, C]`."""
-    return F.log_softmax(logits / tau, dim=-1).exp().mean(1).clamp(min=1e-12).log()
-
-
-def _check(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
-    if not low <= value <= high:
-        span = f"in [{low:g}, {high:g}]" if high < float("inf") else f"of at least {low:g}"
-        raise ConfigError(f"{name} must be a number {span}; got {value:g}")
+from darht.trainer.student.step import LabelRecipe, Learned, Loss, Objective, Per, Recipe, Step, TeachersNeeded, When
 
 
 @dataclass(frozen=True, kw_only=True)
-class Darht(Recipe):
+class Darht(LabelRecipe):
     """The released DARHT objective in its three phases: CE; CE + sum_t w_t KD_t; sum_t w_t KD_t (arXiv 2402.15586).
 
     Attributes:
@@ -63,14 +40,15 @@ class Darht(Recipe):
     needs_feature_map: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
             raise ConfigError(f"phases are two rising shares in [0, 1]; got {list(self.phases)}")
-        _check("clean_share", self.clean_share)
+        check_number("clean_share", self.clean_share)
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """CE on z in the first two phases; the weighted distances of the map's rows in the last two."""
         if step.done < self.phases[0]:
-            return Loss(F.cross_entropy(out.logits, step.y))
+            return Loss(self.label_loss(out.logits, step.y))
         weights = teacher_weights(step.targets, step.y, self.weights) * step.supervises
         if self.kd == "kl":
             distances = kl_rows(step.targets, out.feature_map)
@@ -78,7 +56,7 @@ class Darht(Recipe):
             distances = (step.targets - out.feature_map).square().mean(-1)
         distillation = (weights * distances).sum(1).mean()
         if step.done < self.phases[1]:
-            return Loss(F.cross_entropy(out.logits, step.y) + distillation)
+            return Loss(self.label_loss(out.logits, step.y) + distillation)
         return Loss(distillation)
 
     def clean_mix(self) -> tuple[float, Per]:
@@ -109,7 +87,8 @@ class Rslad(Recipe):
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
 
     def __post_init__(self) -> None:
-        _check("clean_weight", self.clean_weight)
+        super().__post_init__()
+        check_number("clean_weight", self.clean_weight)
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """A blend of the two distances."""
@@ -125,7 +104,7 @@ class Rslad(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ard(Recipe):
+class Ard(LabelRecipe):
     """ARD (Goldblum et al. 2020, equation 2): on adversarial images match the teacher's clean probabilities.
 
     Attributes:
@@ -139,8 +118,9 @@ class Ard(Recipe):
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
 
     def __post_init__(self) -> None:
-        _check("alpha", self.alpha)
-        _check("tau", self.tau, 1e-3, float("inf"))
+        super().__post_init__()
+        check_number("alpha", self.alpha)
+        check_number("tau", self.tau, 1e-3, float("inf"))
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha * tau^2 * KL(T^tau(x) || S^tau(x')) + (1 - alpha) * CE(S(x), y)`."""
@@ -149,7 +129,11 @@ class Ard(Recipe):
         if self.alpha == 1:
             return Loss(loss)
         clean = student(step.clean)
-        return Loss(loss + (1 - self.alpha) * F.cross_entropy(clean.logits, step.y), clean)
+        return Loss(loss + (1 - self.alpha) * self.label_loss(clean.logits, step.y), clean)
+
+    def has_label_term(self) -> bool:
+        """Unless distillation has it all."""
+        return self.alpha < 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +160,11 @@ class Mtard(Recipe):
     needs_whole_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check("rate", self.rate)
-        _check("beta", self.beta, 0.0, float("inf"))
+        super().__post_init__()
+        check_number("rate", self.rate)
+        check_number("beta", self.beta, 0.0, float("inf"))
         for milestone in self.milestones:
-            _check("milestones", milestone)
+            check_number("milestones", milestone)
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`(1 - w) KL(T_vanilla(x) || S(x)) + w KL(T_robust(x') || S(x'))`."""
@@ -222,8 +207,9 @@ class AdaAd(Recipe):
     uses_adversarial_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check("alpha", self.alpha)
-        _check("igdm", self.igdm, 0.0, float("inf"))
+        super().__post_init__()
+        check_number("alpha", self.alpha)
+        check_number("igdm", self.igdm, 0.0, float("inf"))
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ...`."""
@@ -245,87 +231,6 @@ class AdaAd(Recipe):
     def compares_points(self) -> str:
         """IGDM's term, where there is one."""
         return "igdm" if self.igdm else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kd(Recipe):
-    """Knowledge distillation on clean images (Hinton et al. 2015), from all teachers.
-
-    Attributes:
-        tau: temperature; 4 is customary on CIFAR.
-        alpha: share of distillation, the rest is CE; 0.9 is customary.
-    """
-
-    tau: float = 4.0
-    alpha: float = 0.9
-    adversarial_when: ClassVar[When] = "never"
-    teachers_needed: ClassVar[TeachersNeeded] = "any"
-
-    def __post_init__(self) -> None:
-        _check("alpha", self.alpha)
-        _check("tau", self.tau, 1e-3, float("inf"))
-
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
-        """`alpha * tau^2 * KL(T^tau || S^tau) + (1 - alpha) * CE`."""
-        target = mean_log_probabilities(step.clean_targets, self.tau)
-        distillation = self.tau**2 * kl_rows(target, out.logits / self.tau).mean()
-        return Loss(self.alpha * distillation + (1 - self.alpha) * F.cross_entropy(out.logits, step.y))
-
-
-@dataclass(frozen=True, kw_only=True)
-class At(Recipe):
-    """Adversarial training without teachers (Madry et al. 2018).
-
-    Attributes:
-        clean_share: of the batches or rows; 0 in the paper.
-        clean_by: whether the coin is tossed for each batch or for each row.
-    """
-
-    clean_share: float = 0.0
-    clean_by: Per = "batch"
-    adversarial_when: ClassVar[When] = "some"
-    teachers_needed: ClassVar[TeachersNeeded] = "none"
-
-    def __post_init__(self) -> None:
-        _check("clean_share", self.clean_share)
-
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
-        """Cross-entropy on `x`."""
-        return Loss(F.cross_entropy(out.logits, step.y))
-
-    def clean_mix(self) -> tuple[float, Per]:
-        """As the settings say."""
-        return self.clean_share, self.clean_by
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trades(Recipe):
-    """TRADES without teachers (Zhang et al. 2019): CE on clean images, and the student's own distance from them.
-
-    The inner loop starts as `inner` says, not at the paper's small Gaussian step.
-
-    Attributes:
-        beta: weight of the distance; 6 in the paper.
-    """
-
-    beta: float = 6.0
-    adversarial_when: ClassVar[When] = "always"
-    teachers_needed: ClassVar[TeachersNeeded] = "none"
-
-    def __post_init__(self) -> None:
-        _check("beta", self.beta, 0.0, float("inf"))
-
-    def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
-        """`CE(S(x), y) + beta KL(S(x) || S(x'))`."""
-        clean = student(step.clean)
-        value = F.cross_entropy(clean.logits, step.y) + self.beta * kl_rows(clean.logits, out.logits).mean()
-        return Loss(value, clean)
-
-    def inner(self, student: nn.Module, step: Step) -> Objective:
-        """The distance from what the student says about the clean images now."""
-        with torch.no_grad():
-            clean = student(step.clean).logits
-        return lambda logits, x: kl_rows(clean, logits)
 
 
 RECIPES: dict[str, type[Recipe]] = {

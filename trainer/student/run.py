@@ -26,9 +26,9 @@ from darht.trainer.state.checkpoint import (
 )
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.distributed import Ranks
+from darht.trainer.student.memory import Memory
 from darht.trainer.student.model import Student
 from darht.trainer.student.step import Learned
-from darht.trainer.student.warm import WarmMemory
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class TrainState:
     student: Student
     forward: nn.Module
     optimizer: torch.optim.Optimizer
-    memory: WarmMemory | None
+    memory: Memory | None
     average: AveragedModel | None = None
     learned: Learned = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)

@@ -21,8 +21,8 @@ def holdout_source(feed: Feed) -> Source:
 
 
 def collapse_probe_source(feed: Feed, config: TrainConfig) -> Source:
-    """The first rows to train on, of which `inner: warm` is checked for collapse; none for other modes."""
-    rows = config.inner.warm.check_rows if config.inner.kind == "warm" else 0
+    """The first rows to train on, of which single-step training is checked for collapse; none for other modes."""
+    rows = config.inner.warm.check_rows if config.inner.single_step else 0
     images, labels = feed.fetch(feed.training[:rows])
     return Source("training", "train", images.numpy(), labels.numpy(), classes=(), sha256="")
 

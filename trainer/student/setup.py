@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
+from darht.cache.read.loader import training_rows
 from darht.cache.read.reader import Cache
+from darht.cache.read.sampler import steps_in_epoch
 from darht.cache.read.stream import Feed, FeedPlan, plan_feed
-from darht.core.config import fingerprint, to_plain
+from darht.core.config import fingerprint, parse, to_plain
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
@@ -21,8 +24,9 @@ from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.storage import LocalStorage, Storage
 from darht.core.version import VERSION
-from darht.trainer.config import TrainConfig
-from darht.trainer.state.checkpoint import StudentCard
+from darht.trainer.config import AverageConfig, TrainConfig
+from darht.trainer.state.checkpoint import RUN, StudentCard, read_run
+from darht.trainer.student.averaging import default_average
 from darht.trainer.student.model import Student, check_folds
 
 
@@ -41,6 +45,21 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
         batch=config.optim.batch_size,
         budget_gib=memory_gib,
     )
+
+
+def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
+    """The recipe with what `average: null` means: in a run that is gone on with what it began with, else the default.
+
+    Raises:
+        CacheError, ConfigError: the folder's `run.json` cannot be read.
+    """
+    if config.average is not None:
+        return config
+    if (out / RUN).is_file():
+        recorded = read_run(out)["identity"]["recipe"].get("average") or {"kind": "none"}
+        return replace(config, average=parse(AverageConfig, recorded, f"{out / RUN}: average"))
+    steps = max(1, steps_in_epoch(len(training_rows(cache)), config.optim.batch_size)) * config.optim.epochs
+    return replace(config, average=default_average(config.objective(), steps))
 
 
 def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:

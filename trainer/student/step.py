@@ -1,12 +1,16 @@
 """What one training step works on, and what a recipe is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.core.device import constant
+from darht.core.errors import ConfigError
+from darht.trainer.student.distances import check_number
 from darht.trainer.student.model import StudentOutput
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (student's logits [B, C], pixels [B, 3, H, W]) -> [B], maximised
@@ -61,10 +65,13 @@ class Loss(NamedTuple):
     clean: StudentOutput | None = None
 
 
-class Recipe(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
     """An outer loss with the inner objective that goes with it, and what the rest of a run must know of it.
 
     Attributes:
+        awp: size of the adversarial weight perturbation (Wu et al. 2020) relative to each layer's weights: a step has
+            the gradient at the nearby weights that cost most, at twice the passes; 0.005 in the paper, 0 for none.
         adversarial_when: which steps are adversarial: `always`, `never`, or `some`, where `clean_share` and `clean_by`
             decide.
         teachers_needed: which: `none`, `any`, `robust`, or `both` robust and vanilla ones.
@@ -74,12 +81,17 @@ class Recipe(Protocol):
         needs_whole_batches: whether it learns from a batch's mean, which parts of a batch would change.
     """
 
+    awp: float = 0.0
     adversarial_when: ClassVar[When]
     teachers_needed: ClassVar[TeachersNeeded]
     uses_adversarial_logits: ClassVar[bool] = False
     needs_feature_map: ClassVar[bool] = False
     needs_whole_batches: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_number("awp", self.awp)
+
+    @abstractmethod
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """What `step` costs; `out` is `student(step.x)`."""
 
@@ -102,3 +114,29 @@ class Recipe(Protocol):
     def compares_points(self) -> str:
         """The setting that compares teachers at two points of one image, for which quoted logits are no use; or ''."""
         return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRecipe(Recipe):
+    """A recipe with a term that has labels.
+
+    Attributes:
+        smoothing: share of the label's probability that goes to all classes alike (Szegedy et al. 2016), in the outer
+            loss; examples still ascend the cross-entropy of the label itself. 0 for none.
+    """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("smoothing", self.smoothing)
+        if self.smoothing and not self.has_label_term():
+            raise ConfigError(f"smoothing is of a term with labels, which this loss lacks; got {self.smoothing:g}")
+
+    def has_label_term(self) -> bool:
+        """Whether the settings leave the labels a share in the loss."""
+        return True
+
+    def label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of logits `[B, C]` against `(1 - smoothing) onehot(y) + smoothing / C`."""
+        return F.cross_entropy(logits, y, label_smoothing=self.smoothing)

@@ -15,9 +15,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
@@ -25,14 +23,17 @@ from darht.core.device import keep_memory
 from darht.core.errors import DarhtError
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
-from darht.trainer.config import AverageConfig, TrainConfig
+from darht.trainer.config import TrainConfig
 from darht.trainer.export.model_card import teacher_notes
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
 from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, write_run
 from darht.trainer.state.pause import Pause
+from darht.trainer.student.averaging import averaged_model, is_due
 from darht.trainer.student.distributed import Ranks, joined
+from darht.trainer.student.gradients import compute_gradients
 from darht.trainer.student.inner import Examples
+from darht.trainer.student.memory import Memory
 from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
@@ -42,7 +43,9 @@ from darht.trainer.student.setup import (
     make_student,
     run_identity,
     student_card,
+    with_average,
 )
+from darht.trainer.student.single_step import LabelPatterns
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
@@ -117,6 +120,7 @@ def train(
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
+    config = with_average(config, cache, out)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)
     with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
@@ -165,12 +169,15 @@ def _train(state: TrainState, context: TrainContext) -> None:
 
 def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, Any]) -> TrainState:
     keep_memory()
-    student, memory, average = make_student(config, feed, cache.spec.data.classes), None, None
-    if config.inner.kind == "warm":
+    student = make_student(config, feed, cache.spec.data.classes)
+    memory: Memory | None = None
+    shape = cache.spec.data.image_shape
+    if config.inner.kind == "warm" and config.inner.warm.start == "label":
+        memory = LabelPatterns.create(len(cache.spec.data.classes), shape, feed.plan.device)
+    elif config.inner.kind == "warm":
         offsets = torch.from_numpy(cache.read("views/offset"))
-        memory = WarmMemory.create(cache.rows, cache.spec.data.image_shape, offsets, feed.plan.device)
-    if config.average.kind != "none":
-        average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
+        memory = WarmMemory.create(cache.rows, shape, offsets, feed.plan.device)
+    average = averaged_model(student, config.average)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
 
@@ -187,17 +194,6 @@ class Compiled(nn.Module):
         return self.net(x)
 
 
-def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """How a mean takes in one more; counters, which have no mean, are copied."""
-
-    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        if not mean.is_floating_point():
-            return new
-        return mean.lerp(new, 1 - config.decay) if config.kind == "ema" else mean + (new - mean) / (count + 1)
-
-    return average
-
-
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
     config, feed, ranks, epoch = context.examples.config, context.feed, context.ranks, state.progress.epoch
@@ -206,12 +202,15 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     start, metrics, images = time.perf_counter() - pause.seconds, pause.metrics(feed.plan.device), pause.images
     state.student.train()
     if state.memory is not None:
+        if isinstance(state.memory, WarmMemory) and _forgets(config.inner.warm.reset, epoch) and not pause.steps:
+            state.memory.forget()
         state.memory.look(torch.from_numpy(feed.training))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):
             done = number / total
-            _compute_gradients(state, context, metrics, data, batch, number=number, done=done)
+            examples = context.examples
+            compute_gradients(state, examples, ranks, metrics, data=data, batch=batch, number=number, done=done)
             before, wishes = wishes, ranks.add_gradients(state.student, stop=state.stopping)
             take_step(state.student, state.optimizer, config.optim, done)
             _average(state, config, step=True, done=done)
@@ -237,6 +236,11 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     }
 
 
+def _forgets(every: int, epoch: int) -> bool:
+    """Whether rows start anew in this epoch: in every `every`-th; 0 for never."""
+    return every > 0 and epoch > 0 and epoch % every == 0
+
+
 def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
     """Keep a run that is between two steps, and end it."""
     assert state.pause is not None
@@ -246,42 +250,9 @@ def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _compute_gradients(
-    state: TrainState,
-    context: TrainContext,
-    metrics: Metrics,
-    data: TrainingSet,
-    batch: Tensor,
-    *,
-    number: int,
-    done: float,
-) -> None:
-    """The gradient of this process's part of a global batch, a piece after the other."""
-    examples, student, config = context.examples, state.forward, context.examples.config
-    compute = config.compute
-    state.optimizer.zero_grad(set_to_none=True)
-    for at in filter(len, context.ranks.part(batch).tensor_split(compute.accumulate)):
-        with torch.autocast(at.device.type, torch.bfloat16, enabled=compute.precision == "bf16"):
-            epoch = state.progress.epoch
-            step = examples.draw(
-                student, data, at, epoch=epoch, number=number, done=done, pgd_share=state.progress.pgd_share
-            )
-            out = student(step.x)
-            metrics.count(out, step)
-            loss, clean = examples.recipe.loss(student, step, out, state.learned)
-            if clean is not None:
-                metrics.count(clean, step._replace(x=step.clean))
-            if step.start is not None:
-                loss = loss + config.inner.warm.consistency * _drift(out.logits, step.start)
-        share = len(at) / len(batch)
-        (loss * share).backward()
-        metrics.add(loss, share)
-
-
 def _average(state: TrainState, config: TrainConfig, *, step: bool, done: float) -> None:
-    """Take the weights into the mean: after every step for `ema`, after every epoch past the start for `swa`."""
-    wanted = config.average.kind == "ema" if step else config.average.kind == "swa" and done >= config.average.start
-    if state.average is not None and wanted:
+    """Take the weights into the mean when that is due."""
+    if state.average is not None and is_due(config.average, step=step, done=done):
         state.average.update_parameters(state.student)
 
 
@@ -289,11 +260,6 @@ def check_finite(loss: float, epoch: int) -> None:
     """Raise DarhtError when a run has diverged: nothing that comes after would be worth its time."""
     if not math.isfinite(loss):
         raise DarhtError(f"the loss is {loss} in epoch {epoch}: {DIVERGED_HINT}")
-
-
-def _drift(logits: Tensor, start: Tensor) -> Tensor:
-    """FGSM-MEP's consistency: the squared distance of the logits at the two ends of the step (the last rows' own)."""
-    return (logits[-len(start) :] - start).square().mean()
 
 
 def _scores(

@@ -57,6 +57,11 @@ class WarmMemory:
         for name, tensor in state.items():
             getattr(self, name).copy_(tensor)
 
+    def forget(self) -> None:
+        """Let every row start as in the first epoch."""
+        for tensor in self.state().values():
+            tensor.zero_()
+
     def read(self, rows: Tensor, offsets: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Perturbation in levels and momentum, float `[B, 3, H, W]`, of rows in the views `offsets` `[B, 3]`."""
         index = self._index(rows, offsets, size)
@@ -70,6 +75,10 @@ class WarmMemory:
         self.delta[index] = delta.permute(0, 2, 3, 1).to(torch.int8)
         self.momentum[index] = stored.permute(0, 2, 3, 1).to(torch.int8)
         self.fresh[rows] = True
+
+    def alone(self) -> None:
+        """Note that nobody waits for the rows that were written here; several processes may go on with this run."""
+        self.fresh.zero_()
 
     def join(self, total: Callable[[Tensor], object]) -> None:
         """Take over the rows that other processes have written; `total` adds a tensor over all processes, in place."""

@@ -35,8 +35,8 @@ from darht.trainer.config import TeachConfig
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.state.checkpoint import CHECKPOINT
 from darht.trainer.state.pause import Pause
+from darht.trainer.student.distances import kl_rows
 from darht.trainer.student.distributed import rank_and_world
-from darht.trainer.student.losses import kl_rows
 from darht.trainer.student.setup import normalisation
 from darht.trainer.student.train import check_finite
 

@@ -9,8 +9,9 @@ from darht.cache.format.apply_views import apply_views
 from darht.cache.read.sampler import coin, draw_choices
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig, TrainConfig
+from darht.trainer.student.distances import kl_rows, mean_log_probabilities
 from darht.trainer.student.inner import RECOVERY_STEPS, Examples, maximise
-from darht.trainer.student.losses import RECIPES, kl_rows, mean_log_probabilities
+from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.step import Step
 from darht.trainer.student.targets import clean_answer, first_order_answer
 from darht.trainer.student.warm import WarmMemory

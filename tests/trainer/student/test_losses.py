@@ -13,8 +13,9 @@ from darht.cache.read.reader import open_cache
 from darht.cache.read.stream import Feed
 from darht.core.errors import ConfigError
 from darht.trainer.config import InnerConfig, StudentConfig, TrainConfig
+from darht.trainer.student.distances import kl_rows, mean_log_probabilities, teacher_weights
 from darht.trainer.student.inner import Examples
-from darht.trainer.student.losses import RECIPES, Ard, Darht, kl_rows, mean_log_probabilities, teacher_weights
+from darht.trainer.student.losses import RECIPES, Ard, Darht
 from darht.trainer.student.model import StudentOutput
 from darht.trainer.student.setup import feed_plan, make_student
 from darht.trainer.student.step import Step

@@ -289,10 +289,33 @@ def test_the_consistency_term_ties_both_ends_of_the_step(mixed_cache, tmp_path, 
     assert row["loss"] == pytest.approx(expected.item(), abs=2e-5)
 
 
+def test_a_memory_that_forgets_starts_as_it_did_at_first(data):
+    inner, rows = InnerConfig(kind="warm", eps=16, warm=WarmConfig(start="noise")), torch.arange(N)
+    memory = memory_for(data)
+    memory.begin(data, rows, inner.pgd().threat, inner, 0)
+    first = {name: value.clone() for name, value in memory.state().items()}
+    memory.write(rows, data.offsets[:1].expand(N, 3), torch.ones(N, 3, 4, 4), torch.ones(N, 3, 4, 4))
+    memory.look(rows)
+    assert memory.complete
+    memory.forget()
+    memory.look(rows)
+    assert not memory.complete
+    memory.begin(data, rows, inner.pgd().threat, inner, 0)
+    assert all(torch.equal(value, first[name]) for name, value in memory.state().items())
+
+
+def test_rows_are_forgotten_every_so_many_epochs(mixed_cache, tmp_path, monkeypatch):
+    epochs, forget = [], WarmMemory.forget
+    monkeypatch.setattr(WarmMemory, "forget", lambda memory: (epochs.append(bool(memory.seen.any())), forget(memory)))
+    inner = {"kind": "warm", "warm": WarmConfig(check_rows=0, reset=2)}
+    train(changed(recipe="at", inner=inner, optim={"epochs": 5}), mixed_cache, tmp_path, device=CPU)
+    assert epochs == [True, True]  # before the third and the fifth
+
+
 @pytest.mark.parametrize("recipe", ["mtard", "adaad"])
 def test_a_stopped_run_goes_on_with_its_memory_and_what_the_recipe_had_learned(mixed_cache, tmp_path, recipe):
-    more = {"loss": {"igdm": 2.0}, "targets": "first-order"} if recipe == "adaad" else {}
-    inner = {"kind": "warm", "warm": WarmConfig(check_rows=8)}
+    more = {"loss": {"igdm": 2.0}, "targets": "first-order"} if recipe == "adaad" else {"loss": {"awp": 0.01}}
+    inner = {"kind": "warm", "warm": WarmConfig(check_rows=8, reset=2)}
     config = changed(recipe=recipe, inner=inner, optim={"batch_size": 16}, **more)
     train(config, mixed_cache, tmp_path / "whole", device=CPU)
     with pytest.raises(Exception, match="stopped"):

@@ -18,7 +18,7 @@ from darht.attacks.threat import LEVELS, Threat, to_levels
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.attacks.suite import for_dlr, from_other, logit_ratio, step_of, weights_of
 from darht.trainer.evaluation.measure import AttackStep, Measurement
-from darht.trainer.student.losses import kl_rows
+from darht.trainer.student.distances import kl_rows
 from darht.trainer.student.model import Student, StudentOutput
 
 ALIVE = "the images still alive"
