@@ -48,7 +48,9 @@ def teacher() -> None:
 @click.option("--limit", type=int, help="Train on the first N rows only.")
 @click.option("--test-limit", type=int, help="Measure on the first N test rows only.")
 @click.option(
-    "--arch", required=True, help="resnet18, preact_resnet18, wrn-D-W, mobilenetv2, timm:NAME, python:M:F ..."
+    "--arch",
+    required=True,
+    help="resnet18, preact_resnet18, wrn-D-W, dm-wrn-D-W, mobilenetv2, timm:NAME, python:M:F ...",
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
@@ -115,7 +117,9 @@ def teacher_train(
 @teacher.command("import")
 @click.argument("weights", type=FOLDER, required=False)
 @click.option(
-    "--arch", required=True, help="The architecture that the weights belong to; python:module:callable works."
+    "--arch",
+    required=True,
+    help="The architecture that the weights belong to; robustbench:NAME and python:module:callable work as well.",
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--classes", type=click.IntRange(min=2), help="C, the class count; the default is what the file says.")

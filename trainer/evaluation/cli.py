@@ -39,8 +39,11 @@ def _model_options(function: Any) -> Any:
         click.option("--std", help="Per channel, of pixels in [0, 1], e.g. 0.25,0.24,0.26."),
         click.option("--mean", help="Per channel, of pixels in [0, 1], e.g. 0.49,0.48,0.45."),
         click.option("--kwargs", default="{}", help="JSON options of the architecture."),
-        click.option("--arch", help="The network that a file of weights belongs to: resnet18, wrn-D-W, timm:NAME ..."),
-    ):
+        click.option("--weights", type=click.Choice(["raw", "ema"]),
+                     help="Which, of a file with raw and averaged weights."),
+        click.option("--arch", help="The network that a file of weights belongs to: resnet18, wrn-D-W, "
+                     "robustbench:NAME, timm:NAME ..."),
+    ):  # fmt: skip
         function = option(function)
     return function
 
@@ -131,7 +134,12 @@ def _config(which: str, options: dict[str, Any]) -> Any:
         eps=None if options["eps"] is None else parse_eps(options["eps"], options["norm"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
-        model=ModelOptions(options["arch"], json_mapping(options["kwargs"], "--kwargs"), _preprocessing(options)),
+        model=ModelOptions(
+            options["arch"],
+            json_mapping(options["kwargs"], "--kwargs"),
+            _preprocessing(options),
+            weights=options["weights"],
+        ),
         substitution=Substitution(**shares),
     )
 
