@@ -14,8 +14,10 @@ from darht.core.cli import (
     data_options,
     device_option,
     json_mapping,
+    look_here,
     named_folders,
     numbers,
+    print_table,
     progress_bar,
     version_option,
 )
@@ -74,7 +76,7 @@ def _attack_options(function: Any) -> Any:
 @evaluate.command("measure")
 @click.argument("model")
 @_attack_options
-@click.option("--limit", type=click.IntRange(min=1), help="The first N test rows only.")
+@click.option("--limit", "--test-limit", type=click.IntRange(min=1), help="The first N test rows only.")
 @data_options(data="digits, cifar10, ...; default: what the run's cache was built from.",
               root="Where the data set lies, when not where the cache was built from.")  # fmt: skip
 @_model_options
@@ -94,6 +96,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
     from darht.trainer.evaluation.run import evaluate as run
 
     where = pick_device(device)
+    look_here(model, options["arch"], *options["surrogates"])
     for one in ("student", "last") if which == "both" else (which,):
         config = _config(one, options)
         with progress_bar() as progress:
@@ -169,7 +172,7 @@ def _print(report: Any) -> None:
         low, high = score.interval
         cells = f"{score.accuracy:.1f}", f"{low:.1f}-{high:.1f}", f"{score.correct}/{score.count}", _asked(score.on)
         table.add_row(score.name, *cells, describe(score.attack).replace(f", on {SELF}", ""))
-    console.print(table)
+    print_table(table)
     if not report.masking.passed:
         console.print("do not believe the robust accuracy: a check below says that the gradients mislead the attacks",
                       style="bold red", highlight=False, soft_wrap=True)  # fmt: skip
@@ -200,7 +203,7 @@ def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
         table.add_column(title, overflow="fold")
     for cells in result.cells():
         table.add_row(*cells[:5])
-    console.print(table)
+    print_table(table)
     console.print(result.note, highlight=False, soft_wrap=True)
     if out is not None:
         console.print(f"written to {', '.join(map(str, result.save(out)))}", highlight=False, soft_wrap=True)
