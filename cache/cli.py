@@ -203,7 +203,8 @@ def verify(
         return
     found = compute_again(opened, count, device=where, seed=seed, data_root=data_root, teachers=folders)
     print_table(recompute_table(found))
-    click.echo(f"{found.rows} rows computed again on {where}; stored were those of {'; '.join(found.made_on)}")
+    stored = f"; stored were those of {'; '.join(found.made_on)}" if found.made_on else ""
+    click.echo(f"{found.rows} rows computed again on {where}{stored}")
     beyond = found.beyond(LOGITS if tolerance is None else tolerance, VALUES if moved is None else moved / 100)
     for line in beyond:
         click.echo(f"differs: {line}", err=True)
