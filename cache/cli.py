@@ -9,7 +9,15 @@ import click
 from rich.console import Console
 from rich.progress import TextColumn, TimeRemainingColumn
 
-from darht.core.cli import FOLDER, StateGroup, device_option, named_folders, transient_bar, version_option
+from darht.core.cli import (
+    FOLDER,
+    StateGroup,
+    device_option,
+    named_folders,
+    print_table,
+    transient_bar,
+    version_option,
+)
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -139,9 +147,8 @@ def status(location: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"state": found.state.value, **to_plain(found)}, indent=2))
     else:
-        console = Console()
-        console.print(status_table(found))
-        console.print(status_line(found), highlight=False, soft_wrap=True)
+        print_table(status_table(found))
+        click.echo(status_line(found))
     sys.exit({State.DONE: 0, State.MISSING: 3, State.CORRUPT: 4}[found.state])
 
 
@@ -195,8 +202,9 @@ def verify(
     if not recompute:
         return
     found = compute_again(opened, count, device=where, seed=seed, data_root=data_root, teachers=folders)
-    Console().print(recompute_table(found))
-    click.echo(f"{found.rows} rows computed again on {where}; stored were those of {'; '.join(found.made_on)}")
+    print_table(recompute_table(found))
+    stored = f"; stored were those of {'; '.join(found.made_on)}" if found.made_on else ""
+    click.echo(f"{found.rows} rows computed again on {where}{stored}")
     beyond = found.beyond(LOGITS if tolerance is None else tolerance, VALUES if moved is None else moved / 100)
     for line in beyond:
         click.echo(f"differs: {line}", err=True)
@@ -229,7 +237,7 @@ def diff(first: str, second: str, values: bool, as_json: bool) -> None:
     else:
         for line in found.spec:
             click.echo(line)
-        Console().print(diff_table(found))
+        print_table(diff_table(found))
         click.echo("the same spec and the same bytes" if found.same else "they differ")
     sys.exit(0 if found.same else 1)
 
@@ -305,7 +313,7 @@ def info(location: str, run: Path | None) -> None:
     console = Console()
     for name, value in summary.facts:
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    console.print(info_table(summary))
+    print_table(info_table(summary))
 
 
 @cache.command()

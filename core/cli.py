@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,11 +20,15 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.version import VERSION
 
 version_option = click.version_option(VERSION, prog_name="darht")
+
+_WORD = 10  # characters; a column of text is no narrower than this, or than its longest word
+_LOG_WIDTH = 120  # characters
 
 FOLDER = click.Path(path_type=Path)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -95,11 +100,49 @@ def numbers(text: str, option: str, *, three: bool = False) -> tuple[float, ...]
     return values
 
 
+def look_here(*typed: str | None) -> None:
+    """Let the `python:` names that a person typed be found in the current folder, after everything that is installed.
+
+    Names in cards and recipes are not typed: what somebody else wrote runs nothing that happens to lie here.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and any(text is not None and text.startswith("python:") for text in typed):
+        sys.path.append(here)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout; where it is wider than the terminal, that breaks its lines, and nothing is left out."""
+    console, width = Console(), 1
+    for column in table.columns:
+        cells = [str(cell) for cell in (column.header, *column.cells)]
+        parts = cells if column.no_wrap else [word for cell in cells for word in cell.split()]
+        longest = max(map(cell_len, parts), default=1)
+        column.min_width = longest if column.no_wrap else min(longest, _WORD)
+        column.overflow = "fold"
+        width += column.min_width + 3  # a border, and a blank on each side
+    console.width = max(width, console.width)
+    console.print(table)
+
+
+def stderr_console(*, quiet: bool = False) -> Console:
+    """A console for progress: as wide as the terminal, and in a log wide enough that nothing is cut."""
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        console.width = max(console.width, _LOG_WIDTH)
+    return console
+
+
+def time_columns() -> tuple[ProgressColumn, ...]:
+    """Time that passed and time left, which a narrow terminal does not cut: the bar gives way before them."""
+    return TimeElapsedColumn(Column(no_wrap=True)), TimeRemainingColumn(table_column=Column(no_wrap=True))
+
+
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Bars on stderr, with a field `note` for each; a mistake wipes them away, so that its one line stands alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    bar = BarColumn(None, table_column=Column(max_width=40))
+    columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, *time_columns(), console=stderr_console()) as progress:
         try:
             yield progress
         except DarhtError:

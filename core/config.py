@@ -213,8 +213,17 @@ def _diff_key(old: Mapping[str, Any], new: Mapping[str, Any], key: str, where: s
     return spec_diff(old[key], new[key], where)
 
 
-def override(data: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
+def override(
+    data: dict[str, Any], assignments: tuple[str, ...], cls: type | None = None, under: Mapping[str, type] | None = None
+) -> dict[str, Any]:
     """Apply `a.b=value` assignments (the value is YAML) to a copy of a mapping.
+
+    Args:
+        data: the mapping.
+        assignments: as they are typed, applied in their order.
+        cls: the dataclass that the mapping will become. `key=null` then puts the default back, unless null is a value
+            of the key itself.
+        under: the dataclasses that mappings at the top level of `cls` become, where their hints do not say.
 
     Raises:
         ConfigError: an assignment without `=`, one that descends into something that is not a mapping, or a value that
@@ -233,5 +242,25 @@ def override(data: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, An
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{show(assignment)}: {show(parent)} is not a mapping")
-        node[last] = read_yaml(text, f"{show(assignment)}: the value")
+        value = read_yaml(text, f"{show(assignment)}: the value")
+        if value is None and cls is not None and _null_is_default(cls, [*parents, last], under or {}):
+            node.pop(last, None)
+        else:
+            node[last] = value
     return result
+
+
+def _null_is_default(cls: Any, path: list[str], under: Mapping[str, type]) -> bool:
+    """Whether the field at `path` has a default and null is none of its values."""
+    *parents, last = path
+    for depth, parent in enumerate(parents):
+        cls = (under.get(parent) if depth == 0 else None) or _hints(cls).get(parent)
+    fields = {field.name: field for field in dataclasses.fields(cls)} if last in _hints(cls) else {}
+    field = fields.get(last)
+    if field is None or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
+        return False
+    return type(None) not in typing.get_args(_hints(cls)[last])
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}

@@ -9,7 +9,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from darht.core.cli import FOLDER, Command, Group, device_option, named_folders, transient_bar, version_option
+from darht.core.cli import (
+    FOLDER,
+    Command,
+    Group,
+    device_option,
+    named_folders,
+    print_table,
+    transient_bar,
+    version_option,
+)
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +59,10 @@ def _steps() -> Iterator[Callable[[str, int, int], None]]:
 def _print(*things: Any) -> None:
     console = Console()
     for thing in things:
-        console.print(thing, highlight=False, soft_wrap=not isinstance(thing, Table))
+        if isinstance(thing, Table):
+            print_table(thing)
+        else:
+            console.print(thing, highlight=False, soft_wrap=True)
 
 
 def _indexes(cache: "Cache", folder: Path | None) -> "Indexes":
@@ -324,13 +336,13 @@ def experiment(recipe: Path, out: Path, root: Path | None) -> None:
         )
     for row in result.teachers:
         table.add_row(*row)
-    console.print(table)
+    print_table(table)
     table = Table(title="Students, per cent of test images", header_style="bold")
     for title in ("student", "recipe", "inner", "clean", "PGD-20", "transfer", "worst"):
         text = title in ("student", "recipe", "inner")
         table.add_column(title, justify="left" if text else "right", no_wrap=True)
     for row in result.students:
         table.add_row(*row[:4], *row[5:8])  # FGSM and seconds are in the files: 80 columns hold no more
-    console.print(table)
+    print_table(table)
     for fact in result.facts:
         console.print(fact, highlight=False, soft_wrap=True)

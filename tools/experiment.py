@@ -8,9 +8,9 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,19 +19,37 @@ from darht.core.config import canonical_json, load_mapping, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.core.keys import check_seed
+from darht.core.recipes import find_recipe
 
 STAGES = "stages.json"
 
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """How one teacher of the experiment is made: options of `darht-teacher train`."""
+    """How one teacher of the experiment is made: options of `darht-teacher train`, or the folder of one that is there.
 
-    arch: str
+    Attributes:
+        arch: of a teacher that is trained.
+        kwargs, resize, algorithm, set: the other options of its training.
+        path: of a trained or imported teacher's folder, relative to the experiment's file; it is only measured.
+        role: in the cache, robust or vanilla.
+    """
+
+    arch: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     resize: int | None = None
     algorithm: str = "pgd-at"
     set: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
+    role: Literal["robust", "vanilla"] = "robust"
+
+    def __post_init__(self) -> None:
+        if (self.arch is None) == (self.path is None):
+            raise ConfigError("a teacher has an arch to train, or the path of a teacher's folder: give one of them")
+        if self.path is not None and (self.kwargs, self.resize, self.algorithm, self.set) != ({}, None, "pgd-at", {}):
+            raise ConfigError(
+                f"the teacher in {self.path} is trained already: leave kwargs, resize, algorithm and set out"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,11 +85,12 @@ class Stage:
 
 
 def load_experiment(path: Path) -> ExperimentConfig:
-    """Read an experiment.
+    """Read an experiment: a file, or the name of one that comes with darht.
 
     Raises:
-        ConfigError: unknown keys, wrong values.
+        ConfigError: no such experiment, unknown keys, wrong values.
     """
+    path = find_recipe(path)
     config = parse(ExperimentConfig, load_mapping(path), path.name)
     known = {"source", "limit", "test_limit", "holdout", "image_size"}
     unknown = sorted(set(config.data) - known)
@@ -81,7 +100,15 @@ def load_experiment(path: Path) -> ExperimentConfig:
     for seed in (one.get("seed") for one in settings):
         if isinstance(seed, int):
             check_seed(seed)
-    return config
+    teachers = {name: _found(plan, path.parent) for name, plan in config.teachers.items()}
+    return replace(config, teachers=teachers)
+
+
+def _found(plan: TeacherPlan, base: Path) -> TeacherPlan:
+    """A plan whose folder is a path from anywhere; `base` is where the experiment's file lies."""
+    if plan.path is None:
+        return plan
+    return replace(plan, path=str((base / Path(plan.path).expanduser()).resolve()))
 
 
 def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[Stage]:
@@ -104,6 +131,9 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
 
 
 def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, data: list[str]) -> Stage:
+    if plan.arch is None:
+        limit = _options({"limit": config.data.get("test_limit")}, "limit")
+        return Stage(f"teacher {name}", ("darht-teacher", "check", str(plan.path), *data, *limit))
     words = ["darht-teacher", "train", *data, *_options(config.data, "limit", "test_limit")]
     words += ["--arch", plan.arch, "--kwargs", json.dumps(plan.kwargs)]
     words += ["--resize", str(plan.resize)] if plan.resize else []
@@ -122,7 +152,9 @@ def write_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None
     data = {key: value for key, value in config.data.items() if key != "test_limit"}
     if root is not None:
         data["root"] = str(root.resolve())
-    teachers = {name: {"path": f"teachers/{name}"} for name in config.teachers}
+    teachers = {
+        name: {"path": plan.path or f"teachers/{name}", "role": plan.role} for name, plan in config.teachers.items()
+    }
     spec = {"data": data, "teachers": teachers, **config.cache}
     write_atomic(out / "cache.yaml", yaml.safe_dump(spec, sort_keys=False).encode())
     for name, recipe in config.students.items():
@@ -182,9 +214,9 @@ class Result:
 def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> Result:
     """Read the cards, the evaluations and the manifest of a finished experiment."""
     teachers = []
-    for name in config.teachers:
-        card = read_card(out / "teachers" / name)
-        measured = next(iter(card.accuracy.values()))
+    for name, plan in config.teachers.items():
+        card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
+        measured = card.accuracy[f"{config.data['source']} test"]
         figures = f"{measured['clean']:.1f}", f"{measured['pgd-20']:.1f}"
         teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
     students = [_student_row(name, out, seconds) for name in config.students]

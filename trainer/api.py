@@ -37,7 +37,8 @@ def train(
     """Train a student from a sealed cache and leave it in `out`, as `darht-train` does.
 
     Args:
-        recipe: a YAML file, its contents as a mapping, or a `TrainConfig`; keys that are left out have their defaults.
+        recipe: a YAML file, the name of a recipe that comes with darht (`darht`, `darht-warm`, `rslad`, ...), a file's
+            contents as a mapping, or a `TrainConfig`; keys that are left out have their defaults.
         cache: an opened cache, or where one lies.
         out: the run's folder: `student/` (best on held-out rows), `last/`, `log.csv`, `checkpoint.pt`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.

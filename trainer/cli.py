@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from darht.core.cli import (
@@ -16,8 +15,10 @@ from darht.core.cli import (
     data_options,
     device_option,
     json_mapping,
+    look_here,
     named_folders,
     numbers,
+    print_table,
     progress_bar,
     resuming_command,
     version_option,
@@ -48,7 +49,9 @@ def teacher() -> None:
 @click.option("--limit", type=int, help="Train on the first N rows only.")
 @click.option("--test-limit", type=int, help="Measure on the first N test rows only.")
 @click.option(
-    "--arch", required=True, help="resnet18, preact_resnet18, wrn-D-W, mobilenetv2, timm:NAME, python:M:F ..."
+    "--arch",
+    required=True,
+    help="resnet18, preact_resnet18, wrn-D-W, dm-wrn-D-W, mobilenetv2, timm:NAME, python:M:F ...",
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
@@ -84,7 +87,9 @@ def teacher_train(
     from darht.trainer.state.interrupt import STOPPING, InterruptHandler
     from darht.trainer.teacher import train as teach
 
-    config, where = parse(TeachConfig, override({"algorithm": algorithm}, assignments), "training"), pick_device(device)
+    settings, where = override({"algorithm": algorithm}, assignments, TeachConfig), pick_device(device)
+    config = parse(TeachConfig, settings, "training")
+    look_here(arch)
     network: dict[str, Any] = {"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize}
     teach.check_free(out, resume=resume)
     more: dict[str, Any] = {"image_size": image_size, "download": download}
@@ -115,7 +120,7 @@ def teacher_train(
 @teacher.command("import")
 @click.argument("weights", type=FOLDER, required=False)
 @click.option(
-    "--arch", required=True, help="The architecture that the weights belong to; python:module:callable works."
+    "--arch", required=True, help="What the weights belong to: resnet18, robustbench:NAME, python:module:callable ..."
 )
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--classes", type=click.IntRange(min=2), help="C, the class count; the default is what the file says.")
@@ -145,8 +150,7 @@ def teacher_import(
     said: dict[str, Any] = {} if resize is None else {"resize": resize}
     for key, text in (("mean", mean), ("std", std)):
         said |= {} if text is None else {key: numbers(text, f"--{key}", three=True)}
-    if arch.startswith("python:"):
-        sys.path.append(str(Path.cwd()))  # last: a file of the current folder hides no installed module
+    look_here(arch)
     network: dict[str, Any] = {"arch": arch, "num_classes": classes, "kwargs": json_mapping(kwargs, "--kwargs")}
     card = import_teacher(weights, out, **network, preprocessing=said, which=which, on_note=click.echo)
     click.echo(f"{out}: {card.arch}, {card.num_classes} classes, weights {card.weights_sha256[:12]}")
@@ -220,11 +224,8 @@ def teacher_transfer(
     table = Table("made on", *(f"asked of {name}" for name in matrix.teachers), header_style="bold")
     for a, (name, counts) in enumerate(zip(matrix.sources, matrix.counted, strict=True)):
         table.add_row(name, *(f"{matrix.text(a, t)} of {count}" for t, count in enumerate(counts)))
-    console = Console()
-    console.print(table)
-    console.print(
-        f"per cent still right, with 95 % intervals; written to {', '.join(map(str, paths))}", highlight=False
-    )
+    print_table(table)
+    click.echo(f"per cent still right, with 95 % intervals; written to {', '.join(map(str, paths))}")
 
 
 def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:
@@ -254,9 +255,9 @@ def train() -> None:
     "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
 )
 @click.option("--out", type=FOLDER, required=True, help="The run's folder.")
-@click.option("--recipe", type=FOLDER, help="A YAML recipe; the default is recipe darht with inner pgd.")
+@click.option("--recipe", type=FOLDER, help="A YAML file, or a name such as darht-warm; default: darht with inner pgd.")
 @click.option(
-    "--set", "assignments", multiple=True, help="Change a recipe's key, e.g. inner.kind=cached, optim.epochs=30."
+    "--set", "assignments", multiple=True, help="Change a key: inner.kind=cached, optim.epochs=30; null: its default."
 )
 @click.option("--memory", default=8.0, show_default=True, help="GiB that the cache may take, or else is streamed in.")
 @click.option("--exclude", type=FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
@@ -285,6 +286,7 @@ def train_run(
     from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.student.exclude import exclude_rows
 
+    look_here(*(text.partition("=")[2] for text in assignments))
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), named_folders(teachers)
     cache = open_shards(shards)
     rank, world = rank_and_world()

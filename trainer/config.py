@@ -9,6 +9,7 @@ from darht.attacks.threat import check_levels
 from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
 from darht.core.keys import check_seed
+from darht.core.recipes import find_recipe
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Dropout
 from darht.trainer.student.step import Recipe
@@ -326,8 +327,16 @@ class TeachConfig:
 def load_recipe(path: Path | None, assignments: tuple[str, ...]) -> TrainConfig:
     """A recipe from a YAML file (the defaults when None) with `key=value` assignments applied.
 
+    Args:
+        path: the file, or the name of a recipe that comes with darht.
+        assignments: as they are typed; `key=null` puts the default back.
+
     Raises:
-        ConfigError: unknown keys, wrong values.
+        ConfigError: no such recipe, unknown keys, wrong values.
     """
-    name = "recipe" if path is None else path.name
-    return parse(TrainConfig, override({} if path is None else load_mapping(path), assignments), name)
+    file = None if path is None else find_recipe(path)
+    data = {} if file is None else load_mapping(file)
+    chosen = str(override(data, assignments, TrainConfig).get("recipe", TrainConfig.recipe))
+    under = {"loss": RECIPES[chosen]} if chosen in RECIPES else {}
+    name = "recipe" if file is None else file.name
+    return parse(TrainConfig, override(data, assignments, TrainConfig, under), name)

@@ -121,7 +121,8 @@ def cost_facts(cost: Cost, run: RunCost | None = None) -> list[tuple[str, str]]:
     """A cost for people, as pairs of name and value."""
     parts = [f"attack {name} {seconds:.1f} s" for name, seconds in cost.attacks.items()]
     parts += [f"teacher {name} {seconds:.1f} s" for name, seconds in cost.teachers.items()]
-    facts = [("cost", f"{cost.total:.1f} s: {', '.join(parts)}, the rest {cost.others:.1f} s")]
+    rest = [f"the rest {cost.others:.1f} s"] if parts else []
+    facts = [("cost", ": ".join(filter(None, (f"{cost.total:.1f} s", ", ".join(parts + rest)))))]
     if not cost.epoch:
         return facts
     pays = f"as much as {cost.epochs:.1f} epochs with these teachers in the loop, {cost.epoch:.2f} s an epoch"

@@ -120,7 +120,7 @@ def _name_problems(config: CacheConfig) -> list[str]:
         if not _NAME.fullmatch(name)
     ]
     problems += [f"{what} name '{name}' is taken by the format" for what, name in names if name in _RESERVED[what]]
-    return problems if config.teachers else [*problems, "at least one teacher is needed under 'teachers'"]
+    return problems
 
 
 def _attack_problems(config: CacheConfig) -> list[str]:

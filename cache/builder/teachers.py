@@ -19,17 +19,10 @@ from darht.core.errors import ConfigError, ModelError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.nets import build
 from darht.core.nets.build import accepts_num_classes
-from darht.core.nets.checkpoint import (
-    Checkpoint,
-    Found,
-    Which,
-    check_said,
-    count_classes,
-    fit_checkpoint,
-    read_checkpoint,
-)
+from darht.core.nets.checkpoint import Found, Which, check_said, count_classes, fit_checkpoint, read_checkpoint
 from darht.core.nets.classifier import Classifier
 from darht.core.nets.head import find_head
+from darht.core.nets.identify import Network, identify
 from darht.core.nets.logits import find_logits, wrap_logits
 from darht.core.nets.weights import _load_safetensors, fit_state
 from darht.core.preprocessing import Preprocessing
@@ -150,7 +143,7 @@ def import_teacher(
     Args:
         weights: their file; None for a `python:` callable that makes a network with its weights.
         folder: of the teacher.
-        arch: as `build` takes it.
+        arch: as `build` takes it, or `robustbench:NAME` for an entry of that leaderboard.
         num_classes: C; None for what the last layer in the file, or the network, says.
         kwargs: of the architecture.
         preprocessing: those of resize, mean and std that were said; the file's own, or none, stand for the others.
@@ -161,30 +154,34 @@ def import_teacher(
         ModelError: the file cannot be read, does not fit the architecture or what was said, or the network gives no
             logits.
     """
-    if weights is None and not arch.startswith("python:"):
-        raise ModelError(f"{arch} has no weights of its own: give their file; only python:module:callable needs none")
-    checkpoint = None if weights is None else read_checkpoint(weights)
     said = dict(preprocessing) if isinstance(preprocessing, Mapping) else vars(preprocessing)
     check_said(said, None, weights)
-    classes = _count(checkpoint, arch, num_classes, kwargs)
-    net = build(arch, classes, kwargs)
-    found = Found(None, ()) if checkpoint is None else fit_checkpoint(net, checkpoint, which)
+    network = identify(arch, kwargs, None if weights is None else read_checkpoint(weights), num_classes)
+    classes = network.num_classes or _count(network, num_classes)
+    net = build(network.arch, classes, network.kwargs)
+    found = Found(None, ()) if network.checkpoint is None else fit_checkpoint(net, network.checkpoint, which)
+    if found.normalisation is None:
+        said = {**network.normalisation, **said}
     chosen = Preprocessing(**check_said(said, found.normalisation, weights))
-    key = _find_logits(net, chosen, classes, arch)
-    for note in found.notes:
+    key = _find_logits(net, chosen, classes, network.arch)
+    for note in (*network.notes, *found.notes):
         on_note(note)
     origin: dict[str, Any] = {"algorithm": "imported"}
     if weights is not None:
         origin |= {"file": weights.name, "file_sha256": sha256_file(weights)}
+    if network.entry is not None:
+        origin["robustbench"] = network.entry.published()
     if key is not None:
         origin["logits"] = key
         on_note(f"the network's answer holds its logits under {key!r}; the card says so")
-    card = Card(arch=arch, kwargs=kwargs, num_classes=classes, preprocessing=chosen, training=origin, weights_sha256="")
+    known: dict[str, Any] = {"arch": network.arch, "kwargs": network.kwargs, "num_classes": classes}
+    card = Card(**known, preprocessing=chosen, training=origin, weights_sha256="")
     return save_teacher(folder, net, card)
 
 
-def _count(checkpoint: Checkpoint | None, arch: str, said: int | None, kwargs: dict[str, Any]) -> int:
+def _count(network: Network, said: int | None) -> int:
     """C, from the classifier in the file or network where it tells, and from what was said."""
+    checkpoint, arch, kwargs = network.checkpoint, network.arch, network.kwargs
     free, probe = accepts_num_classes(arch), 7  # any count: only names and, where C is not free, sizes are read
     if checkpoint is None and free:
         if said is None:

@@ -72,11 +72,15 @@ def export_croissant(location: Location) -> Json:
 
 def _about(cache: Cache) -> Json:
     data, spec = cache.spec.data, cache.spec
+    images = f"{data.source} ({data.split}, {data.rows} rows, {len(data.classes)} classes)"
+    views = f"{spec.views.count} views of every image. Root hash {cache.root_hash}."
+    about = f"Images of {images} and {views}"
+    if spec.teachers:
+        about = f"Adversarial perturbations of {images} and the raw logits of the teachers "
+        about += f"{', '.join(spec.teachers)} on {views}"
     return {
         "name": f"darht-{data.source}-{data.split}",
-        "description": f"Adversarial perturbations of {data.source} ({data.split}, {data.rows} rows, "
-        f"{len(data.classes)} classes) and the raw logits of the teachers {', '.join(spec.teachers)} on "
-        f"{spec.views.count} views of every image. Root hash {cache.root_hash}.",
+        "description": about,
         "conformsTo": _VERSION,
         "version": f"1.0.0+{cache.root_hash[:12]}",
     }

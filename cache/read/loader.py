@@ -149,8 +149,8 @@ def allocate(
     T, image = len(teachers), spec.data.image_shape
 
     def answers(kind: str) -> Tensor:
-        _, views, classes = cache.arrays[f"logits/{next(iter(spec.teachers))}/{kind}"].shape
-        return _room(rows, views, T, classes, dtype=spec.store.logits)
+        views = spec.views.count if kind == "clean" else spec.attacks[kind].views
+        return _room(rows, views, T, len(spec.data.classes), dtype=spec.store.logits)
 
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:

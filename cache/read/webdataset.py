@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,10 +202,10 @@ def open_shards(location: Location) -> Cache:
         CorruptError: the index or the manifest is not what was written, or a tar is cut.
     """
     pattern = str(location)
-    if "{" not in pattern:
+    if "{" not in pattern or Path(pattern).is_dir():  # a folder may be called c{1,2}
         folder = open_storage(location)
         return open_cache(folder) if folder.read(INDEX) is None else _open_export(folder)
-    parts = [path.rpartition("/") for path in braceexpand(pattern)]
+    parts = _expand(pattern)
     folder = open_storage(parts[0][0] or ".")
     if len({part[0] for part in parts}) > 1:
         raise ConfigError(f"{pattern} names tars in several folders; an export lies in one")
@@ -216,6 +217,17 @@ def open_shards(location: Location) -> Cache:
         ]
         raise ConfigError(f"{pattern} does not name the {len(held)} tars of {folder.name(INDEX)}: it {wrong[0]}")
     return cache
+
+
+def _expand(pattern: str) -> list[tuple[str, str, str]]:
+    """Folder, slash and name of each tar of a pattern; braces of a folder that is there are part of its name."""
+    head, slash, tail = pattern.rpartition("/")
+    try:
+        if head and Path(head).is_dir():
+            return [(head, slash, name) for name in braceexpand(tail)]
+        return [path.rpartition("/") for path in braceexpand(pattern)]
+    except ValueError as error:  # braceexpand's own word for braces that do not close
+        raise ConfigError(f"{pattern} is no folder and no pattern of tars: {error}") from error
 
 
 def _open_export(folder: Storage) -> ExportedCache:

@@ -11,17 +11,29 @@ from typing import Any
 from torch import nn
 
 from darht.core.errors import ConfigError, DarhtError, ModelError
+from darht.core.nets.deepmind import DMPreActResNet, DMWideResNet
 from darht.core.nets.layers import check_positive
 from darht.core.nets.mobilenet import MobileNetV2
 from darht.core.nets.preact import PreActResNet
 from darht.core.nets.resnet import ResNet
 from darht.core.nets.wideresnet import WideResNet
+from darht.core.nets.xcit import SIZES, xcit_p4
 from darht.core.vision import torchvision
 
 Factory = Callable[..., Any]
-_OWN: dict[str, Factory] = {"resnet18": ResNet, "preact_resnet18": PreActResNet, "mobilenetv2": MobileNetV2}
+_OWN: dict[str, Factory] = {
+    "resnet18": ResNet,
+    "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "preact_resnet18": PreActResNet,
+    "dm-preact-resnet18": DMPreActResNet,
+    "mobilenetv2": MobileNetV2,
+    **{f"xcit-{size}-p4": partial(xcit_p4, width=width, heads=heads) for size, (width, heads) in SIZES.items()},
+}
+_WIDE: dict[str, Factory] = {"wrn": WideResNet, "dm-wrn": DMWideResNet}
 _FORMS = (
-    "resnet18, preact_resnet18, wrn-D-W, mobilenetv2, timm:NAME, torchvision:NAME or python:package.module:callable"
+    "resnet18, resnet34, resnet50, preact_resnet18, wrn-D-W, dm-wrn-D-W, dm-preact-resnet18, xcit-s12-p4, xcit-m12-p4, "
+    "xcit-l12-p4, mobilenetv2, timm:NAME, torchvision:NAME or python:package.module:callable"
 )
 
 
@@ -29,8 +41,10 @@ def build(arch: str, num_classes: int, kwargs: Mapping[str, Any] | None = None) 
     """Build a network with random weights, drawn from torch's global generator; nothing is downloaded.
 
     Args:
-        arch: `resnet18`, `preact_resnet18`, `wrn-D-W`, `mobilenetv2` (CIFAR form), `timm:NAME`, `torchvision:NAME`,
-            or `python:package.module:callable`, which gets `num_classes` if its signature accepts it.
+        arch: `resnet18`, `resnet34`, `resnet50`, `preact_resnet18`, `wrn-D-W`, `mobilenetv2` (CIFAR form),
+            `dm-wrn-D-W`, `dm-preact-resnet18` (DeepMind's), `xcit-s12-p4`, `xcit-m12-p4`, `xcit-l12-p4`, `timm:NAME`,
+            `torchvision:NAME`, or `python:package.module:callable`, which gets `num_classes` if its signature accepts
+            it.
         num_classes: C, the length of a row of logits.
         kwargs: options of the architecture, such as `width` of `resnet18` or `img_size` of a timm ViT.
 
@@ -80,9 +94,9 @@ def _factory(arch: str) -> tuple[Factory, set[str]]:
 def _own(arch: str) -> Factory:
     if arch in _OWN:
         return _OWN[arch]
-    if match := re.fullmatch(r"wrn-([0-9]+)-([0-9]+)", arch):
-        return partial(WideResNet, int(match[1]), int(match[2]))
-    close = difflib.get_close_matches(arch, [*_OWN, "wrn-28-10", "wrn-34-10"], n=1)
+    if match := re.fullmatch(r"((?:dm-)?wrn)-([0-9]+)-([0-9]+)", arch):
+        return partial(_WIDE[match[1]], int(match[2]), int(match[3]))
+    close = difflib.get_close_matches(arch, [*_OWN, "wrn-28-10", "wrn-34-10", "dm-wrn-28-10", "dm-wrn-70-16"], n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise ModelError(f"unknown architecture '{arch}'{hint} (an architecture reads {_FORMS})")
 

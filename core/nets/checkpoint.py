@@ -107,7 +107,7 @@ def count_classes(checkpoint: Checkpoint, head: str) -> int | None:
     """Outputs of the classifier layer `head` in a file, or None where the file does not tell one number."""
     name, rows = f"{head}.weight", set()
     for tensors in checkpoint.sets.values():
-        state = _unwrapped(tensors) or tensors
+        state = unwrapped(tensors) or tensors
         keys = [key for key in state if state[key].ndim and (key == name or key.endswith(f".{name}"))]
         if keys:
             rows.add(len(state[min(keys, key=len)]))  # a longer one is a layer inside of a block
@@ -161,7 +161,7 @@ def _choose(fits: list[_Fit], path: Path, which: Which | None) -> _Fit:
 def _fits(net: nn.Module, label: str, tensors: Mapping[str, Tensor]) -> list[_Fit]:
     """Every prefix under which a set of tensors holds the whole network; wrappers inside of names go if need be."""
     own = net.state_dict(keep_vars=True)
-    for state in (tensors, _unwrapped(tensors)):
+    for state in (tensors, unwrapped(tensors)):
         prefixes = [prefix for prefix in _prefixes(own, state) if _picked(own, state, prefix)]
         fits = [fit for prefix in prefixes if (fit := _fit(own, label, state, prefix, prefixes))]
         if fits:
@@ -169,7 +169,8 @@ def _fits(net: nn.Module, label: str, tensors: Mapping[str, Tensor]) -> list[_Fi
     return []
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the wrappers inside of names, such as `module.`; empty where two names would become one."""
     names = {key: _WRAPPERS.sub("", key) for key in tensors}
     if len(set(names.values())) < len(names):
         return {}

@@ -31,6 +31,12 @@ def check_positive(name: str, value: object) -> None:
         raise ModelError(f"{name} must be a whole number >= 1; got {value!r}")
 
 
+def check_depth(depth: int) -> None:
+    """Raise ModelError unless `depth` is one that a wide ResNet can have: 6n + 4 with n >= 1."""
+    if depth < 10 or (depth - 4) % 6:
+        raise ModelError(f"the depth of a wide ResNet must be 6n + 4 (10, 16, 22, 28, 34, ...); got {depth}")
+
+
 def check_blocks(blocks: object) -> None:
     """Raise ModelError unless `blocks` holds four whole numbers of at least 1."""
     if isinstance(blocks, str) or not isinstance(blocks, Sequence) or len(blocks) != 4:

@@ -6,8 +6,7 @@ RobustBench and most robust training code of the last years use the same names.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from darht.core.errors import ModelError
-from darht.core.nets.layers import check_positive, conv, global_pool, stage
+from darht.core.nets.layers import check_depth, check_positive, conv, global_pool, stage
 
 
 class WideBlock(nn.Module):
@@ -55,8 +54,7 @@ class WideResNet(nn.Module):
         super().__init__()
         check_positive("the widening factor of a wide ResNet", widen)
         check_positive("width", width)
-        if depth < 10 or (depth - 4) % 6:
-            raise ModelError(f"the depth of a wide ResNet must be 6n + 4 (10, 16, 22, 28, 34, ...); got {depth}")
+        check_depth(depth)
         count, channels = (depth - 4) // 6, [width * widen * factor for factor in (1, 2, 4)]
         self.conv1 = conv(3, width, 3)
         self.block1 = WideStage(width, channels[0], count, 1)

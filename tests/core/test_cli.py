@@ -1,13 +1,15 @@
 """A user's mistake is one line and an exit code."""
 
+import sys
 from importlib.metadata import entry_points
 
 import click
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
 
 import darht
-from darht.core.cli import Command, Group, StateGroup
+from darht.core.cli import Command, Group, StateGroup, look_here, print_table, progress_bar
 from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError, IncompleteError, SpecMismatchError
 
 
@@ -58,3 +60,39 @@ def test_a_command_of_its_own():
 def test_every_console_command_tells_the_version(command):
     result = CliRunner().invoke(command.load(), ["--version"])
     assert (result.exit_code, result.output) == (0, f"darht, version {darht.__version__}\n")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 200])
+def test_a_narrow_terminal_empties_no_cell_of_a_table(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table = Table()
+    for title in ("measured", "%", "95 %", "right of", "attack"):
+        table.add_column(title, no_wrap=title in ("%", "95 %", "right of"))
+    cells = ("transfer:a-long-name", "100.0", "99.6-100.0", "1000/1000", "L-inf 8/255, 20 steps of 2")
+    table.add_row(*cells)
+    print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    read = [
+        "".join(line.split("│")[number].strip() for line in lines if line.startswith("│")) for number in range(1, 6)
+    ]
+    assert [text.replace(" ", "") for text in read] == [cell.replace(" ", "") for cell in cells]
+    assert "…" not in "".join(lines)
+
+
+def test_a_log_holds_whole_times(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    with progress_bar() as progress:
+        progress.add_task("adaptive:apgd-t on the mean of 16", total=40, completed=40, note="images, 25 alive")
+    said = capsys.readouterr().err
+    assert "40/40 images, 25 alive 0:00:00 -:--:--" in said
+    assert "…" not in said
+
+
+def test_python_that_was_typed_is_looked_for_in_the_current_folder_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    look_here("resnet18", None, "runs/python:x")
+    assert str(tmp_path) not in sys.path
+    look_here(None, "python:nets:make")
+    look_here("python:nets:make")
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1

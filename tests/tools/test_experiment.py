@@ -77,6 +77,36 @@ def test_the_commands_name_the_data_and_the_limits(tiny_recipe: Path, tmp_path: 
     assert stages[-1].line.endswith("--limit 40")
 
 
+def test_a_teacher_that_is_there_is_measured_and_not_trained(tmp_path: Path) -> None:
+    teachers = {**TINY["teachers"], "imported": {"path": "elsewhere/wrn", "role": "vanilla"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, "teachers": teachers}))
+    config, folder = load_experiment(tmp_path / "own.yaml"), str((tmp_path / "elsewhere" / "wrn").resolve())
+    stage = next(stage for stage in plan_stages(config, tmp_path, root=None) if stage.name == "teacher imported")
+    assert stage.words == ("darht-teacher", "check", folder, "--data", "digits", "--limit", "40")
+    write_inputs(config, tmp_path / "out", root=None)
+    spec = load_config(tmp_path / "out" / "cache.yaml")
+    assert (spec.teachers["imported"].path, spec.teachers["imported"].role) == (folder, "vanilla")
+    assert (spec.teachers["vit"].path, spec.teachers["vit"].role) == ("teachers/vit", "robust")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({}, "give one of them"),
+        ({"path": "t", "arch": "resnet18"}, "give one of them"),
+        ({"path": "t", "set": {"eps": 8}}, "trained already: leave kwargs, resize, algorithm and set out"),
+    ],
+)
+def test_a_teacher_is_trained_or_there(plan: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, "teachers": {"t": plan}}))
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(tmp_path / "own.yaml")
+
+
+def test_an_experiment_of_ours_goes_by_its_name() -> None:
+    assert load_experiment(Path("digits-demo")) == load_experiment(RECIPES / "digits-demo.yaml")
+
+
 def test_a_finished_stage_is_not_run_again_but_a_changed_one_is(tiny_recipe: Path, tmp_path: Path) -> None:
     config, out, ran = load_experiment(tiny_recipe), tmp_path / "out", []
 

@@ -359,6 +359,18 @@ def test_teacher_import_finds_python_in_the_current_folder(tmp_path, monkeypatch
     assert "4 classes" in said
 
 
+def test_training_finds_python_that_is_typed_in_the_current_folder(tiny_cache, tmp_path, monkeypatch):
+    (tmp_path / "nets_trained_here.py").write_text("number = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    missing, out = "python:nets_trained_here:make", ("--out", tmp_path / "new", "--device", "cpu")
+    teach = ("train", "--data", "digits", "--arch", missing, *assigned("optim.batch_size=60"), "--limit", 60)
+    assert "has no callable 'make'" in fail(teacher, *teach, *out)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    student = ("--shards", tiny_cache, "--recipe", "at", *assigned("optim.batch_size=8", f"student.arch={missing}"))
+    assert "has no callable 'make'" in fail(train, *student, *assigned("student.feature_map=false"), *out)
+
+
 def test_a_teacher_that_does_not_take_the_images(tiny_teachers, tmp_path):
     arguments = ("train", "--data", "digits", "--arch", "timm:vit_tiny_patch16_224", "--device", "cpu")
     options = ("--limit", 60, *assigned("optim.batch_size=60"), "--out", tmp_path / "new")

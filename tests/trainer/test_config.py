@@ -1,5 +1,7 @@
 """Recipes as data: defaults, overrides, and every rule that a recipe can break."""
 
+from pathlib import Path
+
 import pytest
 
 from darht.core.config import parse, to_plain
@@ -227,3 +229,37 @@ def test_a_recipe_and_its_assignments_may_write_a_share_of_255(tmp_path):
     assert load_recipe(tmp_path / "r.yaml", ("inner.eps=16/255",)).inner.eps == 16
     with pytest.raises(ConfigError, match=r"recipe.optim.lr must be a finite number; got '8/255'"):
         load_recipe(None, ("optim.lr=8/255",))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read"),
+    [
+        ("loss=null", lambda config: config.loss == {}),
+        ("loss.phases=null", lambda config: config.objective().phases == (50 / 350, 118 / 350)),
+        ("inner=null", lambda config: config.inner == InnerConfig()),
+        ("inner.eps=null", lambda config: config.inner.eps == 8),
+        ("optim.milestones=null", lambda config: config.optim.milestones == (0.75, 0.9)),
+        ("optim.clip_norm=null", lambda config: config.optim.clip_norm is None),
+        ("seed=null", lambda config: config.seed == 0),
+        ("student.kwargs=null", lambda config: config.student.kwargs == {}),
+        ("student.kwargs.width=null", lambda config: config.student.kwargs == {"width": None}),
+    ],
+)
+def test_null_puts_the_default_back(assignment, read, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "{loss: {phases: [0.1, 0.2]}, inner: {eps: 4}, seed: 3, student: {kwargs: {width: 8}},"
+        " optim: {milestones: [0.5], clip_norm: 1}}"
+    )
+    assert read(load_recipe(path, (assignment,)))
+    assert load_recipe(path, ("inner=null", "inner.steps=3")).inner == InnerConfig(steps=3)
+
+
+@pytest.mark.parametrize("assignment", ["losss=null", "loss.phasess=null", "optim.rate=null"])
+def test_null_for_a_key_that_is_not_there_is_refused(assignment):
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_recipe(None, (assignment,))
+
+
+def test_a_recipe_of_ours_goes_by_its_name():
+    assert load_recipe(Path("darht-warm"), ()).inner.kind == "warm"

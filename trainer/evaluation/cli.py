@@ -14,8 +14,10 @@ from darht.core.cli import (
     data_options,
     device_option,
     json_mapping,
+    look_here,
     named_folders,
     numbers,
+    print_table,
     progress_bar,
     version_option,
 )
@@ -39,8 +41,11 @@ def _model_options(function: Any) -> Any:
         click.option("--std", help="Per channel, of pixels in [0, 1], e.g. 0.25,0.24,0.26."),
         click.option("--mean", help="Per channel, of pixels in [0, 1], e.g. 0.49,0.48,0.45."),
         click.option("--kwargs", default="{}", help="JSON options of the architecture."),
-        click.option("--arch", help="The network that a file of weights belongs to: resnet18, wrn-D-W, timm:NAME ..."),
-    ):
+        click.option("--weights", type=click.Choice(["raw", "ema"]),
+                     help="Which, of a file with raw and averaged weights."),
+        click.option("--arch", help="The network that a file of weights belongs to: resnet18, wrn-D-W, "
+                     "robustbench:NAME, timm:NAME ..."),
+    ):  # fmt: skip
         function = option(function)
     return function
 
@@ -71,7 +76,7 @@ def _attack_options(function: Any) -> Any:
 @evaluate.command("measure")
 @click.argument("model")
 @_attack_options
-@click.option("--limit", type=click.IntRange(min=1), help="The first N test rows only.")
+@click.option("--limit", "--test-limit", type=click.IntRange(min=1), help="The first N test rows only.")
 @data_options(data="digits, cifar10, ...; default: what the run's cache was built from.",
               root="Where the data set lies, when not where the cache was built from.")  # fmt: skip
 @_model_options
@@ -91,6 +96,7 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
     from darht.trainer.evaluation.run import evaluate as run
 
     where = pick_device(device)
+    look_here(model, options["arch"], *options["surrogates"])
     for one in ("student", "last") if which == "both" else (which,):
         config = _config(one, options)
         with progress_bar() as progress:
@@ -131,7 +137,12 @@ def _config(which: str, options: dict[str, Any]) -> Any:
         eps=None if options["eps"] is None else parse_eps(options["eps"], options["norm"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
-        model=ModelOptions(options["arch"], json_mapping(options["kwargs"], "--kwargs"), _preprocessing(options)),
+        model=ModelOptions(
+            options["arch"],
+            json_mapping(options["kwargs"], "--kwargs"),
+            _preprocessing(options),
+            weights=options["weights"],
+        ),
         substitution=Substitution(**shares),
     )
 
@@ -161,7 +172,7 @@ def _print(report: Any) -> None:
         low, high = score.interval
         cells = f"{score.accuracy:.1f}", f"{low:.1f}-{high:.1f}", f"{score.correct}/{score.count}", _asked(score.on)
         table.add_row(score.name, *cells, describe(score.attack).replace(f", on {SELF}", ""))
-    console.print(table)
+    print_table(table)
     if not report.masking.passed:
         console.print("do not believe the robust accuracy: a check below says that the gradients mislead the attacks",
                       style="bold red", highlight=False, soft_wrap=True)  # fmt: skip
@@ -192,7 +203,7 @@ def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
         table.add_column(title, overflow="fold")
     for cells in result.cells():
         table.add_row(*cells[:5])
-    console.print(table)
+    print_table(table)
     console.print(result.note, highlight=False, soft_wrap=True)
     if out is not None:
         console.print(f"written to {', '.join(map(str, result.save(out)))}", highlight=False, soft_wrap=True)

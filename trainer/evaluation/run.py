@@ -233,7 +233,8 @@ def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
 
 def _note(target: Target, config: EvalConfig, teachers: Mapping[str, Any]) -> str:
     note = target.note
-    if target.kind == "run" and config.teachers is not None and not teachers:
+    had = target.cache is not None and target.cache.spec.teachers
+    if target.kind == "run" and had and config.teachers is not None and not teachers:
         note += "; where the teachers lie is not known, so transfer was not measured: give --teacher NAME=FOLDER"
     return note
 

@@ -18,8 +18,9 @@ from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
-from darht.core.nets.checkpoint import check_said, fit_checkpoint, read_checkpoint
+from darht.core.nets.checkpoint import Which, check_said, fit_checkpoint, read_checkpoint
 from darht.core.nets.classifier import Classifier
+from darht.core.nets.identify import identify
 from darht.core.preprocessing import Preprocessing
 from darht.core.tensors import first_sentence, hash_weights
 from darht.trainer.evaluation.zoo import pretrained
@@ -40,11 +41,13 @@ class ModelOptions:
         arch: the architecture that a weights file belongs to.
         kwargs: its options.
         preprocessing: those of resize, mean and std that were said; the model's own, or none, stand for the others.
+        weights: raw or averaged (ema) ones, of a weights file that has both.
     """
 
     arch: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    weights: Which | None = None
 
     def over(self, own: Preprocessing) -> Preprocessing:
         """A model's own preprocessing with what was said."""
@@ -128,9 +131,11 @@ def load(
     kind = find(text, options)
     if kind in OURS and options != ModelOptions():
         raise ConfigError(
-            f"{text} is a {kind}, which knows its network: --arch, --kwargs, --mean, --std and --resize are "
-            "for other models"
+            f"{text} is a {kind}, which knows its network: --arch, --kwargs, --mean, --std, --resize and --weights "
+            "are for other models"
         )
+    if kind != "weights" and options.weights is not None:
+        raise ConfigError(f"{text} is no file of weights: --weights chooses in a file with raw and averaged ones")
     if kind != "run" and which != BEST:
         raise ConfigError(f"{text} is no run but a {kind}: --which chooses among the two students of a run")
     if isinstance(text, nn.Module):
@@ -201,11 +206,14 @@ def _teacher(folder: Path, device: torch.device) -> Target:
 
 def _weights(path: Path, options: ModelOptions, classes: int) -> Target:
     assert options.arch is not None
-    net = build(options.arch, classes, options.kwargs)
-    found = fit_checkpoint(net, read_checkpoint(path))
-    said = check_said(options.preprocessing, found.normalisation, path)
+    network = identify(options.arch, options.kwargs, read_checkpoint(path), classes)
+    net = build(network.arch, classes, network.kwargs)
+    assert network.checkpoint is not None
+    found = fit_checkpoint(net, network.checkpoint, options.weights)
+    known = {} if found.normalisation else network.normalisation
+    said = check_said({**known, **options.preprocessing}, found.normalisation, path)
     name, chosen = f"{path.stem} ({options.arch})", replace(Preprocessing(), **said)
-    return _foreign(name, "weights", net, chosen, classes, arch=options.arch)
+    return _foreign(name, "weights", net, chosen, classes, arch=network.arch)
 
 
 def _foreign(name: str, kind: Kind, net: nn.Module, chosen: Preprocessing, classes: int, *, arch: str = "") -> Target:

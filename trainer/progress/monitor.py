@@ -5,16 +5,16 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from darht.core.errors import DarhtError
+from darht.core.cli import stderr_console, time_columns
 from darht.trainer.progress.curves import write_curves
 from darht.trainer.progress.metrics import Metrics, Reading
 from darht.trainer.state.interrupt import STOPPING, InterruptHandler
 
 EVENTS = "tensorboard"
 _REFRESH = 0.5  # seconds between two looks at the metrics
+_BESIDE = 46  # characters beside the figures: the epoch, the smallest bar, two times
 _CURVES_SHARE = 0.05  # of the time at most goes into the picture: short epochs share one
 
 
@@ -37,8 +37,10 @@ class Monitor:
         self.out, self.epochs, self.shown = out, epochs, shown
         self.finished: int | None = None
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[note]}"))
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=Console(stderr=True, quiet=not shown), expand=True)
+        passed, left = time_columns()
+        console = stderr_console(quiet=not shown)
+        # Transient: the line of the last epoch says what a bar that stays would say again, from an earlier look.
+        self._bar = Progress(*columns, passed, TextColumn("left"), left, console=console, expand=True, transient=True)
         self._task: TaskID | None = None
         self._looked, self._images, self._speed = monotonic(), 0, 0.0
         self._drawn, self._cost, self._fresh = monotonic(), 0.0, True
@@ -53,7 +55,6 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._interrupt.release()
-        self._bar.live.transient = isinstance(error, DarhtError)  # so that a mistake's one line stands alone
         self._bar.stop()
         if self._events is not None:
             self._events.close()
@@ -74,7 +75,8 @@ class Monitor:
             self._looked, self._images = now, 0
             reading = metrics.glance()
             if reading is not None:
-                self._bar.update(self._task, note=describe(reading, self._speed))
+                note = describe(reading, self._speed, self._bar.console.width - _BESIDE)
+                self._bar.update(self._task, note=note)
         epoch = f"epoch {self.finished + 1}/{self.epochs}"
         self._bar.update(self._task, completed=step, description=epoch)
         self._interrupt.check()
@@ -127,12 +129,15 @@ def _tag(name: str) -> str:
     return f"{group}/{name}"
 
 
-def describe(reading: Reading, speed: float) -> str:
-    """The figures beside the bar."""
+def describe(reading: Reading, speed: float, room: int = 1000) -> str:
+    """The figures beside the bar, as many as `room` characters hold: the first are the last to go."""
     parts = [f"loss {reading.loss:.3f}"]
     parts += [f"clean {reading.clean:.1f} %"] if reading.clean is not None else []
     parts += [f"adv. {reading.adversarial:.1f} %"] if reading.adversarial is not None else []
-    return ", ".join([*parts, f"{speed:.0f} images/s"])
+    parts += [f"{speed:.0f} images/s"]
+    while len(parts) > 1 and len(", ".join(parts)) > room:
+        parts.pop()
+    return ", ".join(parts)
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -15,6 +15,11 @@ _HEAD_EPOCHS = 30  # the released schedule has 118
 
 def check_recipe(config: TrainConfig, cache: Cache) -> None:
     """Raise ConfigError where the recipe asks for what the cache does not hold."""
+    if not cache.spec.teachers and config.objective().teachers_needed != "none":
+        raise ConfigError(
+            f"recipe {config.recipe} learns from teachers, and {cache.folder} has none: use recipe at or trades, or "
+            "add teachers with darht-cache extend"
+        )
     problems = [*_missing_parts(config, cache), *_missing_teachers(config, cache)]
     if problems:
         raise ConfigError("; ".join(problems))

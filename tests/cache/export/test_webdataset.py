@@ -57,6 +57,20 @@ def test_an_export_reads_as_the_cache_it_came_from(exported: Path, tiny_cache: P
         np.testing.assert_array_equal(copy.read(name, slice(1, 5)), expected[1:5])
 
 
+@pytest.mark.parametrize("name", ["c{1,2}", "a{0..3", "b}"])
+def test_a_folder_may_have_braces_in_its_name(exported: Path, tiny_cache: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(exported)
+    (tmp_path / f"sealed-{name}").symlink_to(tiny_cache)
+    root = open_cache(tiny_cache).root_hash
+    for location in (name, f"sealed-{name}", f"{name}/shard-{{00000..00003}}.tar"):
+        assert open_shards(f"{tmp_path}/{location}").root_hash == root
+
+
+def test_braces_that_do_not_close_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder and no pattern of tars"):
+        open_shards(tmp_path / "a{0..3")
+
+
 def test_the_same_cache_gives_the_same_bytes(exported: Path, tiny_cache: Path, tmp_path: Path) -> None:
     export_webdataset(open_cache(tiny_cache), tmp_path / "again", exported.name)  # type: ignore[arg-type]
     files = sorted(path.name for path in exported.iterdir())

@@ -78,9 +78,10 @@ RULES = [
         put("store", "logits", value="bfloat16"),
         "spec.yaml.store.logits must be one of float16, float32; got 'bfloat16'",
     ),
+    (lambda config: config.pop("teachers"), "spec.yaml: key 'teachers' is required"),
     (
-        lambda config: config.update(teachers={}, attacks={}),
-        "spec.yaml: at least one teacher is needed under 'teachers'",
+        lambda config: config.update(teachers={}, attacks={"pgd": {"teacher": "cnn"}}),
+        "spec.yaml: attack 'pgd' names teacher 'cnn', which is not there; teachers are none",
     ),
     (put("teachers", "cnn", value="teachers/cnn"), "spec.yaml.teachers.cnn must be a mapping; got 'teachers/cnn'"),
     (

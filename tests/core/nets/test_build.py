@@ -13,12 +13,17 @@ import darht.core.nets
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import build
 from darht.core.nets.preact import PreActBlock
+from darht.core.nets.resnet import Bottleneck
 from darht.core.nets.wideresnet import WideBlock
 
 TINY = {
     "resnet18": {"width": 4, "blocks": [1, 1, 1, 1]},
     "preact_resnet18": {"width": 4, "blocks": [1, 1, 1, 1]},
+    "resnet50": {"width": 4, "blocks": [1, 1, 1, 1]},
     "wrn-10-1": {"width": 4},
+    "dm-wrn-10-2": {"width": 2},
+    "dm-preact-resnet18": {"width": 4, "blocks": [1, 1, 1, 1]},
+    "xcit-s12-p4": {"width": 8, "heads": 2, "depth": 1},
     "mobilenetv2": {"width_multiplier": 0.1},
 }
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -63,11 +68,14 @@ def test_import_is_light():
     ("arch", "kwargs", "count"),
     [
         ("resnet18", {}, 11_173_962),
+        ("resnet34", {}, 21_282_122),
+        ("resnet50", {}, 23_520_842),
         ("preact_resnet18", {}, 11_171_146),
         ("preact_resnet18", {"out_shortcut": False}, 11_171_146),
         ("preact_resnet18", {"bn_before_fc": True}, 11_172_170),
         ("wrn-28-10", {}, 36_479_194),
         ("wrn-34-10", {}, 46_160_474),
+        ("dm-wrn-28-10", {}, 36_479_194),
         ("mobilenetv2", {}, 2_296_922),
     ],
 )
@@ -88,6 +96,41 @@ def test_resnet18_has_the_names_and_shapes_of_pytorch_cifar():
     expected |= {"linear.weight": (10, 512), "linear.bias": (10,)}
     assert shapes("resnet18") == expected
     assert list(shapes("resnet18")) == list(expected)
+
+
+def test_resnet50_has_the_names_and_shapes_of_pytorch_cifar():
+    expected, before = {"conv1.weight": (64, 3, 3, 3), **batch_norm("bn1", 64)}, 64
+    for number, (count, middle) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True), start=1):
+        for index in range(count):
+            name, after = f"layer{number}.{index}", 4 * middle
+            expected |= {f"{name}.conv1.weight": (middle, before, 1, 1), **batch_norm(f"{name}.bn1", middle)}
+            expected |= {f"{name}.conv2.weight": (middle, middle, 3, 3), **batch_norm(f"{name}.bn2", middle)}
+            expected |= {f"{name}.conv3.weight": (after, middle, 1, 1), **batch_norm(f"{name}.bn3", after)}
+            if index == 0:
+                expected |= {f"{name}.shortcut.0.weight": (after, before, 1, 1)}
+                expected |= batch_norm(f"{name}.shortcut.1", after)
+            before = after
+    expected |= {"linear.weight": (10, 2048), "linear.bias": (10,)}
+    assert shapes("resnet50") == expected
+
+
+def test_resnet34_has_the_blocks_of_resnet50_and_the_names_of_resnet18():
+    model = build("resnet34", 10, {"width": 2})
+    assert [len(layer) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)] == [3, 4, 6, 3]
+    assert {name.split(".", 2)[2] for name in shapes("resnet34") if name.startswith("layer")} == {
+        name.split(".", 2)[2] for name in shapes("resnet18") if name.startswith("layer")
+    }
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bottleneck_is_its_formula(stride):
+    torch.manual_seed(1)
+    block = Bottleneck(4, 8, stride).eval()
+    x, norm = torch.randn(2, 4, 8, 8), (1 + 1e-5) ** 0.5
+    hidden = F.relu(F.conv2d(x, block.conv1.weight) / norm)
+    hidden = F.relu(F.conv2d(hidden, block.conv2.weight, stride=stride, padding=1) / norm)
+    skip = F.conv2d(x, block.shortcut[0].weight, stride=stride) / norm
+    torch.testing.assert_close(block(x), F.relu(F.conv2d(hidden, block.conv3.weight) / norm + skip))
 
 
 @pytest.mark.parametrize("bn_before_fc", [False, True])
@@ -219,6 +262,12 @@ def test_depth_and_width_are_read_from_the_name(arch, widths):
         ("wrn-34", {}, "unknown architecture 'wrn-34'; did you mean 'wrn-34-10'?"),
         ("vit_tiny_patch16_224", {}, r"'vit_tiny_patch16_224' \(an architecture reads resnet18, .*timm:NAME"),
         ("", {}, "unknown architecture ''"),
+        ("dm-wrn-70", {}, "unknown architecture 'dm-wrn-70'; did you mean 'dm-wrn-70-16'?"),
+        ("dm-wrn-33-10", {}, r"must be 6n \+ 4 \(10, 16, 22, 28, 34, ...\); got 33"),
+        ("dm-wrn-10-1", {"activation": "gelu"}, "activation must be silu or relu; got 'gelu'"),
+        ("dm-preact-resnet18", {"activation": 1}, "activation must be silu or relu; got 1"),
+        ("xcit-s12-p4", {"width": 12}, "multiple of 8 and of its heads; got 12 with 8 heads"),
+        ("xcit-s12-p4", {"depth": 0}, "depth must be a whole number >= 1; got 0"),
         ("wrn-33-10", {}, r"must be 6n \+ 4 \(10, 16, 22, 28, 34, ...\); got 33"),
         ("wrn-4-1", {}, "got 4"),
         ("wrn-10-0", {}, "widening factor of a wide ResNet must be a whole number >= 1; got 0"),

@@ -154,6 +154,8 @@ def test_two_runs_are_compared(runs, tmp_path, monkeypatch):
         (("{teacher}", "--resize", "32"), "is a teacher, which knows its network"),
         (("{teacher}", "--which", "last"), "is no run but a teacher: --which chooses"),
         (("{run}", "--tier", "full", "--shares", "0.1,2"), "shares of the training data lie in (0, 1]"),
+        (("{run}", "--weights", "ema"), "is a run, which knows its network"),
+        (("{run}", "--test-limit", "100000"), "limit must be at most the number of rows"),
         (("{run}", "--limit", "100000"), "limit must be at most the number of rows"),
         (("{run}", "--data", "cifar10"), "give the folder that holds them as root"),
         (("{run}", "--data", "cifra10"), "source must be one of"),
@@ -186,3 +188,10 @@ def test_help_is_light_and_tells_the_forms():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_python_that_is_typed_is_looked_for_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "nets_evaluated_here.py").write_text("number = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert "has no callable 'make'" in fail("python:nets_evaluated_here:make", "--data", "digits", "--device", "cpu")

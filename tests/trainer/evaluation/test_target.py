@@ -94,6 +94,28 @@ def test_plain_weights_with_a_normalisation_inside(tmp_path):
         load(str(path), ModelOptions("resnet18", SMALL, {"mean": (0.0, 0.0, 0.0)}), CPU, classes=10)
 
 
+def test_a_file_with_raw_and_averaged_weights(tmp_path):
+    raw, averaged = (build("resnet18", 10, SMALL).eval() for _ in range(2))
+    torch.save({"model": raw.state_dict(), "ema": averaged.state_dict()}, tmp_path / "w.pt")
+    x = torch.rand(2, 3, 8, 8)
+    for which, net in ((None, raw), ("raw", raw), ("ema", averaged)):
+        target = load(str(tmp_path / "w.pt"), ModelOptions("resnet18", SMALL, weights=which), CPU, classes=10)
+        assert torch.equal(target.model(x), net(x))
+    with pytest.raises(ConfigError, match="--weights chooses in a file"):
+        load("python:frauds:honest", ModelOptions(weights="ema"), CPU, classes=10)
+
+
+def test_a_file_of_robustbench(tmp_path):
+    net = build("dm-wrn-28-10", 10, {"width": 1}).eval()
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    options = ModelOptions("robustbench:Wang2023Better_WRN-28-10", {"width": 1})
+    target = load(str(tmp_path / "w.pt"), options, CPU, classes=10)
+    assert target.about["arch"] == "dm-wrn-28-10"
+    assert target.about["preprocessing"]["std"] == [0.2471, 0.2435, 0.2616]
+    with pytest.raises(ModelError, match="does not fit the architecture"):
+        load(str(tmp_path / "w.pt"), options, CPU, classes=100)
+
+
 @pytest.mark.parametrize("options", [{"arch": "resnet18"}, {"kwargs": SMALL}, {"preprocessing": {"mean": (0, 0, 0)}}])
 def test_what_knows_its_network_is_not_told_another(runs, tiny_teachers, options):
     for kind, folder in (

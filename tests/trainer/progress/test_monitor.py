@@ -51,6 +51,8 @@ def metrics():
 def test_figures_in_words():
     assert describe(Reading(1.5, 25.0, 75.0), 1234.4) == "loss 1.500, clean 25.0 %, adv. 75.0 %, 1234 images/s"
     assert describe(Reading(1.5, None, 75.0), 10) == "loss 1.500, adv. 75.0 %, 10 images/s"
+    assert describe(Reading(1.5, 25.0, 75.0), 1234.4, 40) == "loss 1.500, clean 25.0 %, adv. 75.0 %"
+    assert describe(Reading(1.5, 25.0, 75.0), 1234.4, 3) == "loss 1.500"
     line = epoch_line(ROW, 9)
     assert line == "epoch 1/9, loss 1.2500, training: clean 50.0 %, held out: clean 60.0 %, PGD 30.0 %"
     assert epoch_line({"epoch": 2, "loss": 1.0}, 9) == "epoch 2/9, loss 1.0000"
@@ -72,6 +74,16 @@ def test_the_bar_shows_figures_and_speed(tmp_path, clock, drawings, capsys):
         assert shown._bar.tasks[0].description == "epoch 2/4"
         assert shown.finished == 1
     assert capsys.readouterr().out == ""
+
+
+def test_a_log_names_each_epoch_once(tmp_path, clock, drawings, capsys):
+    with Monitor(tmp_path, 1) as shown:
+        for step in (1, 2):
+            clock[0] += 1.0
+            shown.on_step(step, 2, 32, metrics())
+        shown.on_epoch(ROW)
+    said = capsys.readouterr().err
+    assert said.count("epoch 1/1") == 1 and "loss 1.2500" in said and "1.500" not in said
 
 
 def test_a_resumed_bar_begins_where_the_run_stands(tmp_path, clock, drawings):
