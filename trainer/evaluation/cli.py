@@ -75,6 +75,7 @@ def _attack_options(function: Any) -> Any:
 @data_options(data="digits, cifar10, ...; default: what the run's cache was built from.",
               root="Where the data set lies, when not where the cache was built from.")  # fmt: skip
 @_model_options
+@click.option("--shards", help="Of a run: its cache, when not where the run says; a URL must be given.")
 @click.option("--which", default="student", show_default=True, type=click.Choice(["student", "last", "both"]),
               help="Of a run: best on held-out rows, the last epoch's, or both.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
@@ -131,7 +132,9 @@ def _config(which: str, options: dict[str, Any]) -> Any:
         eps=None if options["eps"] is None else parse_eps(options["eps"], options["norm"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},
-        model=ModelOptions(options["arch"], json_mapping(options["kwargs"], "--kwargs"), _preprocessing(options)),
+        model=ModelOptions(
+            options["arch"], json_mapping(options["kwargs"], "--kwargs"), _preprocessing(options), options["shards"]
+        ),
         substitution=Substitution(**shares),
     )
 
