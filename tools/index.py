@@ -191,9 +191,9 @@ def _read_card(folder: Path) -> tuple[IndexCard, Sealed] | None:
     if not path.is_file():
         return None
     try:
-        sealed = read_sealed(path, "remove the folder and index again")
+        sealed = read_sealed(path, "it is not what was written")
         return parse(IndexCard, sealed.value, CARD), sealed
-    except ConfigError as error:
+    except (ConfigError, CorruptError) as error:
         raise CorruptError(f"{path} does not describe an index: {error}; remove the folder and index again") from error
 
 

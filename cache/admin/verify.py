@@ -23,9 +23,9 @@ OnUnit = Callable[[str, int], None]
 def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
     """Everything that is wrong with a sealed cache or an export of one, one line each; empty when nothing is.
 
-    Checked are the manifest and its root hash, the sha256 of every shard, of metadata and `origin.json`, the checksum of every
-    chunk, row counts, labels within the classes, finite logits, and that every stored perturbation stays inside its
-    ball and its adversarial image within 0..255.
+    Checked are the manifest and its root hash, the sha256 of every shard, of metadata and `origin.json`, the
+    checksum of every chunk, row counts, labels within the classes, finite logits, and that every stored perturbation
+    stays inside its ball and its adversarial image within 0..255.
 
     Args:
         location: of the cache or the export.
