@@ -1,7 +1,6 @@
 """Tensors and plain values in one file, which is whole or absent."""
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,30 +8,35 @@ import torch
 from torch import nn
 
 from darht.core.errors import CacheError
-from darht.core.files import write_atomic
+from darht.core.files import whole_file
+from darht.core.sealed import ZipSealer, check_zip, tell_unhashed
+
+_AGAIN = "remove it, and what it kept is computed again"
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to one file, atomically.
+    """Write tensors and plain values to one file with its sha256, atomically.
 
     Raises:
         DarhtError: the folder cannot be written or the disk is full; what was there before stays.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    with whole_file(path) as file:
+        sealer = ZipSealer(file)
+        torch.save(state, cast(Any, sealer))
+        sealer.close()
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu", *, lazily: bool = False) -> dict[str, Any]:
     """What `save_tensors` wrote; `lazily` leaves tensors on the disk until they are looked at.
 
     Raises:
-        CacheError: the file cannot be read, or is not whole. Ours are written in one piece, so something else has
-            happened to it.
+        CacheError: the file cannot be read, or has another sha256 than it carries. Ours are written in one piece, so
+            something else has happened to it.
     """
     try:
         with path.open("rb") as file:
-            file.read(1)
+            if not check_zip(file, str(path), _AGAIN):
+                tell_unhashed(path)
     except OSError as error:
         raise CacheError(f"{path} cannot be read: {error.strerror}") from error
     try:
@@ -40,9 +44,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", *, lazily: bool
     except (MemoryError, torch.OutOfMemoryError):  # nothing is wrong with the file
         raise
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways
-        raise CacheError(
-            f"{path} is damaged ({first_sentence(error)}): remove it, and what it kept is computed again"
-        ) from error
+        raise CacheError(f"{path} is damaged ({first_sentence(error)}): {_AGAIN}") from error
 
 
 def hash_weights(model: nn.Module, *facts: object) -> str:

@@ -1,7 +1,8 @@
-"""Caches whose numbers are wrong although every hash fits."""
+"""Caches whose numbers are wrong, and JSON that says something else, although every hash fits."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from darht.cache.format.commit import read_commit, write_commit
 from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
 from darht.cache.format.store import Store
+from darht.core.sealed import read_sealed, write_sealed
 from darht.core.storage import open_storage
 
 
@@ -23,3 +25,9 @@ def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> Non
     assert commit is not None
     write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
     seal(folder)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file that carries its sha256."""
+    sealed = read_sealed(path, "it is a test's")
+    write_sealed(path, {**sealed.value, **changes}, sealed.files)

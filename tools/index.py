@@ -5,7 +5,6 @@ against exact search, and save it with the cache's root hash.
 """
 
 import io
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,8 @@ import numpy as np
 from darht.cache.read.reader import Cache
 from darht.core.config import parse
 from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
-from darht.core.files import is_free, sha256_bytes, write_atomic
+from darht.core.files import is_free, sha256_bytes, sha256_file, write_atomic
+from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
 from darht.core.storage import LocalStorage
 from darht.tools.nearest import Nearest, recall, without_self
 from darht.tools.predictions import Ints
@@ -26,6 +26,7 @@ from darht.tools.project import Method, fit_projection, project
 from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
 
 CARD = "index.json"
+_AGAIN = "run darht-inspect index again"
 OnRows = Callable[[str, int, int], None]
 
 _RECALL_AT, _QUERIES = 10, 200  # 2,000 neighbours in question: a recall is known to about one per cent
@@ -109,6 +110,7 @@ class Indexes:
 
     folder: Path
     card: IndexCard
+    sealed: Sealed
 
     def load(self, space: str) -> Any:
         """The FAISS index of a space; ids are rows.
@@ -123,10 +125,21 @@ class Indexes:
         return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
 
     def axes(self, space: str) -> Floats | None:
-        """The projection `[dim, D]` of a space; None where there is none."""
+        """The projection `[dim, D]` of a space; None where there is none.
+
+        Raises:
+            CorruptError: its file is missing or not the one that was written.
+        """
         path = _axes_path(self.folder, space)
         before, after = self.card.indexes[space].dims
-        return np.load(path, allow_pickle=False) if before > after else None
+        if before <= after:
+            return None
+        check_named(self.folder / CARD, self.sealed, path.name, _AGAIN)
+        try:
+            axes: Floats = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:  # of an index without sha256
+            raise CorruptError(f"{path} is damaged ({error}): {_AGAIN}") from error
+        return axes
 
 
 def _slug(space: str) -> str:
@@ -161,24 +174,26 @@ def open_indexes(cache: Cache, folder: Path) -> Indexes:
         SpecMismatchError: they are another cache's.
         CorruptError: the card does not parse.
     """
-    card = _read_card(folder)
-    if card is None:
+    read = _read_card(folder)
+    if read is None:
         raise CacheError(f"{folder} holds no index: darht-inspect index {cache.folder} makes one")
+    card, sealed = read
     if card.root_hash != cache.root_hash:
         raise SpecMismatchError(
             f"{folder} holds the index of another cache (root hash {card.root_hash[:12]}, that of {cache.folder} is "
             f"{cache.root_hash[:12]}): run darht-inspect index again, or give the right --index"
         )
-    return Indexes(folder, card)
+    return Indexes(folder, card, sealed)
 
 
-def _read_card(folder: Path) -> IndexCard | None:
+def _read_card(folder: Path) -> tuple[IndexCard, Sealed] | None:
     path = folder / CARD
     if not path.is_file():
         return None
     try:
-        return parse(IndexCard, json.loads(path.read_text()), CARD)
-    except (ValueError, ConfigError) as error:
+        sealed = read_sealed(path, "it is not what was written")
+        return parse(IndexCard, sealed.value, CARD), sealed
+    except (ConfigError, CorruptError) as error:
         raise CorruptError(f"{path} does not describe an index: {error}; remove the folder and index again") from error
 
 
@@ -208,38 +223,52 @@ def build_indexes(
         CacheError: the folder holds something else.
         ConfigError: too few vectors for `ivfpq`.
     """
-    old = _read_card(folder)
+    old, sealed = _read_card(folder) or (None, Sealed({}, {}, hashed=False))
     if old is None and not is_free(folder):
         raise CacheError(f"{folder} is not empty and holds no index: choose a new or empty folder")
     same = old is not None and (old.root_hash, old.settings) == (cache.root_hash, settings)
     records = dict(old.indexes) if same and old is not None else {}
+    files = dict(sealed.files) if same else {}
     built = []
     for name, space in spaces.items():
         identity = (identities or {}).get(name, "")
-        if name in records and _is_whole(folder, records[name], identity):
+        if name in records and _is_whole(folder, records[name], identity, files):
             continue
-        axes = _fit(cache, spaces, space, folder, settings)
+        axes = _fit(cache, spaces, space, folder, settings, files=files)
         record = _build(cache, space, folder, settings, axes=axes, on_rows=on_rows)
         records[name] = replace(record, identity=identity)
+        files[_index_path(folder, name).name] = record.sha256
         built.append(name)
         card = IndexCard(root_hash=cache.root_hash, settings=settings, indexes=records)
-        write_atomic(folder / CARD, (json.dumps(asdict(card), indent=2) + "\n").encode())
+        write_sealed(folder / CARD, asdict(card), files)
     return open_indexes(cache, folder), tuple(built)
 
 
-def _is_whole(folder: Path, record: Record, identity: str) -> bool:
+def _is_whole(folder: Path, record: Record, identity: str, files: dict[str, str]) -> bool:
     path, axes = _index_path(folder, record.space), _axes_path(folder, record.space)
-    has_axes = record.dims[0] == record.dims[1] or axes.is_file()
-    return has_axes and path.is_file() and path.stat().st_size == record.size and record.identity == identity
+    has_axes = record.dims[0] == record.dims[1] or _is_file(axes, files)
+    return has_axes and record.identity == identity and _is_file(path, {path.name: record.sha256})
 
 
-def _fit(cache: Cache, spaces: dict[str, Space], space: Space, folder: Path, settings: IndexSettings) -> Floats | None:
-    """The projection of a space: for perturbations one for all attacks, fitted to all of them."""
+def _is_file(path: Path, files: dict[str, str]) -> bool:
+    return path.is_file() and files.get(path.name) == sha256_file(path)
+
+
+def _fit(
+    cache: Cache,
+    spaces: dict[str, Space],
+    space: Space,
+    folder: Path,
+    settings: IndexSettings,
+    *,
+    files: dict[str, str],
+) -> Floats | None:
+    """The projection of a space: for perturbations one for all attacks, fitted to all of them; noted in `files`."""
     if space.dim <= settings.dim:
         return None
     together = [other for other in spaces.values() if other.kind == "delta"] if space.kind == "delta" else [space]
     path = _axes_path(folder, space.name)
-    if space is not together[0] and path.is_file():  # the first one wrote it
+    if space is not together[0] and _is_file(path, files):  # the first one wrote it
         axes: Floats = np.load(path, allow_pickle=False)
         return axes
     count = _SAMPLE_BYTES // (4 * space.dim * len(together))
@@ -254,6 +283,7 @@ def _fit(cache: Cache, spaces: dict[str, Space], space: Space, folder: Path, set
     buffer = io.BytesIO()
     np.save(buffer, axes, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
+    files[path.name] = sha256_bytes(buffer.getvalue())
     return axes
 
 

@@ -12,6 +12,7 @@ from darht.core.cli import (
     FOLDER,
     DefaultGroup,
     Group,
+    StateCommand,
     data_options,
     device_option,
     json_mapping,
@@ -344,3 +345,25 @@ def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
 
     exported = export_run(run, out, kind=kind, which=which)
     click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")
+
+
+@train.command("verify", cls=StateCommand)
+@click.argument("folders", nargs=-1, required=True, type=FOLDER)
+def train_verify(folders: tuple[Path, ...]) -> None:
+    """Compare every file of runs, teachers, evaluations, indexes or exports with its sha256; exit 4 for a damaged one.
+
+    A cache has darht-cache verify.
+    """
+    from darht.core.errors import CorruptError
+    from darht.trainer.state.verify import verify_folder
+
+    damaged = 0
+    for folder in folders:
+        found = verify_folder(folder)
+        for line in found.damaged:
+            click.echo(line)
+        unhashed = f", {len(found.unhashed)} carry none" if found.unhashed else ""
+        click.echo(f"{folder}: {len(found.whole)} files have their sha256{unhashed}, {len(found.damaged)} are damaged")
+        damaged += len(found.damaged)
+    if damaged:
+        sys.exit(CorruptError.exit_code)

@@ -16,7 +16,8 @@ from typing import Any
 
 from darht.cache.format.commit import read_commit
 from darht.cache.read.reader import Cache
-from darht.core.errors import CacheError
+from darht.core.errors import CacheError, CorruptError
+from darht.core.sealed import read_sealed
 
 _LOOKUPS = 16  # questions to an object store at a time
 
@@ -100,11 +101,11 @@ def run_cost(run: Path, cache: Cache) -> RunCost:
         CacheError: it is no run, has no epoch yet, or was trained from another cache.
     """
     try:
-        identity: dict[str, Any] = json.loads((run / "run.json").read_text())["identity"]
+        identity: dict[str, Any] = read_sealed(run / "run.json", "restore it").value["identity"]
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         spent, live = sum(float(row["seconds"]) for row in rows), identity["recipe"]["teachers"] == "live"
         root_hash = identity["cache_root_hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (CorruptError, OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(
             f"{run} is not a run of darht-train ({error}); give the folder of one of this cache"
         ) from error

@@ -7,13 +7,13 @@ import numpy as np
 
 from darht.cache.format.commit import State, read_commit, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
-from darht.cache.format.manifest import read_manifest, read_spec
+from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.tar_index import INDEX
 from darht.cache.format.views import crop_flip, view_table
 from darht.cache.read.webdataset import open_shards
-from darht.core.errors import CacheError
+from darht.core.errors import CacheError, CorruptError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Location, Storage, open_storage
 
@@ -23,9 +23,9 @@ OnUnit = Callable[[str, int], None]
 def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> list[str]:
     """Everything that is wrong with a sealed cache or an export of one, one line each; empty when nothing is.
 
-    Checked are the manifest and its root hash, the sha256 of every shard and metadata file, the checksum of every
-    chunk, row counts, labels within the classes, finite logits, and that every stored perturbation stays inside its
-    ball and its adversarial image within 0..255.
+    Checked are the manifest and its root hash, the sha256 of every shard, of metadata and `origin.json`, the
+    checksum of every chunk, row counts, labels within the classes, finite logits, and that every stored perturbation
+    stays inside its ball and its adversarial image within 0..255.
 
     Args:
         location: of the cache or the export.
@@ -48,6 +48,10 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
     sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
     # Under a wrong description nothing can be decoded: then only bytes are compared.
     verifier = _Verifier(folder, spec, arrays, Store(folder), described=not problems)
+    try:
+        read_origin(folder)
+    except CorruptError as error:
+        problems.append(str(error))
     for array in arrays.values():
         for shard in range(array.shards):
             problems += verifier.unit(array, shard, sealed.get((array.name, shard)))

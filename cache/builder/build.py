@@ -4,7 +4,6 @@ The main path is `build`: claim the folder, then for every row block (shard numb
 that is not done. `cache/builder/jobs.py` shares the row blocks among workers and jobs.
 """
 
-import json
 import os
 import platform
 import time
@@ -27,10 +26,12 @@ from darht.cache.format.manifest import ORIGIN, SPEC
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
+from darht.core.bounded import read_json
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
 from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
+from darht.core.sealed import seal_json
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 from darht.core.version import VERSION
 
@@ -196,15 +197,15 @@ def claim_folder(out: Storage, plan: Plan) -> None:
         _refuse_other_spec(out, found, plan.spec)
     Store(out).create(plan.arrays)
     origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalStorage) else plan.origin
-    out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())
+    out.write(ORIGIN, seal_json(origin))
     _check_teachers(out, plan)
 
 
 def _refuse_other_spec(out: Storage, data: bytes, spec: CacheSpec) -> NoReturn:
     try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise CorruptError(f"{out.name(SPEC)} is not a cache spec: {error}; choose another --out folder") from error
+        found = read_json(data, out.name(SPEC))
+    except ConfigError as error:
+        raise CorruptError(f"{error}: it is not a cache spec; choose another --out folder") from error
     differences, old = spec_diff(found, to_plain(spec)) or ["only the way it is written"], spec_in(out)
     grows = old is not None and not growth_problems(old, spec)
     fix = f"darht-cache extend {out} SPEC.yaml adds that and keeps the rest, or " if grows else ""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from darht.core.config import canonical_json, parse
-from darht.core.errors import ConfigError, ModelError
+from darht.core.errors import ConfigError, CorruptError, ModelError
 from darht.core.files import sha256_file, write_atomic
 from darht.core.nets import build
 from darht.core.nets.build import accepts_num_classes
@@ -26,6 +26,7 @@ from darht.core.nets.identify import Network, identify
 from darht.core.nets.logits import find_logits, wrap_logits
 from darht.core.nets.weights import _load_safetensors, fit_state
 from darht.core.preprocessing import Preprocessing
+from darht.core.sealed import read_sealed, write_sealed
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
 _SIZES = (
@@ -81,15 +82,15 @@ def save_teacher(folder: Path, net: nn.Module, card: Card) -> Card:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write `teacher.json`, atomically, indented for people."""
-    write_atomic(folder / CARD, (json.dumps(json.loads(canonical_json(card)), indent=2) + "\n").encode())
+    """Write `teacher.json` with its sha256, atomically, indented for people."""
+    write_sealed(folder / CARD, json.loads(canonical_json(card)), {WEIGHTS: card.weights_sha256})
 
 
 def read_card(folder: Path) -> Card:
     """Read `teacher.json`.
 
     Raises:
-        ModelError: no card, or one that is not whole.
+        ModelError: no card, or one that is not whole or was changed.
     """
     path = folder / CARD
     if not path.is_file():
@@ -97,8 +98,8 @@ def read_card(folder: Path) -> Card:
             f"{folder} is not a teacher folder: {path} is missing; darht-teacher train or import makes one"
         )
     try:
-        return parse(Card, json.loads(path.read_text()), CARD)
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        return parse(Card, read_sealed(path, "restore it, or train or import the teacher again").value, CARD)
+    except (CorruptError, ConfigError) as error:
         raise ModelError(f"{path} is not a teacher card: {error}") from error
 
 

@@ -1,13 +1,15 @@
 """The manifest of a sealed cache, whose root hash is its identity, and the spec that it belongs to."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.core.config import fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.storage import Location, open_storage
+from darht.core.sealed import tell_unhashed, unseal_json
+from darht.core.storage import LocalStorage, Location, open_storage
 
-MANIFEST = "manifest.json"
+MANIFEST, SPEC, ORIGIN = "manifest.json", "spec.json", "origin.json"
 
 
 @dataclass(frozen=True)
@@ -103,4 +105,24 @@ def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
     return manifest
 
 
-SPEC, ORIGIN = "spec.json", "origin.json"
+_ORIGIN_AGAIN = "run darht-cache build again, which writes it anew, or remove it"
+
+
+def read_origin(location: Location) -> dict[str, Any]:
+    """Where data and teachers lay when a cache was built, as it was noted; empty when nobody noted it.
+
+    Raises:
+        CorruptError: `origin.json` was changed, or does not hold paths.
+    """
+    folder = open_storage(location)
+    data, name = folder.read(ORIGIN), folder.name(ORIGIN)
+    if data is None:
+        return {}
+    sealed = unseal_json(data, name, _ORIGIN_AGAIN)
+    if not sealed.hashed and isinstance(folder, LocalStorage):
+        tell_unhashed(folder.folder / ORIGIN)
+    teachers, size = sealed.value.get("teachers", {}), sealed.value.get("image_size")
+    paths = [sealed.value.get("data_root"), *(teachers.values() if isinstance(teachers, dict) else [0])]
+    if not all(path is None or isinstance(path, str) for path in paths) or not isinstance(size, int | None):
+        raise CorruptError(f"{name} must hold paths under data_root and teachers: {_ORIGIN_AGAIN}")
+    return sealed.value

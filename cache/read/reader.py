@@ -1,7 +1,6 @@
 """Read a sealed cache."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
-from darht.cache.format.manifest import ORIGIN, Manifest, read_manifest, read_spec
+from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store
@@ -142,9 +141,12 @@ class Cache:
             )
 
     def origin(self) -> dict[str, Any]:
-        """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it."""
-        data = self.folder.read(ORIGIN)
-        found: dict[str, Any] = {} if data is None else json.loads(data)
+        """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it.
+
+        Raises:
+            CorruptError: `origin.json` is damaged.
+        """
+        found = read_origin(self.folder)
         return _absolute(found, self.folder.folder) if isinstance(self.folder, LocalStorage) else found
 
     def size(self, name: str) -> int:

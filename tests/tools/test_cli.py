@@ -8,6 +8,7 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from reseal import rewrite
 
 from darht.tools import report as report_module
 from darht.tools.cli import inspect
@@ -24,8 +25,8 @@ def copy(tiny_cache: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
     shutil.copytree(tiny_cache, folder)
     origin = json.loads((tiny_cache / "origin.json").read_text())
-    origin["teachers"] = {name: str((tiny_cache / path).resolve()) for name, path in origin["teachers"].items()}
-    (folder / "origin.json").write_text(json.dumps(origin))
+    teachers = {name: str((tiny_cache / path).resolve()) for name, path in origin["teachers"].items()}
+    rewrite(folder / "origin.json", teachers=teachers)
     return folder
 
 

@@ -80,6 +80,7 @@ def _attack_options(function: Any) -> Any:
 @data_options(data="digits, cifar10, ...; default: what the run's cache was built from.",
               root="Where the data set lies, when not where the cache was built from.")  # fmt: skip
 @_model_options
+@click.option("--shards", help="Of a run: its cache, when not where the run says; a URL must be given.")
 @click.option("--which", default="student", show_default=True, type=click.Choice(["student", "last", "both"]),
               help="Of a run: best on held-out rows, the last epoch's, or both.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
@@ -142,6 +143,7 @@ def _config(which: str, options: dict[str, Any]) -> Any:
             json_mapping(options["kwargs"], "--kwargs"),
             _preprocessing(options),
             weights=options["weights"],
+            shards=options["shards"],
         ),
         substitution=Substitution(**shares),
     )

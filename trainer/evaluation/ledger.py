@@ -5,6 +5,7 @@ seed). Another option gives another name; nothing is ever taken for what it is n
 """
 
 import io
+import logging
 import re
 import zipfile
 import zlib
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from darht.core.config import fingerprint
+from darht.core.errors import CorruptError
 from darht.core.files import write_atomic
+from darht.core.sealed import check_zip, seal_zip
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,14 +54,29 @@ class Ledger:
         arrays = make()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy types one keyword among them
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, seal_zip(buffer.getvalue()))
         return arrays
 
 
 def _read(path: Path) -> Arrays | None:
-    """None for a file that is not there, or is not whole: then it is made again."""
+    """None for a file that is not there, or is not what was written: then it is made again."""
+    if not path.is_file():
+        return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+        data = io.BytesIO(path.read_bytes())
+        check_zip(data, str(path), "it is measured again")
+        with np.load(data, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (
+        CorruptError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = error if isinstance(error, CorruptError) else f"{path} is damaged ({error}): it is measured again"
+        logging.getLogger(__name__).warning("note: %s", reason)
         return None

@@ -24,7 +24,16 @@ from darht.core.nets.identify import identify
 from darht.core.preprocessing import Preprocessing
 from darht.core.tensors import first_sentence, hash_weights
 from darht.trainer.evaluation.zoo import pretrained
-from darht.trainer.state.checkpoint import BEST, CONFIG, RUN, StudentCard, load_student, read_run
+from darht.trainer.state.checkpoint import (
+    BEST,
+    CONFIG,
+    RUN,
+    StudentCard,
+    cache_of,
+    check_of_run,
+    load_student,
+    read_run,
+)
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Student
 
@@ -42,12 +51,14 @@ class ModelOptions:
         kwargs: its options.
         preprocessing: those of resize, mean and std that were said; the model's own, or none, stand for the others.
         weights: raw or averaged (ema) ones, of a weights file that has both.
+        shards: the cache of a run, where it is not where the run says or is a URL.
     """
 
     arch: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     weights: Which | None = None
+    shards: str | None = None
 
     def over(self, own: Preprocessing) -> Preprocessing:
         """A model's own preprocessing with what was said."""
@@ -129,13 +140,15 @@ def load(
         ConfigError, ModelError, CacheError: it is not there, or does not fit.
     """
     kind = find(text, options)
-    if kind in OURS and options != ModelOptions():
+    if kind in OURS and options != ModelOptions(shards=options.shards):
         raise ConfigError(
             f"{text} is a {kind}, which knows its network: --arch, --kwargs, --mean, --std, --resize and --weights "
             "are for other models"
         )
     if kind != "weights" and options.weights is not None:
         raise ConfigError(f"{text} is no file of weights: --weights chooses in a file with raw and averaged ones")
+    if kind != "run" and options.shards is not None:
+        raise ConfigError(f"{text} is no run but a {kind}: --shards says where the cache of a run lies")
     if kind != "run" and which != BEST:
         raise ConfigError(f"{text} is no run but a {kind}: --which chooses among the two students of a run")
     if isinstance(text, nn.Module):
@@ -143,7 +156,7 @@ def load(
         target = _foreign(name, kind, _copied(text), options.over(Preprocessing()), classes, arch=name)
         return replace(target, model=target.model.to(device).eval().requires_grad_(False))
     if kind == "run":
-        return _run(Path(text), which, device)
+        return _run(Path(text), which, device, options.shards)
     if kind == "student":
         return _student(Path(text), device)
     if kind == "teacher":
@@ -169,11 +182,17 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _run(run: Path, which: str, device: torch.device) -> Target:
-    facts = read_run(run)
+def _run(run: Path, which: str, device: torch.device, shards: str | None) -> Target:
+    location = cache_of(run, shards)
+    if location is None:
+        url = read_run(run)["cache"]
+        raise CacheError(
+            f"{run} says that its cache is at {url}, and what a folder says is not fetched: --shards {url}"
+        )
     target = _student(run / which, device)
     assert target.card is not None
-    cache = open_shards(facts["cache"] if "://" in facts["cache"] else (run / facts["cache"]).resolve())
+    check_of_run(target.card, run, which)
+    cache = open_shards(location)
     if cache.root_hash != target.card.cache_root_hash:
         raise ConfigError(f"{cache.folder} is not the cache that {run} was trained from: its root hash differs")
     about = {**target.about, "which": which}

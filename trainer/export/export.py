@@ -3,7 +3,6 @@
 What is converted is asked about images before its file is written.
 """
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +16,24 @@ from torch import Tensor
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError
-from darht.core.files import is_free, write_atomic
+from darht.core.files import is_free, sha256_bytes, write_atomic
 from darht.core.nets import build
 from darht.core.nets.classifier import Classifier
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng
+from darht.core.sealed import seal_json
 from darht.core.version import VERSION
 from darht.trainer.export.model_card import README, write_model_card
-from darht.trainer.state.checkpoint import BEST, CONFIG, WEIGHTS, StudentCard, load_student, read_run
+from darht.trainer.state.checkpoint import (
+    BEST,
+    CONFIG,
+    WEIGHTS,
+    StudentCard,
+    cache_of,
+    check_of_run,
+    load_student,
+    read_run,
+)
 
 PLAIN, ONNX = "plain.safetensors", "model.onnx"
 Kind = Literal["hub", "plain", "onnx"]
@@ -79,26 +88,27 @@ def export_run(run: Path, out: Path, *, kind: Kind, which: str = BEST) -> Export
     Raises:
         CacheError: `run` is no run, or `out` is not empty.
         ConfigError: the packages that ONNX needs are not installed.
-        ModelError: there is no student, it cannot be exported, or what was written answers differently.
+        ModelError: no student, or another run's; it cannot be exported, or what was written answers differently.
     """
     read_run(run)
     if not is_free(out):
         raise CacheError(f"{out} is not empty: choose a new or empty --out folder")
     student, card = load_student(run / which, torch.device("cpu"))
+    check_of_run(card, run, which)
     if kind == "hub":
         files, checked = {name: (run / which / name).read_bytes() for name in (WEIGHTS, CONFIG)}, "copied as it is"
     else:
         plain, name = student.plain().requires_grad_(False), PLAIN if kind == "plain" else ONNX
         data, answer = (_plain if kind == "plain" else _onnx)(plain, card)
         checked = _compare(answer, plain, _probes(run, card), name)
-        files = {name: data, CONFIG: _config(card, kind)}
+        files = {name: data, CONFIG: _config(card, kind, {name: sha256_bytes(data)})}
     for name, data in files.items():
         write_atomic(out / name, data)
     write_model_card(run, which, folder=out, form=kind)
     return Exported((*files, README), checked)
 
 
-def _config(card: StudentCard, kind: Kind) -> bytes:
+def _config(card: StudentCard, kind: Kind, files: dict[str, str]) -> bytes:
     plain = PlainCard(
         format=kind,
         arch=card.arch,
@@ -115,7 +125,7 @@ def _config(card: StudentCard, kind: Kind) -> bytes:
         selection=card.selection,
         darht=VERSION,
     )
-    return (json.dumps(to_plain(plain), indent=2) + "\n").encode()
+    return seal_json(to_plain(plain), files)
 
 
 Answer = Callable[[Tensor], Tensor]
@@ -168,9 +178,11 @@ def _probes(run: Path, card: StudentCard) -> dict[str, Tensor]:
         raise ModelError(f"{CONFIG} of {run} has no image_size: train again, or go on with --resume")
     rows = torch.arange(_IMAGES)
     probes = {"random": RowRng.create(0, "export", rows=rows).uniform((3, *card.image_size))}
-    location = read_run(run)["cache"]
     try:
-        cache = open_shards(location if "://" in location else (run / location).resolve())
+        location = cache_of(run)
+        if location is None:
+            return probes
+        cache = open_shards(location)
         if cache.root_hash == card.cache_root_hash:
             probes["real"] = torch.from_numpy(cache.read("image", slice(0, _IMAGES))).float() / 255
     except (DarhtError, OSError):

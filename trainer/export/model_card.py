@@ -1,6 +1,5 @@
 """The model card: `README.md` beside a student's weights, in the layout of the Hugging Face hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import Cache
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import write_atomic
+from darht.core.sealed import read_sealed
 from darht.trainer.evaluation.score import NORMS, SCHEMA_VERSION
 from darht.trainer.state.checkpoint import BEST, RUN, WEIGHTS, StudentCard, load_student, read_student_card
 
@@ -71,10 +71,11 @@ def write_model_card(run: Path, which: str, folder: Path | None = None, form: st
 
     Raises:
         ModelError: there is no student.
+        CorruptError: `run.json` or `eval.json` was changed.
     """
     card = read_student_card(run / which)
-    notes = _json(run / RUN) or {}
-    report = _json(run / ("eval.json" if which == BEST else f"eval-{which}.json")) or {}
+    notes = _json(run / RUN, "restore it") or {}
+    report = _json(run / ("eval.json" if which == BEST else f"eval-{which}.json"), "remove it and run darht-eval") or {}
     of = tuple(report.get(key) for key in ("schema_version", "epoch", "cache_root_hash"))
     if of != (SCHEMA_VERSION, card.epoch, card.cache_root_hash):
         report = {}
@@ -87,11 +88,8 @@ def write_model_card(run: Path, which: str, folder: Path | None = None, form: st
     write_atomic((folder or run / which) / README, text.encode())
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
+def _json(path: Path, fix: str) -> dict[str, Any] | None:
+    return read_sealed(path, fix).value if path.is_file() else None
 
 
 def count_parameters(weights: Path) -> int:

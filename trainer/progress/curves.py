@@ -1,7 +1,6 @@
 """The picture of a run: loss, accuracies and learning rate by epoch, with the recipe's phases."""
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from darht.core.config import parse
 from darht.core.files import write_atomic
-from darht.trainer.state.checkpoint import read_run
+from darht.trainer.state.checkpoint import read_log, read_run
 from darht.trainer.student.losses import RECIPES
 
 CURVES = "curves.png"
@@ -34,10 +33,10 @@ def write_curves(run: Path) -> Path:
     """Draw `RUN/curves.png` from `RUN/log.jsonl` and `RUN/run.json`; returns its path.
 
     Raises:
-        CacheError: the folder holds no run.
+        CacheError: the folder holds no run, or one whose log is damaged.
     """
     recipe = read_run(run)["identity"]["recipe"]
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rows = read_log(run)
     title = f"{run.resolve().name}: {recipe['recipe']} on {recipe['student']['arch']}, inner {recipe['inner']['kind']}"
     picture = draw_curves(rows, epochs=recipe["optim"]["epochs"], phases=_phases(recipe), title=title)
     write_atomic(run / CURVES, picture)

@@ -10,12 +10,14 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from darht.core.config import canonical_json, parse, spec_diff, to_plain
-from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
-from darht.core.files import is_free, write_atomic
+from darht.core.bounded import read_json
+from darht.core.config import canonical_json, fingerprint, parse, spec_diff, to_plain
+from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
+from darht.core.files import is_free, sha256_bytes, write_atomic
 from darht.core.nets.weights import fit_state, read_state
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
+from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
 from darht.core.tensors import load_tensors, save_tensors
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.losses import RECIPES
@@ -24,6 +26,8 @@ from darht.trainer.student.model import Dropout, Student
 WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
 PAUSED = "paused.pt"  # a checkpoint in the middle of an epoch; gone when that epoch is finished
 BEST, LAST = "student", "last"
+_AGAIN = "restore it, or go on with darht-train --resume, which writes it with the next epoch that it keeps"
+_RUN_AGAIN = "restore it, or remove it and give the same darht-train command with another --out"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class StudentCard:
         selection: accuracies on the held-out training rows, in per cent.
         image_size: H and W of the images it was trained on.
         mc_dropout, mc_samples: Monte-Carlo dropout; 0 for none.
+        run: fingerprint of the identity of the run that it comes from; empty in cards of earlier versions.
     """
 
     arch: str
@@ -57,6 +62,7 @@ class StudentCard:
     image_size: tuple[int, ...] = ()
     mc_dropout: float = 0.0
     mc_samples: int = 1
+    run: str = ""
     format_version: int = 1
 
 
@@ -76,24 +82,30 @@ class Progress:
 
 
 def save_student(folder: Path, student: Student, card: StudentCard) -> None:
-    """Write `model.safetensors` and `config.json`, each atomically."""
+    """Write `model.safetensors` and then `config.json`, which names its sha256, each atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
-    write_atomic(folder / CONFIG, (json.dumps(json.loads(canonical_json(card)), indent=2) + "\n").encode())
+    data = safetensors.torch.save(state)
+    write_atomic(folder / WEIGHTS, data)
+    write_sealed(folder / CONFIG, json.loads(canonical_json(card)), {WEIGHTS: sha256_bytes(data)})
 
 
 def read_student_card(folder: Path) -> StudentCard:
     """`config.json` of a hub-layout folder.
 
     Raises:
-        ModelError: it is missing, or is no student's card.
+        ModelError: it is missing, is no student's card, or was changed.
     """
+    return _read_card(folder)[0]
+
+
+def _read_card(folder: Path) -> tuple[StudentCard, Sealed]:
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError(f"{folder} holds no student: {path} is missing; darht-train --out RUN makes RUN/{BEST}")
     try:
-        return parse(StudentCard, json.loads(path.read_text()), CONFIG)
-    except (json.JSONDecodeError, ConfigError) as error:
+        sealed = read_sealed(path, _AGAIN)
+        return parse(StudentCard, sealed.value, CONFIG), sealed
+    except (CorruptError, ConfigError) as error:
         raise ModelError(f"{path} is not a student's card: {error}") from error
 
 
@@ -101,9 +113,13 @@ def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCa
     """The student of a hub-layout folder, frozen, in eval mode.
 
     Raises:
-        ModelError: files are missing or do not fit.
+        ModelError: files are missing or do not fit, or the weights are not those that the card names.
     """
-    card = read_student_card(folder)
+    card, sealed = _read_card(folder)
+    try:
+        check_named(folder / CONFIG, sealed, WEIGHTS, _AGAIN)
+    except CorruptError as error:
+        raise ModelError(str(error)) from error
     with borrowed_generator(0, "load"):
         student = Student(
             card.arch,
@@ -121,12 +137,12 @@ def claim_run(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
     """Make `out` the folder of this run, or check that it may be gone on with.
 
     Raises:
-        CacheError: it holds a run and `resume` was not asked for, or it is not empty.
+        CacheError: it holds a run and `resume` was not asked for, or it is not empty, or `run.json` was changed.
         SpecMismatchError: it holds a run of another recipe or cache.
     """
     path = out / RUN
     if path.is_file():
-        differences = identity_diff(json.loads(path.read_text())["identity"], identity)
+        differences = identity_diff(read_run(out)["identity"], identity)
         if differences:
             raise SpecMismatchError(f"{out} holds another run: {'; '.join(differences)}; choose another --out folder")
         if not resume:
@@ -160,20 +176,50 @@ def _filled(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) 
 
 def write_run(out: Path, identity: dict[str, Any], notes: dict[str, Any]) -> None:
     """Write `run.json`: what identifies the run, and notes (paths) that do not."""
-    write_atomic(out / RUN, (json.dumps({"identity": identity, **notes}, indent=2) + "\n").encode())
+    write_sealed(out / RUN, {"identity": identity, **notes})
 
 
 def read_run(out: Path) -> dict[str, Any]:
     """Read `run.json`.
 
     Raises:
-        CacheError: the folder holds no run.
+        CacheError: the folder holds no run, or `run.json` was changed.
     """
     path = out / RUN
     if not path.is_file():
         raise CacheError(f"{out} is not a run: {path} is missing; darht-train --shards CACHE --out DIR makes one")
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
+    facts = read_sealed(path, _RUN_AGAIN).value
+    if not isinstance(facts.get("identity"), dict) or not isinstance(facts.get("cache", ""), str):
+        raise CacheError(f"{path} is not that of a run: it must hold 'identity' and 'cache'; {_RUN_AGAIN}")
+    return facts
+
+
+def cache_of(run: Path, typed: str | None = None) -> Path | str | None:
+    """Where the cache of a run lies; None when the run names a URL and nobody typed it: no folder has a URL fetched.
+
+    Args:
+        run: its folder.
+        typed: by the user, instead of what the run says.
+
+    Raises:
+        CacheError: the folder holds no run, or does not say where its cache lay.
+    """
+    said = typed or read_run(run).get("cache")
+    if said is None:
+        raise CacheError(f"{run / RUN} does not say where its cache lay: give --shards CACHE")
+    if "://" in said:
+        return typed
+    return Path(typed) if typed else (run / said).resolve()
+
+
+def check_of_run(card: StudentCard, run: Path, which: str) -> None:
+    """See that a student in a run's folder is that run's.
+
+    Raises:
+        CacheError: it is another's.
+    """
+    if card.run and card.run != fingerprint(read_run(run)["identity"]):
+        raise CacheError(f"{run / which} holds the student of another run than {run / RUN} describes: {_AGAIN}")
 
 
 def save_checkpoint(
@@ -213,3 +259,21 @@ def write_log(out: Path, history: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_atomic(out / "log.csv", text.getvalue().encode())
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """The rows of `log.jsonl`.
+
+    Raises:
+        CacheError: it cannot be read.
+    """
+    path = out / "log.jsonl"
+    try:
+        rows = [read_json(line, str(path)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, ConfigError) as error:
+        raise CacheError(
+            f"{path} is damaged ({error}): go on with darht-train --resume, which writes it anew"
+        ) from error
+    if not all(isinstance(row, dict) and "epoch" in row for row in rows):
+        raise CacheError(f"{path} is damaged: go on with darht-train --resume, which writes it anew")
+    return rows

@@ -139,8 +139,10 @@ def live_teachers(
     return tuple(teachers)
 
 
-def student_card(config: TrainConfig, cache: Cache, student: Student, row: dict[str, Any]) -> StudentCard:
-    """What is written beside a student's weights after the epoch of `row`."""
+def student_card(
+    config: TrainConfig, cache: Cache, student: Student, row: dict[str, Any], identity: dict[str, Any]
+) -> StudentCard:
+    """What is written beside a student's weights after the epoch of `row` of the run of this identity."""
     return StudentCard(
         arch=student.arch,
         kwargs=student.kwargs,
@@ -155,4 +157,5 @@ def student_card(config: TrainConfig, cache: Cache, student: Student, row: dict[
         image_size=cache.spec.data.image_shape[-2:],
         mc_dropout=student.dropout.p,
         mc_samples=student.dropout.samples,
+        run=fingerprint(identity),
     )

@@ -157,7 +157,8 @@ def _train(state: TrainState, context: TrainContext) -> None:
             callbacks.on_note(_go_back(state, context, row))
             continue
         if ranks.first:
-            save_epoch(context.out, state, row=row, card=student_card(config, cache, state.student, row))
+            card = student_card(config, cache, state.student, row, state.identity)
+            save_epoch(context.out, state, row=row, card=card)
         advance(state.progress, row)
         try:
             callbacks.on_epoch(row)

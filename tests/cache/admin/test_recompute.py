@@ -1,5 +1,6 @@
 """A sample computed again: exactly what is stored on the same engine, and an exit code where it is not."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import yaml
 from built import sealed_cache
-from reseal import reseal
+from reseal import reseal, rewrite
 
 from darht.cache.admin.compare import ValueDiff
 from darht.cache.admin.recompute import LOGITS, VALUES, Recomputed, recompute, sample_batches, sample_size
@@ -32,8 +33,9 @@ def odd_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def copied(odd_cache: Path, tmp_path: Path) -> Path:
     shutil.copytree(odd_cache, tmp_path / "copy")
-    origin = (tmp_path / "copy" / "origin.json").read_text().replace('"../', f'"{odd_cache.parent}/')
-    (tmp_path / "copy" / "origin.json").write_text(origin)
+    origin = json.loads((odd_cache / "origin.json").read_text())
+    teachers = {name: str((odd_cache / path).resolve()) for name, path in origin["teachers"].items()}
+    rewrite(tmp_path / "copy" / "origin.json", teachers=teachers)
     return tmp_path / "copy"
 
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from reseal import rewrite
 
 from darht.attacks import AutoAttack
 from darht.cache.builder.teachers import Card, save_teacher
@@ -80,7 +81,7 @@ def test_a_killed_evaluation_goes_on(runs, tmp_path, monkeypatch):
     (run / "run.json").write_text((runs / "pgd" / "run.json").read_text())
     facts = json.loads((run / "run.json").read_text())
     facts["cache"] = str((runs / "pgd" / facts["cache"]).resolve())
-    (run / "run.json").write_text(json.dumps(facts))
+    rewrite(run / "run.json", cache=facts["cache"])
     want = ask(run, out=tmp_path / "whole", tier="standard")[0]
 
     made, get = [], Ledger.get

@@ -1,11 +1,12 @@
 """Every way to name a model, and what a wrong name says."""
 
-import json
 import shutil
 import types
 
 import pytest
 import torch
+from reseal import rewrite
+from safetensors.torch import load_file, save
 from torch import nn
 
 from darht.core.errors import CacheError, ConfigError, ModelError
@@ -217,7 +218,28 @@ def test_classes_must_be_the_datas(sound, runs):
 
 def test_another_cache_in_the_place_of_the_own_one_is_refused(runs, tmp_path):
     run = shutil.copytree(runs / "pgd", tmp_path / "run")
-    card = json.loads((run / "student" / "config.json").read_text())
-    (run / "student" / "config.json").write_text(json.dumps({**card, "cache_root_hash": "f" * 64}))
+    rewrite(run / "student" / "config.json", cache_root_hash="f" * 64)
     with pytest.raises(ConfigError, match=r"is not the cache that .* was trained from: its root hash differs"):
         load(str(run), ModelOptions(), CPU)
+
+
+def test_the_student_or_the_weights_of_another_run_are_refused(runs, tmp_path):
+    run = shutil.copytree(runs / "pgd", tmp_path / "run")
+    weights = run / "student" / "model.safetensors"
+    weights.write_bytes(save({name: value + 1 for name, value in load_file(weights).items()}))
+    with pytest.raises(ModelError, match=r"model\.safetensors has sha256 .*, config\.json says .*--resume"):
+        load(str(run), ModelOptions(), CPU)
+    shutil.copytree(runs / "cached" / "student", run / "student", dirs_exist_ok=True)
+    with pytest.raises(CacheError, match=r"holds the student of another run than .*run\.json describes"):
+        load(str(run), ModelOptions(), CPU)
+
+
+def test_a_url_that_a_run_names_is_not_fetched(runs, tmp_path):
+    run = shutil.copytree(runs / "pgd", tmp_path / "run")
+    rewrite(run / "run.json", cache="http://127.0.0.1:1/cache")
+    with pytest.raises(CacheError, match=r"what a folder says is not fetched: --shards http://127\.0\.0\.1:1/cache"):
+        load(str(run), ModelOptions(), CPU)
+    cache = str(load(str(runs / "pgd"), ModelOptions(), CPU).cache.folder)
+    assert load(str(run), ModelOptions(shards=cache), CPU).cache is not None
+    with pytest.raises(ConfigError, match="--shards says where the cache of a run lies"):
+        load(str(run / "student"), ModelOptions(shards=cache), CPU)

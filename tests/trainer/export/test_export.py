@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from reseal import rewrite
 from safetensors.torch import load_file
 
 from darht.cache.read.reader import open_cache
@@ -123,8 +124,7 @@ def test_dropout_is_off_in_the_plain_form(run, images, tmp_path):
 
 def test_without_the_cache_random_images_are_enough(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    facts = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**facts, "cache": "../gone"}))
+    rewrite(copy / "run.json", cache="../gone")
     assert "checked on 16 random images: " in export_run(copy, tmp_path / "out", kind="plain").checked
 
 

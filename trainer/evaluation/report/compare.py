@@ -15,16 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from darht.core.bounded import show
 from darht.core.config import to_plain
-from darht.core.errors import CacheError, ConfigError
+from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import write_atomic
 from darht.core.keys import derive_seed
+from darht.core.sealed import check_named, read_sealed
 from darht.trainer.evaluation.report.page import render
 from darht.trainer.evaluation.score import EVERYONE, NORMS, SCHEMA_VERSION
 
 RESAMPLES = 10_000
 WORST = "worst case"
 _DAMAGED = (
+    CorruptError,
     OSError,
     EOFError,
     ValueError,
@@ -171,10 +174,15 @@ def paired_bootstrap(
 def _read(run: Path) -> tuple[dict[str, Any], np.ndarray]:
     path = run if run.suffix == ".json" else run / "eval.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        sealed = read_sealed(path, "restore it")
+        record = sealed.value
         if record["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"its schema is {record['schema_version']}, this is {SCHEMA_VERSION}")
-        images = np.load(io.BytesIO((path.parent / record["per_image"]).read_bytes()), allow_pickle=False)
+        name = str(record["per_image"])
+        if Path(name).name != name:
+            raise ValueError(f"per_image must be a file beside it; it is {show(name)}")
+        check_named(path, sealed, name, "restore it")
+        images = np.load(io.BytesIO((path.parent / name).read_bytes()), allow_pickle=False)
         names = images["attacks"].tolist()
         return record, images["right"][names.index(WORST)] == 1
     except _DAMAGED as error:

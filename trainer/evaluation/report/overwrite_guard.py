@@ -1,11 +1,11 @@
 """What lies in a report's folder already: a stronger evaluation of the same model is not replaced by a weaker one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from darht.attacks.threat import Threat
-from darht.core.errors import ConfigError
+from darht.core.errors import ConfigError, CorruptError
+from darht.core.sealed import read_sealed
 from darht.trainer.evaluation.score import NORMS
 
 TIERS = ("quick", "standard", "full")  # each has what the one before has
@@ -41,12 +41,12 @@ def check_overwrite(path: Path, weights: str, *, tier: str, rows: int, ball: Thr
 def _read(path: Path, weights: str) -> tuple[str, int, tuple[str, float]] | None:
     """Tier, images and ball; None where there is no evaluation of these weights that can be read."""
     try:
-        record: Any = json.loads(path.read_text())
+        record: Any = read_sealed(path, "").value
         if record["model"]["weights"] != weights or record["tier"] not in TIERS:
             return None
         norm, eps = record["threat"]["norm"], float(record["threat"]["eps"])
         return record["tier"], int(record["data"]["rows"]), (str(norm), eps)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CorruptError, ValueError, KeyError, TypeError):
         return None
 
 

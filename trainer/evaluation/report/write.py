@@ -1,7 +1,6 @@
 """What an evaluation leaves behind: `eval.json`, `eval.md`, `report.html`, and `eval.npz` with every image's fate."""
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from darht.core.files import write_atomic
+from darht.core.files import sha256_bytes, write_atomic
+from darht.core.sealed import write_sealed
 from darht.core.version import VERSION
 from darht.trainer.evaluation.checks.calibration import Calibration, calibration, interval
 from darht.trainer.evaluation.checks.masking import SURFACE_IMAGES, Masking
@@ -72,8 +72,9 @@ def write_report(
     """Write `STEM.json`, `STEM.md`, `STEM.npz` and the page `report.html` (`report-last.html` for `eval-last`)."""
     sure = calibration(m.logits, m.setup.source.labels)
     record = {**_head(target, m, facts), **_body(stem, m, masking, sure, facts)}
-    write_atomic(folder / f"{stem}.npz", _per_image(m))
-    write_atomic(folder / f"{stem}.json", (json.dumps(record, indent=2) + "\n").encode())
+    images = _per_image(m)
+    write_atomic(folder / f"{stem}.npz", images)
+    write_sealed(folder / f"{stem}.json", record, {f"{stem}.npz": sha256_bytes(images)})
     write_atomic(folder / f"{stem}.md", markdown(record).encode())
     page = folder / f"{stem.replace('eval', 'report', 1)}.html"
     write_page(page, record, m)

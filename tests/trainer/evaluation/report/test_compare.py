@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests import browser
 
 from darht.core.errors import CacheError, ConfigError
+from darht.core.sealed import read_sealed, write_sealed
 from darht.core.stats import wilson
 from darht.trainer.evaluation.attacks.adaptive import ALIVE
 from darht.trainer.evaluation.report.compare import compare_runs, paired_bootstrap
@@ -108,7 +109,7 @@ def test_a_damaged_record_is_one_line(three, text):
 
 def test_a_record_of_another_schema_is_refused_though_it_reads(three):
     path = three[1] / "eval.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    write_sealed(path, {**read_sealed(path, "").value, "schema_version": 99})
     with pytest.raises(CacheError, match=rf"its schema is 99, this is {SCHEMA_VERSION}"):
         compare_runs(three)
 
