@@ -4,7 +4,9 @@ Cheap attacks come before expensive ones, and what is asked of the survivors say
 worst case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from darht.trainer.evaluation.attacks import adaptive, blackbox
 from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers
 from darht.trainer.evaluation.attacks.suite import check_reference, run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.checks.calibration import run_corruptions
+from darht.trainer.evaluation.checks.consistency import check_memory, check_probe, probe
+from darht.trainer.evaluation.checks.fresh import Fresh
 from darht.trainer.evaluation.checks.leakage import trained_on
-from darht.trainer.evaluation.checks.masking import check_masking
+from darht.trainer.evaluation.checks.masking import Masking, check_masking
+from darht.trainer.evaluation.checks.verdict import outranked
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.ledger import Ledger
 from darht.trainer.evaluation.load import load_model_and_data, load_surrogates, load_teachers, load_training_split
@@ -67,16 +72,20 @@ def evaluate(
     check_overwrite(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
     teachers = load_teachers(target, config, device)
     surrogates = load_surrogates(config, len(source.classes), device)
-    parts = folder / "eval-parts"
-    m = begin(_setup(target, source, ball, config=config, parts=parts, device=device, on_batch=on_batch))
-
-    run_quick(m, teachers)
-    queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
-    dropout = target.card is not None and target.card.mc_dropout > 0
-    masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries, known_draws=dropout)
-    _run_tier(m, target, config, teachers, surrogates)
-    corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
-    m.finish()
+    with _fresh(target) as fresh:
+        setup = _setup(target, source, ball, config=config, parts=folder / "eval-parts", device=device,
+                       on_batch=on_batch)  # fmt: skip
+        found = None if setup.random else probe(setup.model, setup)
+        m = begin(setup)
+        run_quick(m, teachers)
+        masking = _check(m, target, config)
+        alive = int(m.alive.sum())
+        _run_tier(m, target, config, teachers, surrogates)
+        corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
+        m.finish()
+        checks = [*outranked(m, masking.checks, alive), *([check_probe(m.setup.model, found)] if found else [])]
+        checks += [check_memory(m, fresh)] if fresh and not setup.random else []
+    masking = replace(masking, checks=tuple(checks))
 
     facts = {
         "tier": config.tier,
@@ -89,6 +98,22 @@ def evaluate(
     if run is not None and folder.resolve() == run.resolve():
         write_model_card(folder, config.which)
     return report
+
+
+@contextmanager
+def _fresh(target: Target) -> Iterator[Fresh | None]:
+    """Copies of foreign code before it is asked anything; networks that darht builds itself cannot remember."""
+    if target.kind != "python" and "python:" not in str(target.about.get("arch")):
+        yield None
+        return
+    with Fresh(target.model) as fresh:
+        yield fresh
+
+
+def _check(m: Measurement, target: Target, config: EvalConfig) -> Masking:
+    queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
+    dropout = target.card is not None and target.card.mc_dropout > 0
+    return check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries, known_draws=dropout)
 
 
 def _setup(
