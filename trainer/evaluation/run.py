@@ -18,7 +18,7 @@ from darht.attacks import AutoAttack, Engine, Threat
 from darht.attacks.validate import is_probability
 from darht.cache.sources.load import Source
 from darht.trainer.evaluation.attacks import adaptive, blackbox
-from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers
+from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers, obeys_seed
 from darht.trainer.evaluation.attacks.suite import check_reference, run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.checks.calibration import run_corruptions
 from darht.trainer.evaluation.checks.consistency import check_memory, check_probe, probe
@@ -40,6 +40,7 @@ from darht.trainer.student.model import Student
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
 _MASKING_QUERIES = {"quick": 300, "standard": 1000, "full": 1000}
 _BLACKBOX_IMAGES = 1000
+_UNSEEDED_SAMPLES, _UNSEEDED_IMAGES, _UNSEEDED_QUERIES = 2, 25, 50  # of what no second evaluation can confirm
 
 
 def evaluate(
@@ -111,9 +112,11 @@ def _fresh(target: Target) -> Iterator[Fresh | None]:
 
 
 def _check(m: Measurement, target: Target, config: EvalConfig) -> Masking:
-    queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
+    images, queries = _MASKING_IMAGES[config.tier], min(_MASKING_QUERIES[config.tier], config.queries[1])
+    if not m.setup.seeded:
+        images, queries = min(images, _UNSEEDED_IMAGES), min(queries, _UNSEEDED_QUERIES)
     dropout = target.card is not None and target.card.mc_dropout > 0
-    return check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries, known_draws=dropout)
+    return check_masking(m, m.correct[:images], queries=queries, known_draws=dropout)
 
 
 def _setup(
@@ -123,12 +126,14 @@ def _setup(
     probe = torch.from_numpy(source.images[:32]).to(device).float() / 255
     model = _plain(target) if _is_random(target, probe) else target.model
     random = model is not target.model or draws_random_numbers(model, probe)
+    seeded = not random or obeys_seed(model, probe)
+    samples = (config.samples if seeded else min(config.samples, _UNSEEDED_SAMPLES)) if random else 1
     small = source.images.shape[2] <= 64
     slots = 64 if device.type == "cpu" or not small else 256
     identity: dict[str, Any] = {
         "model": target.fingerprint(),
         "data": source.sha256,
-        "samples": config.samples if random else 1,
+        "samples": samples,
     }
     if not random:
         with torch.no_grad():
@@ -136,7 +141,7 @@ def _setup(
         # Code around the weights may change them: the answers and their size tell.
         identity |= {"answers": logits.argmax(1).tolist(), "size": f"{float(logits.abs().mean()):.3e}"}
     return EvalSetup(
-        model=Expectation(model, config.samples) if random else model,
+        model=Expectation(model, samples) if random else model,
         source=source,
         threat=ball,
         device=device,
@@ -144,6 +149,8 @@ def _setup(
         engine=Engine(slots=slots, lanes=1 if random else None),
         ledger=Ledger(parts, identity),
         random=random,
+        seeded=seeded,
+        samples=samples,
         batch=250 if device.type == "cpu" else 2000,
         on_batch=on_batch,
     )
@@ -182,6 +189,9 @@ def _run_tier(
     surrogates: Mapping[str, nn.Module],
 ) -> None:  # fmt: skip
     """What a tier has beyond the quick one; models that were given are asked in every tier."""
+    if config.tier != "quick" and not m.setup.seeded:
+        m.left_out[f"tier {config.tier}"] = "no seed fixes the model's answers, so that nothing can be confirmed"
+        return
     if config.tier != "quick":
         suite = _sized(config.autoattack, m.setup.threat, m.setup.engine)
         (run_reference if config.reference else run_autoattack)(m, suite)
@@ -198,8 +208,7 @@ def _run_full(
     if target.student is not None and target.card is not None:
         names = tuple(target.card.teachers)
         said = _teachers_said(m, target, teachers)
-        samples = config.samples if m.setup.random else 1
-        adaptive.run_adaptive(m, target.student, names, teachers, said, samples=samples)
+        adaptive.run_adaptive(m, target.student, names, teachers, said, samples=m.setup.samples)
     else:
         m.left_out["adaptive"] = "these attacks know the feature map, and the model is not a student of darht"
         adaptive.run_teachers(m, teachers)
@@ -246,7 +255,7 @@ def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
     if is_probability(torch.from_numpy(m.logits)):
         found.append("the model returns probabilities: attacks need logits, remove the softmax")
     if m.setup.random:
-        found.append(f"the model's output is random: attacked and judged as the mean of {config.samples} draws")
+        found.append(f"the model's output is random: attacked and judged as the mean of {m.setup.samples} draws")
     seen = 0 if target.cache is None else trained_on(target.cache, m.setup.source)
     if seen > 0.01 * m.count:
         found.append(
