@@ -44,7 +44,7 @@ def draws_random_numbers(model: Model, x: Tensor) -> bool:
 
 
 def obeys_seed(model: Model, x: Tensor) -> bool:
-    """Whether torch's seed fixes the answers to pixels `[B, 3, H, W]`: it does not where they draw from `os.urandom`."""
+    """Whether torch's seed fixes the answers to pixels `[B, 3, H, W]`; `os.urandom` does not obey it."""
     answers = []
     with torch.no_grad():
         for _ in range(2):
