@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from darht.tools.report import OUTCOMES, CacheReport, Map
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#444444")  # Okabe and Ito
+_HALVES = [{"color": c, "dash": d} for d in ("dot", "dash", "dashdot") for c in ("#888888", "#444444", "#806000")]
 _OUTCOME_COLOURS = ("#c8c8c8", "#8fb8d8", "#e69f00", "#b2182b")
 _MOST_CELLS = 1200  # of the map by class: more cannot be read
 
@@ -153,7 +154,7 @@ def angle_figure(report: CacheReport) -> Figure:
     for a, attack in enumerate(found.attacks):
         name = f"{attack}: its halves"
         drawing.add_scatter(
-            x=number, y=found.angles[a, a], mode="lines", name=name, line={"color": "#888888", "dash": "dot"},
+            x=number, y=found.angles[a, a], mode="lines", name=name, line=_HALVES[a % len(_HALVES)],
             hovertemplate=f"{name}<br>angle %{{x}}: %{{y:.1f}} degrees<extra></extra>",
         )  # fmt: skip
     _styled(drawing, 420 + 14 * len(found.mixing), hovermode="closest")
@@ -161,8 +162,8 @@ def angle_figure(report: CacheReport) -> Figure:
     drawing.update_yaxes(title="angle in degrees", range=[0, 92])
     reading = (
         f"Each attack's subspace is spanned by the {found.k} directions that hold most energy of {found.rows:,} "
-        "perturbations. 0 degrees: a shared direction; 90: none. Dotted: two halves of one attack's own rows, what "
-        "sampling alone makes of an angle."
+        "perturbations. 0 degrees: a shared direction; 90: none. Without dots: two halves of one attack's own rows, "
+        "what sampling alone makes of an angle."
     )
     return Figure(_angle_finding(report), drawing, reading)
 

@@ -177,7 +177,8 @@ def _directions(report: CacheReport) -> tuple[Part, ...]:
         shares = [_per_cent(100 * found.share(s, t)) if s != t else "" for t in range(len(found.teachers))]
         rows.append([name, (f"{mean:.1f} ± {half:.1f}", mean), *shares])
     most = max(range(len(found.teachers)), key=lambda s: found.mean(s)[0])
-    shared = [100 * found.share(most, t) for t in range(len(found.teachers)) if t != most]
+    count = range(len(found.teachers))
+    shared = [100 * found.share(s, t) for s in count for t in count if s != t]
     finding = f"{found.teachers[most]} can be fooled in {found.mean(most)[0]:.1f} orthogonal directions at once"
     finding += _shared(shared)
     note = (
@@ -189,11 +190,13 @@ def _directions(report: CacheReport) -> tuple[Part, ...]:
 
 
 def _shared(shares: list[float]) -> str:
-    if not shares or np.isnan(max(shares)):
+    """The largest entry of the table below."""
+    known = [share for share in shares if not np.isnan(share)]
+    if not known:
         return ""
-    return (
-        f"; at most {max(shares):.0f} % of them fool another teacher" if max(shares) else "; none fools another teacher"
-    )
+    if not max(known):
+        return "; no teacher's directions fool another"
+    return f"; at most {max(known):.1f} % of a teacher's directions fool another teacher"
 
 
 def _maps(report: CacheReport) -> Section:

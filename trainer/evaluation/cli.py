@@ -177,11 +177,11 @@ def _print(report: Any) -> None:
         table.add_row(score.name, *cells, describe(score.attack).replace(f", on {SELF}", ""))
     print_table(table)
     if not report.masking.passed:
-        console.print("do not believe the robust accuracy: a check below says that the gradients mislead the attacks",
+        console.print("do not believe the robust accuracy: a check below says that the attacks were misled",
                       style="bold red", highlight=False, soft_wrap=True)  # fmt: skip
     for check in report.masking.checks:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
-        console.print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {figures}", highlight=False, soft_wrap=True)
+        console.print(f"{check.status}  {check.name}: {figures}", highlight=False, soft_wrap=True)
     for text in report.record["warnings"]:
         console.print(f"warning: {text}", highlight=False, soft_wrap=True)
     written = f"written to {report.path}, .md, .npz and {report.page}"

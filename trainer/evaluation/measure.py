@@ -73,6 +73,8 @@ class EvalSetup:
         engine: how attacks run.
         ledger: where results are kept.
         random: the target draws random numbers; each batch is then seeded.
+        seeded: the seed fixes what it draws; nothing else can be measured twice.
+        samples: draws that an answer is the mean of.
         batch: images that are attacked, stored and told at a time.
         on_batch: told attack, images done, images in all and images alive.
     """
@@ -85,6 +87,8 @@ class EvalSetup:
     engine: Engine = field(default_factory=Engine)
     ledger: Ledger = field(default_factory=lambda: Ledger(None, {}))
     random: bool = False
+    seeded: bool = True
+    samples: int = 1
     batch: int = 500
     on_batch: OnBatch = lambda name, done, total, alive: None
 

@@ -4,7 +4,9 @@ Cheap attacks come before expensive ones, and what is asked of the survivors say
 worst case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from darht.attacks import AutoAttack, Engine, Threat
 from darht.attacks.validate import is_probability
 from darht.cache.sources.load import Source
 from darht.trainer.evaluation.attacks import adaptive, blackbox
-from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers
+from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers, obeys_seed
 from darht.trainer.evaluation.attacks.suite import check_reference, run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.checks.calibration import run_corruptions
+from darht.trainer.evaluation.checks.consistency import check_memory, check_probe, probe
+from darht.trainer.evaluation.checks.fresh import Fresh
 from darht.trainer.evaluation.checks.leakage import trained_on
-from darht.trainer.evaluation.checks.masking import check_masking
+from darht.trainer.evaluation.checks.masking import Masking, check_masking
+from darht.trainer.evaluation.checks.verdict import outranked
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.ledger import Ledger
 from darht.trainer.evaluation.load import load_model_and_data, load_surrogates, load_teachers, load_training_split
@@ -35,6 +40,7 @@ from darht.trainer.student.model import Student
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
 _MASKING_QUERIES = {"quick": 300, "standard": 1000, "full": 1000}
 _BLACKBOX_IMAGES = 1000
+_UNSEEDED_SAMPLES, _UNSEEDED_IMAGES, _UNSEEDED_QUERIES = 2, 25, 50  # of what no second evaluation can confirm
 
 
 def evaluate(
@@ -67,16 +73,20 @@ def evaluate(
     check_overwrite(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
     teachers = load_teachers(target, config, device)
     surrogates = load_surrogates(config, len(source.classes), device)
-    parts = folder / "eval-parts"
-    m = begin(_setup(target, source, ball, config=config, parts=parts, device=device, on_batch=on_batch))
-
-    run_quick(m, teachers)
-    queries = min(_MASKING_QUERIES[config.tier], config.queries[1])
-    dropout = target.card is not None and target.card.mc_dropout > 0
-    masking = check_masking(m, m.correct[: _MASKING_IMAGES[config.tier]], queries=queries, known_draws=dropout)
-    _run_tier(m, target, config, teachers, surrogates)
-    corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
-    m.finish()
+    with _fresh(target) as fresh:
+        setup = _setup(target, source, ball, config=config, parts=folder / "eval-parts", device=device,
+                       on_batch=on_batch)  # fmt: skip
+        found = None if setup.random else probe(setup.model, setup)
+        m = begin(setup)
+        run_quick(m, teachers)
+        masking = _check(m, target, config)
+        alive = int(m.alive.sum())
+        _run_tier(m, target, config, teachers, surrogates)
+        corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
+        m.finish()
+        checks = [*outranked(m, masking.checks, alive), *([check_probe(m.setup.model, found)] if found else [])]
+        checks += [check_memory(m, fresh)] if fresh and not setup.random else []
+    masking = replace(masking, checks=tuple(checks))
 
     facts = {
         "tier": config.tier,
@@ -91,6 +101,24 @@ def evaluate(
     return report
 
 
+@contextmanager
+def _fresh(target: Target) -> Iterator[Fresh | None]:
+    """Copies of foreign code before it is asked anything; networks that darht builds itself cannot remember."""
+    if target.kind != "python" and "python:" not in str(target.about.get("arch")):
+        yield None
+        return
+    with Fresh(target.model) as fresh:
+        yield fresh
+
+
+def _check(m: Measurement, target: Target, config: EvalConfig) -> Masking:
+    images, queries = _MASKING_IMAGES[config.tier], min(_MASKING_QUERIES[config.tier], config.queries[1])
+    if not m.setup.seeded:
+        images, queries = min(images, _UNSEEDED_IMAGES), min(queries, _UNSEEDED_QUERIES)
+    dropout = target.card is not None and target.card.mc_dropout > 0
+    return check_masking(m, m.correct[:images], queries=queries, known_draws=dropout)
+
+
 def _setup(
     target: Target, source: Source, ball: Threat, *, config: EvalConfig, parts: Path, device: torch.device,
     on_batch: OnBatch,
@@ -98,12 +126,14 @@ def _setup(
     probe = torch.from_numpy(source.images[:32]).to(device).float() / 255
     model = _plain(target) if _is_random(target, probe) else target.model
     random = model is not target.model or draws_random_numbers(model, probe)
+    seeded = not random or obeys_seed(model, probe)
+    samples = (config.samples if seeded else min(config.samples, _UNSEEDED_SAMPLES)) if random else 1
     small = source.images.shape[2] <= 64
     slots = 64 if device.type == "cpu" or not small else 256
     identity: dict[str, Any] = {
         "model": target.fingerprint(),
         "data": source.sha256,
-        "samples": config.samples if random else 1,
+        "samples": samples,
     }
     if not random:
         with torch.no_grad():
@@ -111,7 +141,7 @@ def _setup(
         # Code around the weights may change them: the answers and their size tell.
         identity |= {"answers": logits.argmax(1).tolist(), "size": f"{float(logits.abs().mean()):.3e}"}
     return EvalSetup(
-        model=Expectation(model, config.samples) if random else model,
+        model=Expectation(model, samples) if random else model,
         source=source,
         threat=ball,
         device=device,
@@ -119,6 +149,8 @@ def _setup(
         engine=Engine(slots=slots, lanes=1 if random else None),
         ledger=Ledger(parts, identity),
         random=random,
+        seeded=seeded,
+        samples=samples,
         batch=250 if device.type == "cpu" else 2000,
         on_batch=on_batch,
     )
@@ -157,6 +189,9 @@ def _run_tier(
     surrogates: Mapping[str, nn.Module],
 ) -> None:  # fmt: skip
     """What a tier has beyond the quick one; models that were given are asked in every tier."""
+    if config.tier != "quick" and not m.setup.seeded:
+        m.left_out[f"tier {config.tier}"] = "no seed fixes the model's answers, so that nothing can be confirmed"
+        return
     if config.tier != "quick":
         suite = _sized(config.autoattack, m.setup.threat, m.setup.engine)
         (run_reference if config.reference else run_autoattack)(m, suite)
@@ -173,8 +208,7 @@ def _run_full(
     if target.student is not None and target.card is not None:
         names = tuple(target.card.teachers)
         said = _teachers_said(m, target, teachers)
-        samples = config.samples if m.setup.random else 1
-        adaptive.run_adaptive(m, target.student, names, teachers, said, samples=samples)
+        adaptive.run_adaptive(m, target.student, names, teachers, said, samples=m.setup.samples)
     else:
         m.left_out["adaptive"] = "these attacks know the feature map, and the model is not a student of darht"
         adaptive.run_teachers(m, teachers)
@@ -221,7 +255,7 @@ def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
     if is_probability(torch.from_numpy(m.logits)):
         found.append("the model returns probabilities: attacks need logits, remove the softmax")
     if m.setup.random:
-        found.append(f"the model's output is random: attacked and judged as the mean of {config.samples} draws")
+        found.append(f"the model's output is random: attacked and judged as the mean of {m.setup.samples} draws")
     seen = 0 if target.cache is None else trained_on(target.cache, m.setup.source)
     if seen > 0.01 * m.count:
         found.append(

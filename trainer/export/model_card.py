@@ -175,7 +175,9 @@ def _evaluated(report: dict[str, Any]) -> str:
     data, worst = report["data"], report["robust_accuracy"]
     low, high = worst["interval95"]
     attack = worst["attack"]
-    masking = "all checks passed" if report["masking"]["passed"] else "**checks failed: do not believe these numbers**"
+    masking = report["masking"].get("verdict", "all checks passed")  # earlier reports have no word for it
+    if not report["masking"]["passed"]:
+        masking = "**checks failed: do not believe these numbers**"
     lines = [
         f"Measured by darht-eval, tier `{report['tier']}`, on {data['rows']:,} images of the {data['split']} split of "
         f"{data['source']}. The epoch was chosen on rows of the cache, not on these images.",

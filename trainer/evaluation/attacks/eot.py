@@ -41,3 +41,13 @@ def draws_random_numbers(model: Model, x: Tensor) -> bool:
     """Whether two answers to the same pixels `[B, 3, H, W]` differ by more than rounding."""
     with torch.no_grad(), borrowed_generator(0, "is it random"):
         return is_random(model(x), model(x))
+
+
+def obeys_seed(model: Model, x: Tensor) -> bool:
+    """Whether torch's seed fixes the answers to pixels `[B, 3, H, W]`; `os.urandom` does not obey it."""
+    answers = []
+    with torch.no_grad():
+        for _ in range(2):
+            with borrowed_generator(0, "is it seeded"):
+                answers.append(model(x))
+    return not is_random(*answers)

@@ -12,6 +12,7 @@ from PIL import Image
 
 _W, _H = 520, 308
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 14, 48
+FEWEST_IN_BIN = 5  # images that the calibration line goes through a bin for
 _DARKEST = 0.53  # opacity of a cell up to which the page's ink on it keeps a contrast of 4.5, light or dark
 
 
@@ -49,7 +50,7 @@ def curve(points: Sequence[tuple[float, float, float, float]], mark: float) -> s
     upper = [f"{x:.1f},{_y(p[3]):.1f}" for x, p in zip(xs, points, strict=True)]
     lower = [f"{x:.1f},{_y(p[2]):.1f}" for x, p in zip(xs, points, strict=True)]
     line = " ".join(f"{x:.1f},{_y(p[1]):.1f}" for x, p in zip(xs, points, strict=True))
-    body = [_axes("epsilon, pixel levels of 255 (%, PGD-20)")]
+    body = [_axes("epsilon, pixel levels of 255 (% of the sample right)")]
     for x, (eps, value, low, high) in zip(xs, points, strict=True):
         if eps == mark:
             body.append(f'<line class="mark" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_y(0):.1f}"/>')
@@ -77,7 +78,7 @@ def class_bars(rows: Sequence[Mapping[str, Any]]) -> str:
             f'<text x="{name_width - 8}" y="{y + 13}" text-anchor="end">{escape(short)}</text>'
             f'<rect class="soft" x="{name_width}" y="{y}" width="{wide * clean / 100:.1f}" height="17" rx="2"/>'
             f'<rect class="bar" x="{name_width}" y="{y + 4}" width="{wide * robust / 100:.1f}" height="9" rx="2"/>'
-            f'<text x="{_W - 2}" y="{y + 13}" text-anchor="end">{robust:.0f} / {clean:.0f}</text>'
+            f'<text x="{_W - 2}" y="{y + 13}" text-anchor="end">{robust:.0f} % ({clean:.0f} %)</text>'
             f'<rect class="hit" x="0" y="{y}" width="{_W}" height="{height}">'
             f"<title>{escape(name)}, {row['count']} images: {tip}</title></rect>"
         )
@@ -85,13 +86,17 @@ def class_bars(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def reliability(bins: Sequence[tuple[float, float, int]]) -> str:
-    """Accuracy over confidence: (confidence, accuracy, images), each in [0, 1], beside the diagonal."""
+    """Accuracy over confidence: (confidence, accuracy, images), each in [0, 1], beside the diagonal.
+
+    The line leaves out bins of few images, whose dots say little.
+    """
     total = sum(count for _, _, count in bins)
     wide = _W - _RIGHT - _LEFT
     body = [_axes("confidence, % (area of a dot: images)")]
     body.append(f'<line class="mark" x1="{_LEFT}" y1="{_y(0)}" x2="{_W - _RIGHT}" y2="{_y(100)}"/>')
     points = [(_LEFT + wide * c, _y(100 * a)) for c, a, _ in bins]
-    body.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
+    told = [f"{x:.1f},{y:.1f}" for (x, y), (_, _, count) in zip(points, bins, strict=True) if count >= FEWEST_IN_BIN]
+    body.append(f'<polyline class="line" points="{" ".join(told)}"/>')
     for (x, y), (sure, right, count) in zip(points, bins, strict=True):
         tip = f"{count} images: confidence {100 * sure:.1f} %, right {100 * right:.1f} %"
         at = f'cx="{x:.1f}" cy="{y:.1f}"'
@@ -101,6 +106,30 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> str:
         x = _LEFT + wide * tick / 100
         body.append(f'<text x="{x:.1f}" y="{_H - 28}" text-anchor="middle">{tick}</text>')
     return _frame("".join(body), label="reliability diagram")
+
+
+def compared(clean: float, worst: float, interval: tuple[float, float]) -> str:
+    """One model's clean accuracy (pale), worst case (dark) and its interval (line), on the scale of `compared_axis`."""
+    grid = "".join(f'<line class="grid" x1="{_x(k)}" y1="0" x2="{_x(k)}" y2="26"/>' for k in range(0, 101, 20))
+    low, high = (_x(end) for end in interval)
+    bars = (
+        f'<rect class="soft" x="{_x(0)}" y="5" width="{_x(clean) - _x(0):.1f}" height="16" rx="2">'
+        f"<title>clean {clean:.1f} %</title></rect>"
+        f'<rect class="bar" x="{_x(0)}" y="9" width="{_x(worst) - _x(0):.1f}" height="8" rx="2">'
+        f"<title>worst case {worst:.1f} % [{interval[0]:.1f}, {interval[1]:.1f}]</title></rect>"
+        f'<path class="ink" d="M{low:.1f} 13H{high:.1f}M{low:.1f} 8V18M{high:.1f} 8V18"/>'
+    )
+    return _frame(grid + bars, _W, 26, f"clean {clean:.1f} %, worst case {worst:.1f} %")
+
+
+def compared_axis() -> str:
+    """The scale under the bars of `compared`."""
+    texts = [f'<text x="{_x(k)}" y="16" text-anchor="middle">{k} %</text>' for k in range(0, 101, 20)]
+    return _frame("".join(texts), _W, 22, "per cent of the images")
+
+
+def _x(per_cent: float) -> float:
+    return round(30 + (_W - 60) * per_cent / 100, 1)
 
 
 def matrix(values: Sequence[Sequence[int]], names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from darht.core.bounded import show
 from darht.core.config import to_plain
@@ -21,6 +22,7 @@ from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import write_atomic
 from darht.core.keys import derive_seed
 from darht.core.sealed import check_named, read_sealed
+from darht.trainer.evaluation.report.charts import compared, compared_axis
 from darht.trainer.evaluation.report.page import render
 from darht.trainer.evaluation.score import EVERYONE, NORMS, SCHEMA_VERSION
 
@@ -99,7 +101,9 @@ class Comparison:
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *self.cells())]
         write_atomic(paths[0], (json.dumps(to_plain(self), indent=2) + "\n").encode())
         write_atomic(paths[1], ("\n".join([*lines, "", self.note]) + "\n").encode())
-        facts = {"head": head, "cells": self.cells(), "rows": self.rows, "note": self.note}
+        bars = [Markup(compared(row.accuracies["clean"], row.accuracies[WORST], row.interval)) for row in self.rows]
+        facts = {"head": head, "cells": self.cells(), "rows": self.rows, "note": self.note, "bars": bars,
+                 "axis": Markup(compared_axis())}  # fmt: skip
         write_atomic(paths[2], render("compare.html", facts).encode())
         return paths
 

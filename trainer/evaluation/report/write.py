@@ -12,7 +12,7 @@ from darht.core.files import sha256_bytes, write_atomic
 from darht.core.sealed import write_sealed
 from darht.core.version import VERSION
 from darht.trainer.evaluation.checks.calibration import Calibration, calibration, interval
-from darht.trainer.evaluation.checks.masking import SURFACE_IMAGES, Masking
+from darht.trainer.evaluation.checks.masking import Masking
 from darht.trainer.evaluation.measure import Measurement
 from darht.trainer.evaluation.report.page import write_page
 from darht.trainer.evaluation.score import NORMS, SCHEMA_VERSION, Score
@@ -196,22 +196,22 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _checks(record: dict[str, Any]) -> list[str]:
     masking = record["masking"]
-    verdict = "all passed" if masking["passed"] else "**failed: do not believe the numbers above**"
+    verdict = masking["verdict"] if masking["passed"] else "**failed: do not believe the numbers above**"
     lines = [
         f"## Gradient masking: {verdict}",
         "",
-        f"Checks and curve are on the first {masking['images']} images that are right when clean, the gradient's "
-        f"direction on {min(SURFACE_IMAGES, masking['images'])} of them.",
+        f"Checks and curve are on the first {masking['images']} images that are right when clean, the sample. What "
+        "warns, honest models do as well.",
         "",
         _row(["", "check", "rule", "figures"]),
         "|---|---|---|---|",
     ]
     for check in masking["checks"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in check["figures"].items())
-        lines.append(_row(["pass" if check["passed"] else "FAIL", check["name"], check["rule"], figures]))
+        lines.append(_row([check["status"], check["name"], check["rule"], figures]))
     if curve := masking["curve"]:
         lines += ["", _row(["epsilon", *(f"{p['eps']:g}" for p in curve)]), "|---|" + "---:|" * len(curve)]
-        lines += [_row(["PGD-20 %", *(f"{100 * p['correct'] / p['count']:.1f}" for p in curve)])]
+        lines += [_row(["right of the sample, %", *(f"{100 * p['correct'] / p['count']:.1f}" for p in curve)])]
         lines += [_row(["95 % interval", *(_span(p["interval95"]) for p in curve)])]
     return [*lines, ""]
 

@@ -71,13 +71,14 @@ def test_below_four_classes_the_margin_is_named(greys):
     run_autoattack(m, SMALL)
     assert "the margin stands in for DLR" in describe(m.scores[-1].attack)
     check = next(one for one in check_masking(m, m.correct, queries=5).checks if "logit ratio" in one.name)
-    assert set(check.figures) == {"ce", "margin"} and "than on the margin, which stands in for DLR" in check.rule
+    assert set(check.figures) == {"only margin", "of"}
+    assert "PGD on the margin, which stands in for DLR" in check.rule
 
 
 def test_with_ten_classes_dlr_is_named(sound, digits):
     m = measurement(digits, Around())
     check = next(one for one in check_masking(m, m.correct[:5], queries=5).checks if "logit ratio" in one.name)
-    assert set(check.figures) == {"ce", "dlr"} and "than on DLR:" in check.rule
+    assert set(check.figures) == {"only dlr", "of"} and "PGD on DLR fools" in check.rule
 
 
 def test_a_random_model_gets_the_random_version_in_expectation(sound, digits):
