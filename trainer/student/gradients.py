@@ -122,11 +122,12 @@ def _worst_weights(
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(weights, kept)
+            torch._foreach_copy_(list[Tensor](weights), kept)
 
 
 def perturbation(weight: nn.Parameter, size: float) -> Tensor:
     """`size * |w| * g / |g|` of one tensor with its gradient g; nothing where the gradient is 0."""
     assert weight.grad is not None
     scale = size * torch.linalg.vector_norm(weight) / torch.linalg.vector_norm(weight.grad).clamp(min=1e-12)
-    return scale * weight.grad
+    moved: Tensor = scale * weight.grad
+    return moved

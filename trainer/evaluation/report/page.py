@@ -17,7 +17,7 @@ _HERE = "darht.trainer.evaluation.report"
 
 def write_page(path: Path, record: dict[str, Any], m: Measurement) -> None:
     """Write the page of an evaluation: `record` is what `eval.json` holds, `m` has the pictures."""
-    facts = {"r": record, "families": _families(record), "gallery": _gallery(m), **_charts(record)}
+    facts: dict[str, Any] = {"r": record, "families": _families(record), "gallery": _gallery(m), **_charts(record)}
     facts["fewest"] = charts.FEWEST_IN_BIN
     facts["surface_images"] = min(SURFACE_IMAGES, record["masking"]["images"])
     write_atomic(path, render("report.html", facts).encode())
