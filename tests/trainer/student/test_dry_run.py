@@ -21,7 +21,7 @@ from darht.trainer.student.losses import RECIPES
 BUDGET = 8.7e-5  # GiB: holds some of the 60 rows
 META = torch.device("meta")
 TINY = StudentConfig(arch="resnet18", kwargs={"width": 2, "blocks": [1, 1, 1, 1]}, feature_map=False)
-PLAIN = changed(recipe="at", student=TINY, inner={"steps": 1}, optim={"epochs": 1, "batch_size": 24, "clip_norm": None})
+PLAIN = changed(recipe="at", student=TINY, inner={"steps": 1}, optim={"epochs": 1, "batch_size": 40, "clip_norm": None})
 WARM = {"kind": "warm", "eps": 8.0, "step": None}
 
 
