@@ -4,7 +4,7 @@ import functools
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
 
@@ -30,6 +30,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device {name} is not there: torch sees {count} CUDA devices; use --device cpu or auto")
     return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's weights are, and so where its images have to be; the CPU for one without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def keep_memory() -> None:
