@@ -21,7 +21,7 @@ from darht.cache.read.loader import TrainingSet
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
-from darht.core.device import keep_memory
+from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
@@ -119,7 +119,12 @@ def train(
     check_recipe(config, cache)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)
-    with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+    deterministic, epochs = config.compute.deterministic, config.optim.epochs
+    with (
+        arithmetic(device, deterministic=deterministic),
+        joined(device) as ranks,
+        Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
+    ):
         config.optim.check_rows(len(feed.training))
         if ranks.first:
             claim_run(out, identity, resume=resume)
@@ -128,7 +133,8 @@ def train(
         examples = Examples(config, config.objective(), state.memory, live)
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
-            write_run(out, identity, _notes(cache, out, plan))
+            notes = {"repeats": repeatability(device, deterministic=deterministic)}
+            write_run(out, identity, _notes(cache, out, plan) | notes)
         layout = layout_note(state.student) if config.compute.channels_last else ""
         for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
             callbacks.on_note(note)
