@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from darht.cache.read.loader import TrainingSet
@@ -23,6 +23,7 @@ from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
 from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
+from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
 from darht.trainer.config import AverageConfig, TrainConfig
@@ -179,18 +180,6 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
         average = AveragedModel(student, avg_fn=_averaging(config.average), use_buffers=True)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
-
-
-class Compiled(nn.Module):
-    """A compiled network within one that is not, so that train and eval mode reach it."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = cast(nn.Module, torch.compile(net))
-
-    def forward(self, x: Tensor) -> Any:
-        """What the network says."""
-        return self.net(x)
 
 
 def _averaging(config: AverageConfig) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
