@@ -2,9 +2,11 @@
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
 
@@ -30,6 +32,41 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device {name} is not there: torch sees {count} CUDA devices; use --device cpu or auto")
     return device
+
+
+@contextmanager
+def arithmetic(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """How a run is computed: by deterministic kernels, or on a GPU by the fastest that cuDNN finds for its shapes.
+
+    torch's and cuDNN's settings are the caller's again at the end. What torch has no deterministic kernel for is an
+    error of torch's while they are on. cuBLAS reads its setting from the environment when it is used first, where it
+    stays.
+    """
+    cudnn, strict = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    before, only_warns = (cudnn.deterministic, cudnn.benchmark), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            cudnn.deterministic, cudnn.benchmark = True, False
+        elif device.type == "cuda":
+            cudnn.benchmark = not cudnn.deterministic
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=only_warns)
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def repeatability(device: torch.device, *, deterministic: bool) -> str:
+    """What a run promises to one that is started again with the same seed on the same kind of hardware."""
+    if device.type == "cpu" or deterministic:
+        return "same bits"
+    return "same draws, rounding may differ"
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's weights are, and so where its images have to be; the CPU for one without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def keep_memory() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from darht.attacks.engine.slots import forward_all
 from darht.cache.read.reader import Cache
+from darht.core.device import device_of
 from darht.tools.predictions import Ints
 from darht.tools.vectors import Floats, read_rows, sample_rows
 
@@ -74,12 +75,12 @@ def aligned_directions(gradient: Tensor, order: int) -> Tensor:
     whole = flat.numel() // order * order
     ranked = flat.abs().argsort(descending=True, stable=True)[:whole].view(-1, order)
     ranked[1::2] = ranked[1::2].flip(1)
-    group = torch.zeros(flat.numel(), dtype=torch.long)
-    group[ranked] = torch.arange(order).expand_as(ranked)
+    group = torch.zeros(flat.numel(), dtype=torch.long, device=flat.device)
+    group[ranked] = torch.arange(order, device=flat.device).expand_as(ranked)
     signs = torch.where(flat >= 0, 1.0, -1.0)  # a gradient of 0 takes either sign: full radius keeps them orthogonal
-    used = torch.zeros(flat.numel())
+    used = torch.zeros(flat.numel(), device=flat.device)
     used[ranked.flatten()] = 1.0
-    directions: Tensor = torch.from_numpy(regular_hadamard(order))[:, group] * (signs * used)
+    directions: Tensor = torch.from_numpy(regular_hadamard(order)).to(flat.device)[:, group] * (signs * used)
     return directions.view(order, *gradient.shape)
 
 
@@ -121,15 +122,16 @@ def measure_gaas(
 
 
 def _rows(cache: Cache, teachers: dict[str, nn.Module], count: int, seed: int) -> tuple[Tensor, Tensor, Ints]:
-    """Rows that all teachers answer rightly, among up to eight times as many drawn."""
+    """Rows that all teachers answer rightly, among up to eight times as many drawn; images where the teachers are."""
     drawn = sample_rows(cache, _CANDIDATES * count, seed)
     right = np.ones(len(drawn), dtype=bool)
     labels = cache.read("label")[drawn].astype(np.int64)
-    x = torch.from_numpy(read_rows(cache, "image", drawn)).float() / 255
+    device = device_of(next(iter(teachers.values()))) if teachers else torch.device("cpu")
+    x = torch.from_numpy(read_rows(cache, "image", drawn)).to(device).float() / 255
     for model in teachers.values():
-        right &= forward_all([model], x, _BATCH).argmax(1).numpy() == labels
+        right &= forward_all([model], x, _BATCH).argmax(1).cpu().numpy() == labels
     kept = np.random.default_rng(seed).permutation(np.flatnonzero(right))[:count]
-    return x[kept], torch.from_numpy(labels[kept]), drawn[kept]
+    return x[torch.from_numpy(kept).to(device)], torch.from_numpy(labels[kept]).to(device), drawn[kept]
 
 
 def _gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -139,4 +141,5 @@ def _gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _fooled(model: nn.Module, x: Tensor, label: Tensor) -> Tensor:
-    return forward_all([model], x, _BATCH).argmax(1) != label
+    """Which of the images `[k, 3, H, W]` the model does not answer with the label, bool `[k]` on the CPU."""
+    return (forward_all([model], x, _BATCH).argmax(1) != label).cpu()

@@ -18,6 +18,7 @@ from darht.attacks.engine.slots import forward_all
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
 from darht.cache.sources.load import load_source
+from darht.core.device import device_of
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import sha256_file
 from darht.core.nets.classifier import Classifier
@@ -62,20 +63,20 @@ def load_teachers(cache: Cache, folders: dict[str, Path], device: torch.device) 
 
 def ask(model: nn.Module, images: NDArray[np.uint8]) -> Floats:
     """Logits `[n, C]` of images uint8 `[n, 3, H, W]`."""
-    logits: Floats = forward_all([model], torch.from_numpy(images).float() / 255, _BATCH).numpy()
+    x = torch.from_numpy(images).to(device_of(model)).float() / 255
+    logits: Floats = forward_all([model], x, _BATCH).cpu().numpy()
     return logits
 
 
 def craft(cache: Cache, attack: str, model: nn.Module, image: NDArray[np.uint8], label: int) -> NDArray[np.int8]:
     """The perturbation `[1, 3, H, W]` that the cache's attack finds for an image that is not in the cache."""
-    spec = cache.spec.attacks[attack]
-    x = torch.from_numpy(image[None]).float() / 255
-    outside = torch.tensor([cache.rows])  # a row that no stored perturbation has drawn numbers for
-    generator = RowRng.create(cache.spec.seed, "attack", attack, rows=outside, views=torch.tensor([0]))
+    spec, device = cache.spec.attacks[attack], device_of(model)
+    x = torch.from_numpy(image[None]).to(device).float() / 255
+    outside = torch.tensor([cache.rows], device=device)  # a row that no stored perturbation has drawn numbers for
+    generator = RowRng.create(cache.spec.seed, "attack", attack, rows=outside)
     method = spec.attack()
-    delta: NDArray[np.int8] = encode(
-        method(model, x, torch.tensor([label]), generator=generator), x, method.threat, spec.scale
-    ).numpy()
+    x_adv = method(model, x, torch.tensor([label], device=device), generator=generator)
+    delta: NDArray[np.int8] = encode(x_adv, x, method.threat, spec.scale).cpu().numpy()
     return delta
 
 
@@ -133,13 +134,7 @@ def student_hash(run: Path) -> str:
 
 def student_features(student: Student, shape: tuple[int, ...]) -> tuple[int, Features]:
     """How many features the backbone has, and the function from images to them."""
-
-    class Backbone(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            features: torch.Tensor = student.backbone(student.preprocess(x))
-            return features
-
-    backbone = Backbone().eval()
+    backbone = nn.Sequential(student.preprocess, student.backbone).eval()
 
     def features(images: NDArray[np.uint8]) -> Floats:
         return ask(backbone, images)
@@ -154,18 +149,18 @@ def student_transfer(
 
     Source: the sample-wise transferability of SAAD (arXiv 2512.10275), as a share over rows.
     """
-    rows = sample_rows(cache, count)
-    x = torch.from_numpy(read_rows(cache, "image", rows)).float() / 255
-    labels = torch.from_numpy(cache.read("label")[rows]).long()
+    rows, device = sample_rows(cache, count), device_of(student)
+    x = torch.from_numpy(read_rows(cache, "image", rows)).to(device).float() / 255
+    labels = torch.from_numpy(cache.read("label")[rows]).to(device).long()
     folded = student.fold().requires_grad_(False).eval()
     eps = max((a.parameters["eps"] for a in cache.spec.attacks.values() if a.parameters["norm"] == "linf"), default=8.0)
     attack = PGD(eps=eps, step=max(1.0, eps // 4), steps=_PGD_STEPS)
-    generator = RowRng.create(cache.spec.seed, "select", rows=torch.from_numpy(rows))
+    generator = RowRng.create(cache.spec.seed, "select", rows=torch.from_numpy(rows).to(device))
     x_adv = attack(folded, x, labels, generator=generator)
     student_right = forward_all([folded], x, _BATCH).argmax(1) == labels
     found = {}
     for name, teacher in teachers.items():
         both = student_right & (forward_all([teacher], x, _BATCH).argmax(1) == labels)
         fooled = both & (forward_all([teacher], x_adv, _BATCH).argmax(1) != labels)
-        found[name] = int(fooled.sum()), int(both.sum())
+        found[name] = int(fooled.cpu().sum()), int(both.cpu().sum())
     return found

@@ -195,12 +195,16 @@ class ComputeConfig:
         compile: through `torch.compile`.
         accumulate: parts that each batch is cut into, whose gradients are added: memory for time. What is taken over a
             batch (statistics of batch norm, `weights: batch` of `darht`) is then taken over a part.
+        deterministic: kernels that give the same bits each time, also on a GPU, where it costs speed (how much was not
+            measured) and torch refuses what it has no such kernel for. Without it a run on a GPU that is started again
+            has the same draws, and its rounding may differ; on a CPU the bits are the same either way.
     """
 
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     compile: bool = False
     accumulate: int = 1
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:

@@ -1,9 +1,11 @@
 """Which device a name means."""
 
+import os
+
 import pytest
 import torch
 
-from darht.core.device import pick_device
+from darht.core.device import arithmetic, constant, pick_device, repeatability
 from darht.core.errors import ConfigError
 
 
@@ -45,3 +47,32 @@ def test_a_name_that_torch_does_not_know(name):
 def test_a_device_that_darht_does_not_compute_on(name):
     with pytest.raises(ConfigError, match=f"device {name} is not supported: use auto, cpu, cuda or cuda:N"):
         pick_device(name)
+
+
+@pytest.mark.parametrize(("device", "deterministic", "flags"), [
+    ("cpu", False, (False, False, False)),
+    ("cpu", True, (True, True, False)),
+    ("cuda", True, (True, True, False)),
+    ("cuda", False, (False, False, True)),
+])  # fmt: skip
+def test_arithmetic_is_set_for_a_run_and_given_back(device, deterministic, flags, monkeypatch):
+    """Torch's algorithms, cuDNN's, and whether cuDNN tries which of its kernels is fastest."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def now():
+        cudnn = torch.backends.cudnn
+        return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+
+    before = now()
+    with pytest.raises(KeyError), arithmetic(torch.device(device), deterministic=deterministic):
+        assert now() == flags
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is deterministic
+        raise KeyError
+    assert now() == before
+    promised = repeatability(torch.device(device), deterministic=deterministic)
+    assert (promised == "same bits") is (device == "cpu" or deterministic)
+
+
+def test_constants_are_sent_once():
+    assert constant((0, 2), torch.device("cpu")) is constant((0, 2), torch.device("cpu"))
+    assert constant((0, 2), torch.device("meta")).device.type == "meta"

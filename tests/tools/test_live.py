@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from darht.attacks import PGD
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError, DataError, ModelError
 from darht.core.preprocessing import Preprocessing
-from darht.tools import live
+from darht.tools import gaas, live
 from darht.trainer.state.checkpoint import StudentCard, save_student
 from darht.trainer.student.model import Student
 
@@ -89,3 +90,27 @@ def test_the_test_split_or_why_not(tiny_cache: Path, planted: Cache, tmp_path: P
     assert images is None and "npz" in why
     with pytest.raises(DataError):
         live.open_test(planted, tmp_path / "nowhere.npz")
+
+
+def test_images_go_to_where_the_networks_are(tiny_cache: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's `meta` device, which has no numbers, mixing with the CPU fails; what is fetched is made up."""
+    fetched = []
+
+    def fetch(tensor: torch.Tensor) -> torch.Tensor:
+        fetched.append(tensor.device.type)
+        return torch.ones(tensor.shape, dtype=tensor.dtype)
+
+    meta, cache = torch.device("meta"), open_cache(tiny_cache)
+    student, teachers = live.student_of(run, cache, CPU).to(meta), live.load_teachers(cache, {}, CPU).teachers
+    images, loaded = cache.read("image")[:3], {name: teacher.to(meta) for name, teacher in teachers.items()}
+    monkeypatch.setattr(torch.Tensor, "cpu", fetch)
+    for module in (live, gaas):  # it asks whether the logits are finite
+        monkeypatch.setattr(module, "forward_all", lambda models, x, batch: models[0](x))
+    monkeypatch.setattr(PGD, "__call__", lambda attack, net, x, y, *, generator: net(x).sum() * x + generator.rows[0])
+    assert live.ask(loaded["cnn"], images).shape == (3, 10)
+    assert live.craft(cache, "pgd-cnn", loaded["cnn"], images[0], 3).shape == (1, 3, 8, 8)
+    assert live.student_features(student, images.shape[1:])[1](images).shape[0] == 3
+    assert live.student_transfer(cache, student, loaded, count=4) == {"cnn": (4, 4), "vit": (4, 4)}
+    found = gaas.measure_gaas(cache, loaded, count=1)  # every answer is class 1, and a row of that class is right
+    assert found.shared.shape == (2, 2, 1)
+    assert set(fetched) == {"meta"}

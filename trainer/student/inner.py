@@ -1,7 +1,7 @@
 """The inner maximisation: one training step's images and targets, from the cache and, unless `cached`, the student."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import coin
+from darht.cache.read.sampler import coin, draw_choices
 from darht.core.device import constant, send
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
@@ -32,12 +32,28 @@ class Examples:
         recipe: its outer loss.
         memory: of `inner: warm`.
         teachers: loaded for `teachers: live`, in the cache's order.
+        rows: of the cache; where it is known, the views of all rows are drawn once in an epoch and then looked up.
     """
 
     config: TrainConfig
     recipe: Recipe
     memory: Memory | None = None
     teachers: Sequence[nn.Module] = ()
+    rows: int = 0
+    _views: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
+
+    def views(self, data: TrainingSet, at: Tensor, epoch: int, attack: int | None = None) -> Tensor:
+        """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
+        if not self.rows:
+            return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
+        count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
+        key = (epoch, count, at.device)
+        if key not in self._views:
+            for old in [one for one in self._views if one[0] != epoch]:
+                del self._views[old]
+            every = torch.arange(self.rows, device=at.device)
+            self._views[key] = draw_choices(every, count, self.config.seed, epoch, "view")
+        return self._views[key][data.rows[at]]
 
     def draw(
         self,
@@ -100,7 +116,7 @@ class _Draw:
     def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
         """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
         data, at = self.data, send(at, self.data.images.device)
-        views = choose_views(data, at, seed=self.config.seed, epoch=self.epoch)
+        views = self.examples.views(data, at, self.epoch)
         x, targets = view_pixels(data, at, views).float() / LEVELS, view_logits(data, at, views)
         if ask and self.examples.teachers:
             with torch.no_grad():
@@ -157,7 +173,7 @@ class _Draw:
             choose_attack(len(data.attacks), seed=config.seed, number=self.number),
             send(at, data.images.device),
         )
-        views = choose_views(data, at, seed=config.seed, epoch=self.epoch, attack=attack)
+        views = self.examples.views(data, at, self.epoch, attack)
         pixels = view_pixels(data, at, views)
         x = adversarial_levels(data, at, views, attack, pixels) / LEVELS
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)

@@ -67,6 +67,8 @@ def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str,
     left_out = {"excluded_rows": fingerprint(cache.excluded)} if cache.excluded else {}
     streamed = {"window_rows": plan.window_rows} if plan.kind == "streamed" else {}
     recipe = to_plain(config) | {"loss": to_plain(config.objective())}
+    if not config.compute.deterministic:  # as in runs from before there was a choice
+        del recipe["compute"]["deterministic"]
     return {"recipe": recipe, "cache_root_hash": cache.root_hash, "darht": VERSION, **left_out, **streamed}
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import Tensor, nn
 
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
-from darht.core.device import keep_memory
+from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
+from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
 from darht.trainer.config import TrainConfig
@@ -123,16 +123,22 @@ def train(
     config = with_average(config, cache, out)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)
-    with joined(device) as ranks, Feed(cache, plan, seed=config.seed, epochs=config.optim.epochs) as feed:
+    deterministic, epochs = config.compute.deterministic, config.optim.epochs
+    with (
+        arithmetic(device, deterministic=deterministic),
+        joined(device) as ranks,
+        Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
+    ):
         config.optim.check_rows(len(feed.training))
         if ranks.first:
             claim_run(out, identity, resume=resume)
         state = _start(config, cache, feed, identity)
         check_parts(state.student, config, len(feed.training), ranks)
-        examples = Examples(config, config.objective(), state.memory, live)
+        examples = Examples(config, config.objective(), state.memory, live, cache.rows)
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
-            write_run(out, identity, _notes(cache, out, plan))
+            notes = {"repeats": repeatability(device, deterministic=deterministic)}
+            write_run(out, identity, _notes(cache, out, plan) | notes)
         layout = layout_note(state.student) if config.compute.channels_last else ""
         for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
             callbacks.on_note(note)
@@ -181,18 +187,6 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     average = averaged_model(student, config.average)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
-
-
-class Compiled(nn.Module):
-    """A compiled network within one that is not, so that train and eval mode reach it."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = cast(nn.Module, torch.compile(net))
-
-    def forward(self, x: Tensor) -> Any:
-        """What the network says."""
-        return self.net(x)
 
 
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:

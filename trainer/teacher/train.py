@@ -26,6 +26,7 @@ from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
 from darht.core.nets.classifier import Classifier
+from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import to_channels_last, to_contiguous
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng, borrowed_generator
@@ -177,7 +178,7 @@ def _fit(
     images, labels = data
     optimizer = make_optimizer(teacher, config.optim)
     offsets = torch.from_numpy(crop_flip_offsets(config.padding, flip=config.flip)).to(images.device)
-    forward = cast(nn.Module, torch.compile(teacher)) if config.compile else teacher
+    forward = Compiled(teacher) if config.compile else teacher
     steps = max(1, len(images) // config.optim.batch_size)
     total = steps * config.optim.epochs
     for step, epoch, rows in _batches(labels, config, steps, start=checkpoints.load(teacher, optimizer)):

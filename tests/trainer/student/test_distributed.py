@@ -163,7 +163,7 @@ def test_a_compiled_student_is_the_same_student_and_counts_the_same(
 ):
     """Its second forward pass of a step counts as well, and the inner loop leaves its batch norms alone."""
     compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
+    monkeypatch.setattr(torch, "compile", lambda net, **how: compiled.append(net) or net)
     for name, on in (("plain", False), ("compiled", True)):
         pgd = InnerConfig(kind="pgd", eps=32, steps=2)
         config = dataclasses.replace(

@@ -18,7 +18,7 @@ from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, DarhtError, ModelError, SpecMismatchError
 from darht.core.rng import RowRng
-from darht.trainer.config import StudentConfig, WarmConfig
+from darht.trainer.config import ComputeConfig, StudentConfig, WarmConfig
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
 from darht.trainer.student import score as score_module
@@ -517,3 +517,15 @@ def test_a_student_that_does_not_fold_is_refused_before_it_trains(cache, tmp_pat
 def test_monte_carlo_dropout_is_part_of_the_student(cache, whole):
     student, card = load_student(whole("mc-dropout", RUNS["mc-dropout"]) / BEST, CPU)
     assert (card.mc_dropout, card.mc_samples) == (student.dropout.p, student.dropout.samples) == (0.3, 4)
+
+
+def test_deterministic_kernels_change_no_bit_on_a_cpu_and_are_part_of_the_run_when_asked_for(cache, tmp_path):
+    short = changed(optim={"epochs": 1})
+    for name, on in (("plain", False), ("deterministic", True)):
+        train(changed(short, compute=ComputeConfig(deterministic=on)), cache, tmp_path / name, device=CPU)
+    plain, strict = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("plain", "deterministic"))
+    assert "deterministic" not in plain["identity"]["recipe"]["compute"]  # runs from before go on
+    assert strict["identity"]["recipe"]["compute"]["deterministic"] is True
+    assert plain["repeats"] == strict["repeats"] == "same bits"
+    weights = [(tmp_path / name / LAST / "model.safetensors").read_bytes() for name in ("plain", "deterministic")]
+    assert weights[0] == weights[1]

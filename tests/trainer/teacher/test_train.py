@@ -346,7 +346,7 @@ def test_bf16_is_another_arithmetic_of_the_same_training(digits, algorithm):
 
 def test_a_compiled_training_is_the_same_training(digits, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or torch.nn.Sequential(model))
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compiled.append(model) or torch.nn.Sequential(model))
     told = []
     optim = OptimConfig(epochs=1, batch_size=64, lr=0.01)
     for on in (False, True):
