@@ -264,6 +264,17 @@ class TrainConfig:
             raise ConfigError(
                 f"recipe {self.recipe} trains the feature map; set student.feature_map: true, or recipe: rslad"
             )
+        if recipe.uses_average and self.average is not None and self.average.kind != "ema":
+            raise ConfigError(
+                f"recipe {self.recipe} learns from the student's average after every step; leave average out, or set "
+                f"average.kind: ema; got {self.average.kind}"
+            )
+        if recipe.uses_average and kind == "cached":
+            raise ConfigError(f"recipe {self.recipe} trains on the student's own examples; use inner.kind: pgd or warm")
+        if self.compute.compile and (setting := self.objective().second_order()):
+            raise ConfigError(
+                f"loss.{setting} takes the gradient of a gradient; set compute.compile: false, or {setting}: 0"
+            )
         if recipe.needs_whole_batches and self.compute.accumulate > 1:
             raise ConfigError(
                 f"recipe {self.recipe} learns its weights from whole batches, compute.accumulate is "
