@@ -146,13 +146,18 @@ class InnerConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The student's network."""
+    """The student's network.
+
+    `init` is the folder of a trained network of the same architecture (a teacher, a run or a student): its weights and
+    its normalisation are what training starts from. Without the feature map its head is taken too.
+    """
 
     arch: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
     feature_map: bool = True  # a row of logits per teacher; without it the student is the plain classifier
     mc_dropout: float = 0.0  # share of the features that is dropped, also at inference; 0 for none, as released
     mc_samples: int = 16  # passes that are averaged at inference; each costs one linear layer, not one backbone
+    init: str | None = None
 
     def __post_init__(self) -> None:
         self.dropout()
