@@ -146,13 +146,18 @@ class InnerConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The student's network."""
+    """The student's network.
+
+    `init` is the folder of a trained network of the same architecture (a teacher, a run or a student): its weights and
+    its normalisation are what training starts from. Without the feature map its head is taken too.
+    """
 
     arch: str = "resnet18"
     kwargs: dict[str, Any] = field(default_factory=dict)
     feature_map: bool = True  # a row of logits per teacher; without it the student is the plain classifier
     mc_dropout: float = 0.0  # share of the features that is dropped, also at inference; 0 for none, as released
     mc_samples: int = 16  # passes that are averaged at inference; each costs one linear layer, not one backbone
+    init: str | None = None
 
     def __post_init__(self) -> None:
         self.dropout()
@@ -267,6 +272,17 @@ class TrainConfig:
         if recipe.needs_feature_map and not self.student.feature_map:
             raise ConfigError(
                 f"recipe {self.recipe} trains the feature map; set student.feature_map: true, or recipe: rslad"
+            )
+        if recipe.uses_average and self.average is not None and self.average.kind != "ema":
+            raise ConfigError(
+                f"recipe {self.recipe} learns from the student's average after every step; leave average out, or set "
+                f"average.kind: ema; got {self.average.kind}"
+            )
+        if recipe.uses_average and kind == "cached":
+            raise ConfigError(f"recipe {self.recipe} trains on the student's own examples; use inner.kind: pgd or warm")
+        if self.compute.compile and (setting := self.objective().second_order()):
+            raise ConfigError(
+                f"loss.{setting} takes the gradient of a gradient; set compute.compile: false, or {setting}: 0"
             )
         if recipe.needs_whole_batches and self.compute.accumulate > 1:
             raise ConfigError(

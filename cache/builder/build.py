@@ -20,6 +20,7 @@ from darht.cache.builder.config import CacheConfig, data_root, load_config, load
 from darht.cache.builder.history import growth_problems
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
+from darht.cache.builder.students import student_folder
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.commit import Commit, State, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
@@ -119,7 +120,7 @@ def spec_in(out: Location) -> CacheSpec | None:
 def _load_or_recall(
     name: str, folder: Path, device: torch.device, known: CacheSpec | None
 ) -> tuple[Classifier | None, Card]:
-    if known is None or name not in known.teachers or is_teacher_folder(folder):
+    if known is None or name not in known.teachers or is_teacher_folder(folder) or student_folder(folder):
         return load_teacher(folder, device)
     return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
 

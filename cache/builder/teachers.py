@@ -1,6 +1,7 @@
 """Teachers: a frozen network with its preprocessing inside, and the card that says what it is.
 
-A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (the card).
+A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (the card). A run of `darht-train`, or a
+student's folder, is read as a teacher too; see `students.py`.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from darht.cache.builder.students import load_folded, student_facts, student_folder
 from darht.core.config import canonical_json, parse
 from darht.core.errors import ConfigError, CorruptError, ModelError
 from darht.core.files import sha256_file, write_atomic
@@ -87,12 +89,14 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def read_card(folder: Path) -> Card:
-    """Read `teacher.json`.
+    """Read `teacher.json`, or what it would say of a run or a student.
 
     Raises:
         ModelError: no card, or one that is not whole or was changed.
     """
     path = folder / CARD
+    if not path.is_file() and (place := student_folder(folder)) is not None:
+        return Card(**student_facts(place))
     if not path.is_file():
         raise ModelError(
             f"{folder} is not a teacher folder: {path} is missing; darht-teacher train or import makes one"
@@ -109,12 +113,15 @@ def is_teacher_folder(folder: Path) -> bool:
 
 
 def load_teacher(folder: Path, device: torch.device) -> tuple[Classifier, Card]:
-    """The frozen teacher in eval mode, and its card.
+    """The frozen teacher in eval mode, and its card; of a run its best student, folded.
 
     Raises:
         ModelError: files are missing, the weights are not the ones the card names, or they do not fit.
     """
-    card = read_card(folder)
+    card, place = read_card(folder), None if (folder / CARD).is_file() else student_folder(folder)
+    if place is not None:
+        net = load_folded(place, card.arch, card.num_classes, card.kwargs)
+        return Classifier(net, card.preprocessing).to(device).eval().requires_grad_(False), card
     path = folder / WEIGHTS
     if not path.is_file():
         raise ModelError(f"{path} is missing beside its card; train or import the teacher again")

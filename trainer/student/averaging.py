@@ -29,10 +29,10 @@ def default_average(recipe: Recipe, steps: int) -> AverageConfig:
 
 
 def averaged_model(student: nn.Module, config: AverageConfig | None) -> AveragedModel | None:
-    """A mean of weights and of batch norm's statistics that has taken nothing in yet; None where none is wanted."""
+    """A mean of weights and of batch norm's statistics that has taken nothing in yet, in eval mode; or None."""
     if config is None or config.kind == "none":
         return None
-    return AveragedModel(student, multi_avg_fn=update_of(config), use_buffers=True)
+    return AveragedModel(student, multi_avg_fn=update_of(config), use_buffers=True).eval()
 
 
 def update_of(config: AverageConfig) -> Update:

@@ -32,6 +32,7 @@ class Examples:
         recipe: its outer loss.
         memory: of `inner: warm`.
         teachers: loaded for `teachers: live`, in the cache's order.
+        average: of the student, in eval mode, for recipes that ask it.
         rows: of the cache; where it is known, the views of all rows are drawn once in an epoch and then looked up.
     """
 
@@ -39,6 +40,7 @@ class Examples:
     recipe: Recipe
     memory: Memory | None = None
     teachers: Sequence[nn.Module] = ()
+    average: nn.Module | None = None
     rows: int = 0
     _views: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
@@ -142,6 +144,10 @@ class _Draw:
             supervises=self._robust(at),
             answer=self._answer(here, offsets, step.clean, step.clean_targets),
         )
+        if self.examples.recipe.uses_average:
+            assert self.examples.average is not None
+            with torch.no_grad():
+                step = step._replace(average=self.examples.average(step.clean).logits)
         inner = self.config.inner
         if inner.single_step and not coin(self.pgd_share, self.config.seed, self.number, "careful"):
             step = self._single(student, step, at, offsets)

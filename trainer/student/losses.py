@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
+from darht.trainer.student.adr import Adr
 from darht.trainer.student.baselines import At, Kd, Trades
 from darht.trainer.student.distances import check_number, kl_rows, mean_log_probabilities, teacher_weights
 from darht.trainer.student.model import StudentOutput
+from darht.trainer.student.saad import Saad
 from darht.trainer.student.step import LabelRecipe, Learned, Loss, Objective, Per, Recipe, Step, TeachersNeeded, When
 
 
@@ -198,10 +201,13 @@ class AdaAd(Recipe):
         igdm: weight at the end of the run of `KL(softmax(T(x+d) - T(x-d)) || softmax(S(x+d) - S(x-d)))` (Lee et al.
             2025, arXiv 2312.03286); 20 in its released code, 0 for none. It grows in proportion to the share of the run
             that is done, as there with the epoch.
+        gradient: weight of `|grad_x CE(T(x), y) - grad_x CE(S(x), y)|^2` on clean images (KDIGA, Shao et al. 2021),
+            pixels in [0, 1]; the teacher's gradient is `J^T (softmax T(x) - y)` from its stored Jacobian. 0 for none.
     """
 
     alpha: float = 1.0
     igdm: float = 0.0
+    gradient: float = 0.0
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
     uses_adversarial_logits: ClassVar[bool] = True
@@ -210,9 +216,10 @@ class AdaAd(Recipe):
         super().__post_init__()
         check_number("alpha", self.alpha)
         check_number("igdm", self.igdm, 0.0, float("inf"))
+        check_number("gradient", self.gradient, 0.0, float("inf"))
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
-        """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ...`."""
+        """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ... + gradient * ...`."""
         loss = self.alpha * kl_rows(mean_log_probabilities(step.only(step.targets, robust=True)), out.logits).mean()
         clean = student(step.clean) if self.alpha < 1 else None
         if clean is not None:
@@ -222,15 +229,30 @@ class AdaAd(Recipe):
             mirrored = 2 * step.clean - step.x
             theirs = step.only(step.targets - step.answer(mirrored), robust=True).mean(1)
             loss = loss + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
+        if self.gradient:
+            loss = loss + self.gradient * self._gradient_distance(student, step)
         return Loss(loss, clean)
+
+    def _gradient_distance(self, student: nn.Module, step: Step) -> Tensor:
+        """The mean over rows of the squared distance of the input gradients of teacher and student."""
+        x = step.clean.detach().requires_grad_()
+        said = mean_log_probabilities(step.only(step.answer(x), robust=True))
+        (theirs,) = torch.autograd.grad(F.cross_entropy(said, step.y, reduction="sum"), x)
+        own = F.cross_entropy(student(x).logits, step.y, reduction="sum")
+        (mine,) = torch.autograd.grad(own, x, create_graph=True)
+        return (mine - theirs).square().flatten(1).sum(1).mean()
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance between teacher and student at the very point, with the gradient of both."""
         return lambda logits, x: kl_rows(mean_log_probabilities(step.only(step.answer(x), robust=True)), logits)
 
     def compares_points(self) -> str:
-        """IGDM's term, where there is one."""
-        return "igdm" if self.igdm else ""
+        """IGDM's term, or the gradients', where there is one."""
+        return "igdm" if self.igdm else self.second_order()
+
+    def second_order(self) -> str:
+        """The distance of gradients."""
+        return "gradient" if self.gradient else ""
 
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -239,7 +261,9 @@ RECIPES: dict[str, type[Recipe]] = {
     "ard": Ard,
     "mtard": Mtard,
     "adaad": AdaAd,
+    "saad": Saad,
     "kd": Kd,
     "at": At,
     "trades": Trades,
+    "adr": Adr,
 }

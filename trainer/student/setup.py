@@ -8,23 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
+from darht.cache.builder.teachers import load_teacher
 from darht.cache.read.loader import training_rows
 from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import steps_in_epoch
 from darht.cache.read.stream import Feed, FeedPlan, plan_feed
+from darht.core.bounded import short_json
 from darht.core.config import fingerprint, parse, to_plain
-from darht.core.errors import ConfigError
-from darht.core.nets import check_pixels
+from darht.core.errors import ConfigError, ModelError
+from darht.core.nets import check_pixels, head_name
 from darht.core.nets.classifier import Classifier
 from darht.core.nets.layout import to_channels_last
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.storage import LocalStorage, Storage
 from darht.core.version import VERSION
-from darht.trainer.config import AverageConfig, TrainConfig
+from darht.trainer.config import AverageConfig, StudentConfig, TrainConfig
 from darht.trainer.state.checkpoint import RUN, StudentCard, read_run
 from darht.trainer.student.averaging import default_average
 from darht.trainer.student.model import Student, check_folds
@@ -80,26 +82,63 @@ def cache_from(folder: Storage, out: Path) -> str:
 
 
 def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> Student:
-    """The untrained student on the feed's device; its weights follow from the seed.
+    """The untrained student on the feed's device; its weights follow from the seed, or are those of `student.init`.
 
     Raises:
         ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
     """
+    initial = None if config.student.init is None else load_initial(config.student, len(classes))
     with borrowed_generator(config.seed, "student"):
         student = Student(
             config.student.arch,
             config.student.kwargs,
             teachers=len(feed.cache.spec.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
-            preprocessing=normalisation(feed.pixel_counts()),
+            preprocessing=normalisation(feed.pixel_counts()) if initial is None else initial[1],
             dropout=config.student.dropout(),
         ).to(feed.plan.device)
+        if initial is not None:
+            start_from(student, initial[0])
         pixels = feed.fetch(feed.training[:2])[0].to(feed.plan.device)
         check_pixels(student, pixels, config.student.arch)
         check_folds(student, pixels.float() / 255)
         if config.compute.channels_last:
             to_channels_last(student, pixels.float() / 255)
     return student
+
+
+def load_initial(config: StudentConfig, classes: int) -> tuple[nn.Module, Preprocessing]:
+    """The network that `student.init` names, on the CPU, and what happens to pixels before it.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not of the student's architecture.
+    """
+    folder = Path(str(config.init))
+    network, card = load_teacher(folder, torch.device("cpu"))
+    found, wanted = (card.arch, card.kwargs, card.num_classes), (config.arch, config.kwargs, classes)
+    if found != wanted:
+        said = [f"{arch} {short_json(kwargs)} of {count} classes" for arch, kwargs, count in (found, wanted)]
+        raise ModelError(
+            f"student.init: {folder} is {said[0]}, the student is {said[1]}; set student.arch and kwargs to its"
+        )
+    return network.net, card.preprocessing
+
+
+def start_from(student: Student, network: nn.Module) -> None:
+    """Copy a network's weights into a student of its architecture; a student with a map keeps its own map and head.
+
+    Raises:
+        ModelError: they are not all there: what answers in another form than logits is wrapped.
+    """
+    state, own = network.state_dict(), student.backbone.state_dict()
+    if lacking := [key for key in own if key not in state]:
+        raise ModelError(f"student.init lacks {', '.join(lacking[:3])} of {student.arch}: start from a plain network")
+    student.backbone.load_state_dict({key: state[key] for key in own})
+    if not student.teachers:
+        name = head_name(network, student.num_classes)
+        with torch.no_grad():
+            student.head.weight.copy_(state[f"{name}.weight"].reshape(student.head.weight.shape))
+            student.head.bias.copy_(state[f"{name}.bias"])
 
 
 def normalisation(counts: Tensor) -> Preprocessing:

@@ -34,6 +34,7 @@ class Step(NamedTuple):
         robust: bool `[T]` on the CPU: false for vanilla teachers.
         done: share of the run that is done, in [0, 1).
         start: the student's logits where `x` was started from, for its last rows; None unless `inner: warm`.
+        average: the averaged student's logits for `clean`, `[B, C]`; None for recipes that do not use them.
     """
 
     x: Tensor
@@ -46,6 +47,7 @@ class Step(NamedTuple):
     robust: Tensor
     done: float
     start: Tensor | None = None
+    average: Tensor | None = None
 
     def only(self, logits: Tensor, *, robust: bool) -> Tensor:
         """Of teachers' logits `[B, T, C]` those of robust teachers, or of vanilla ones; a GPU is not waited for."""
@@ -78,6 +80,7 @@ class Recipe(ABC):
         uses_adversarial_logits: whether it looks at what they say about adversarial images; others quote them on
             clean ones.
         needs_feature_map: whether it trains the student's map, a row of logits for each teacher.
+        uses_average: whether it asks the averaged student about clean images.
         needs_whole_batches: whether it learns from a batch's mean, which parts of a batch would change.
     """
 
@@ -87,6 +90,7 @@ class Recipe(ABC):
     uses_adversarial_logits: ClassVar[bool] = False
     needs_feature_map: ClassVar[bool] = False
     needs_whole_batches: ClassVar[bool] = False
+    uses_average: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_number("awp", self.awp)
@@ -110,6 +114,10 @@ class Recipe(ABC):
     def head_trained_until(self) -> float:
         """The share of the run after which nothing reaches the head."""
         return 1.0
+
+    def second_order(self) -> str:
+        """The setting that takes the gradient of a gradient, which a compiled network does not have; or ''."""
+        return ""
 
     def compares_points(self) -> str:
         """The setting that compares teachers at two points of one image, for which quoted logits are no use; or ''."""

@@ -134,7 +134,8 @@ def train(
             claim_run(out, identity, resume=resume)
         state = _start(config, cache, feed, identity)
         check_parts(state.student, config, len(feed.training), ranks)
-        examples = Examples(config, config.objective(), state.memory, live, cache.rows)
+        average = None if state.average is None else state.average.module
+        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows)
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}

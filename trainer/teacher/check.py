@@ -11,7 +11,7 @@ import torch
 from darht.attacks import ATTACKS, Threat, parse_eps
 from darht.attacks.engine.engine import FULL
 from darht.attacks.transfer import TransferMatrix, transfer_matrix
-from darht.cache.builder.teachers import load_teacher, read_card, write_card
+from darht.cache.builder.teachers import is_teacher_folder, load_teacher, read_card, write_card
 from darht.cache.sources.load import Source
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
@@ -39,7 +39,7 @@ class TeacherCheck:
 
 
 def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float, device: torch.device) -> TeacherCheck:
-    """Clean and PGD-20 accuracy on a split, written into the card of `folder`; the forward speed is only returned.
+    """Clean and PGD-20 accuracy on a split, written into the card of `folder` where it has one, and forward speed.
 
     Raises:
         ConfigError: eps is not in pixel levels, or teacher and data differ in their class counts.
@@ -60,7 +60,8 @@ def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float
         "eps": eps,
         "sha256": source.sha256,
     }
-    write_card(folder, dataclasses.replace(card, accuracy={**card.accuracy, key: measured}))
+    if is_teacher_folder(folder):  # a run is only measured: its files say what trained it
+        write_card(folder, dataclasses.replace(card, accuracy={**card.accuracy, key: measured}))
     parameters = sum(p.numel() for p in model.parameters())
     return TeacherCheck(clean, worst, parameters, forward_speed(model, source, device))
 

@@ -136,3 +136,28 @@ def test_what_has_no_effect_is_refused():
     with pytest.raises(ConfigError, match="smoothing"):
         changed(recipe="rslad", loss={"smoothing": 0.1})
     assert TrainConfig(recipe="at", loss={"awp": 0.005}).objective().awp == 0.005
+
+
+def test_adaad_matches_the_teacher_s_input_gradient_by_hand(net):
+    """The teacher is linear, so that its gradient is `J^T (p - y)`; the student's is taken row by row."""
+    step = step_of(torch.arange(B))
+    generator = torch.Generator().manual_seed(5)
+    jacobian = torch.randn(C, 12, dtype=torch.float64, generator=generator)
+    step = step._replace(answer=lambda z: step.clean_targets + ((z - step.clean).flatten(1) @ jacobian.T)[:, None])
+    net.eval()
+    want = 0.0
+    for b in range(B):
+        said = step.clean_targets[b, 0].softmax(0)
+        theirs = jacobian.T @ (said - nn.functional.one_hot(step.y[b], C))
+        x = step.clean[b : b + 1].clone().requires_grad_()
+        nn.functional.cross_entropy(net(x).logits, step.y[b : b + 1]).backward()
+        want += float((x.grad.flatten() - theirs).square().sum()) / B
+    net.zero_grad()
+    plain, matched = (RECIPES["adaad"](gradient=weight).loss(net, step, net(step.x), {}).value for weight in (0.0, 2.0))
+    assert float(matched - plain) == pytest.approx(2 * want, rel=1e-8)
+    matched.backward()
+    assert all(value.grad.abs().sum() > 0 for value in net.first.parameters())
+    assert RECIPES["adaad"](gradient=1.0).compares_points() == "gradient"
+    with pytest.raises(ConfigError, match="gradient of a gradient"):
+        compute = ComputeConfig(compile=True)
+        changed(recipe="adaad", loss={"gradient": 1.0}, targets="first-order", compute=compute)

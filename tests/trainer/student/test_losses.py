@@ -59,6 +59,7 @@ def make_step(done=0.0, robust=(True, True, True), clean=False):
         supervises=robust.expand(B, T),
         robust=robust,
         done=done,
+        average=torch.randn(B, C, dtype=torch.float64, generator=generator),
     )
 
 
@@ -375,6 +376,10 @@ def test_losses_stay_finite_on_extreme_logits(student, recipe):
         ("mtard", {"beta": -1.0}, "beta must be a number of at least 0; got -1"),
         ("adaad", {"alpha": -1.0}, "alpha must be a number in [0, 1]; got -1"),
         ("adaad", {"igdm": -1.0}, "igdm must be a number of at least 0; got -1"),
+        ("adaad", {"gradient": -1.0}, "gradient must be a number of at least 0; got -1"),
+        ("saad", {"scale": -1.0}, "scale must be a number of at least 0; got -1"),
+        ("adr", {"trust": (0.7, 1.5)}, "trust must be a number in [0, 1]; got 1.5"),
+        ("adr", {"temperature": (2.0,)}, "temperature is a value for each end of the run; got [2.0]"),
         ("kd", {"alpha": 2.0}, "alpha must be a number in [0, 1]; got 2"),
         ("kd", {"tau": -4.0}, "tau must be a number of at least 0.001; got -4"),
         ("trades", {"beta": -6.0}, "beta must be a number of at least 0; got -6"),
