@@ -167,7 +167,9 @@ def import_teacher(
     network = identify(arch, kwargs, None if weights is None else read_checkpoint(weights), num_classes)
     classes = network.num_classes or _count(network, num_classes)
     net = build(network.arch, classes, network.kwargs)
-    found = Found(None, ()) if network.checkpoint is None else fit_checkpoint(net, network.checkpoint, which)
+    found = Found(None, ())
+    if network.checkpoint is not None:
+        found = fit_checkpoint(net, network.checkpoint, which, network.usual)
     if found.normalisation is None:
         said = {**network.normalisation, **said}
     chosen = Preprocessing(**check_said(said, found.normalisation, weights))

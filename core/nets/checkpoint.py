@@ -7,7 +7,7 @@ network's shapes and nothing left over there. Two sets that fit and differ are r
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from darht.core.nets.weights import _strip_prefixes, listed, load_file, misfit
 
 Which = Literal["raw", "ema"]
 _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "polyak"}
+_RAW_BESIDE = (
+    "unaveraged_"  # DeepMind's code and its followers keep the raw weights under this, and the averaged without
+)
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|module)\.")
 _COUNTERS = ("n_averaged", "num_batches_tracked", "total_ops", "total_params")  # that no answer depends on
 _NORMALISATIONS = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
@@ -114,13 +117,14 @@ def count_classes(checkpoint: Checkpoint, head: str) -> int | None:
     return rows.pop() if len(rows) == 1 else None
 
 
-def fit_checkpoint(net: nn.Module, checkpoint: Checkpoint, which: Which | None = None) -> Found:
+def fit_checkpoint(net: nn.Module, checkpoint: Checkpoint, which: Which | None = None, usual: Which = "raw") -> Found:
     """Load the weights that fit a network into it.
 
     Args:
         net: gets the weights, in its own dtypes.
         checkpoint: of `read_checkpoint`.
-        which: the raw or the averaged weights; None takes the raw ones, or the averaged where there are no others.
+        which: the raw or the averaged weights; None takes the `usual` ones, or the others where those are not there.
+        usual: what is taken where nobody says it.
 
     Raises:
         ModelError: nothing fits, several sets fit and differ, or there are none of `which`.
@@ -128,23 +132,30 @@ def fit_checkpoint(net: nn.Module, checkpoint: Checkpoint, which: Which | None =
     fits = [fit for label, tensors in checkpoint.sets.items() for fit in _fits(net, label, tensors)]
     if not fits:
         raise ModelError(_refusal(net, checkpoint))
-    chosen = _choose(fits, checkpoint.path, which)
+    fits = _told_apart(fits)
+    chosen = _choose(fits, checkpoint.path, which, usual)
     net.load_state_dict(chosen.state, strict=True)
     beside = {key: tensor for key, tensor in chosen.source.items() if key not in chosen.taken}
     top = {} if any(fit.source is checkpoint.sets.get("") for fit in fits) else checkpoint.sets.get("", {})
     normalisation, notes = _normalisation([beside, top], checkpoint.path)
     other = next((fit for fit in fits if fit.averaged != chosen.averaged), None)
     if other is not None and which is None:
-        kinds = ("averaged", "ema") if other.averaged else ("raw", "raw")
-        notes.append(f"the raw weights are taken; {other.label} holds {kinds[0]} ones: --weights {kinds[1]} takes them")
+        taken, held, option = ("raw", "averaged", "ema") if other.averaged else ("averaged", "raw", "raw")
+        notes.append(f"the {taken} weights are taken; {other.label} holds {held} ones: --weights {option} takes them")
     if chosen.others:
         notes.append(f"{len(chosen.others)} entries outside of the network are left out: {listed(chosen.others)}")
     return Found(normalisation, tuple(notes))
 
 
-def _choose(fits: list[_Fit], path: Path, which: Which | None) -> _Fit:
+def _told_apart(fits: list[_Fit]) -> list[_Fit]:
+    """Sets that have an `unaveraged_` one beside them are averages."""
+    labels = {fit.label for fit in fits}
+    return [replace(fit, averaged=fit.averaged or f"{_RAW_BESIDE}{fit.label}" in labels) for fit in fits]
+
+
+def _choose(fits: list[_Fit], path: Path, which: Which | None, usual: Which) -> _Fit:
     kinds = {"raw": [fit for fit in fits if not fit.averaged], "ema": [fit for fit in fits if fit.averaged]}
-    wanted = kinds[which] if which else kinds["raw"] or kinds["ema"]
+    wanted = kinds[which] if which else kinds[usual] or kinds["raw"] or kinds["ema"]
     if not wanted:
         there = listed([fit.label for fit in fits])
         raise ModelError(f"{path} has no {which} weights that fit: it has {there}; leave --weights out")

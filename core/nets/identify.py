@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from darht.core.errors import ModelError
-from darht.core.nets.checkpoint import Checkpoint, count_classes, unwrapped
+from darht.core.nets.checkpoint import Checkpoint, Which, count_classes, unwrapped
 from darht.core.nets.robustbench import CLASSES, PREFIX, Entry, entries
 
 # Options that a state dict shows, by the architectures that have them, and the entry that shows them.
@@ -40,6 +40,11 @@ class Network:
     normalisation: Mapping[str, tuple[float, ...]]
     entry: Entry | None
     notes: tuple[str, ...]
+
+    @property
+    def usual(self) -> Which:
+        """The weights that are meant where a file has raw and averaged ones: a leaderboard measures the averaged."""
+        return "raw" if self.entry is None else "ema"
 
 
 def identify(arch: str, kwargs: Mapping[str, Any], checkpoint: Checkpoint | None, num_classes: int | None) -> Network:

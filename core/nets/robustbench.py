@@ -122,6 +122,7 @@ _ROWS["cifar10"] = (
     ("Zhang2019You", "wrn-34-10", 87.2, 44.83),
     ("Andriushchenko2020Understanding", "preact_resnet18", 79.84, 43.93),
     ("Wong2020Fast", "preact_resnet18", 83.34, 43.21),
+    ("Standard", "wrn-28-10", 94.78, 0.0),
 )
 
 _ROWS["cifar100"] = (

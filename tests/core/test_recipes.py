@@ -1,5 +1,6 @@
 """Recipes by name: those that come with darht, files before them, and what is neither."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 def test_every_file_of_the_folder_has_a_name():
     assert set(built_in_recipes()) == {path.stem for path in FOLDER.glob("*.yaml")} >= {"darht", "rslad", "digits-demo"}
     assert find_recipe(Path("darht")).read_text() == (FOLDER / "darht.yaml").read_text()
+
+
+def test_the_package_holds_them():
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
+    assert "recipes/*.yaml" in project["tool"]["setuptools"]["package-data"]["darht"]
+    assert (FOLDER.parent / "src" / "darht" / "recipes").resolve() == FOLDER
 
 
 def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path, monkeypatch):

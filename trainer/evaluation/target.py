@@ -228,7 +228,7 @@ def _weights(path: Path, options: ModelOptions, classes: int) -> Target:
     network = identify(options.arch, options.kwargs, read_checkpoint(path), classes)
     net = build(network.arch, classes, network.kwargs)
     assert network.checkpoint is not None
-    found = fit_checkpoint(net, network.checkpoint, options.weights)
+    found = fit_checkpoint(net, network.checkpoint, options.weights, network.usual)
     known = {} if found.normalisation else network.normalisation
     said = check_said({**known, **options.preprocessing}, found.normalisation, path)
     name, chosen = f"{path.stem} ({options.arch})", replace(Preprocessing(), **said)

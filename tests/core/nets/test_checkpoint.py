@@ -196,6 +196,14 @@ FORMS: dict[str, Form] = {
     ),
     "two sets that differ": Form(lambda s, o: {"model": s, "best": o}, "fit and differ, best and model"),
     "no num_batches_tracked": Form(lambda s, o: untracked(s)),
+    "averaged beside raw ones": Form(
+        lambda s, o: {"model_state_dict": s, "unaveraged_model_state_dict": o},
+        options={"which": "ema"},
+    ),
+    "raw beside averaged ones": Form(
+        lambda s, o: {"model_state_dict": o, "unaveraged_model_state_dict": s},
+        note="the raw weights are taken; model_state_dict holds averaged ones: --weights ema takes them",
+    ),
     "raw and ema": Form(lambda s, o: {"model": s, "ema": o}, note="ema holds averaged ones: --weights ema takes them"),
     **{
         f"raw and {name}, asked": Form(
@@ -261,7 +269,7 @@ def images() -> torch.Tensor:
 
 
 def test_how_many_forms_there_are():
-    assert len(FORMS) == 64
+    assert len(FORMS) == 66
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -12,6 +12,7 @@ from darht.core.nets.robustbench import CLASSES, entries
 
 CPU = torch.device("cpu")
 NARROW = {"width": 1}
+WANG = "robustbench:Wang2023Better_WRN-28-10"
 # The forms that the leaderboard's files have: buffers of a normalisation, wrappers, two states, an unused block.
 SAMPLES = [
     ("cifar10", "Wang2023Better_WRN-28-10", "buffers"),
@@ -73,6 +74,21 @@ def test_a_name_of_robustbench_needs_no_other_option(data, name, form, tmp_path)
     torch.testing.assert_close(load_teacher(tmp_path / "teacher", CPU)[0](x), net((x - mean) / std))
     assert f"{entry.clean:g} % clean and {entry.robust:g} %" in notes[0]
     assert not any("calls this file" in note for note in notes)
+
+
+def test_of_a_paper_s_own_file_the_averaged_weights_are_taken_because_the_leaderboard_measures_them(tmp_path):
+    raw, averaged = (build("dm-wrn-28-10", 10, NARROW).eval() for _ in range(2))
+    both = {"model_state_dict": averaged.state_dict(), "unaveraged_model_state_dict": raw.state_dict()}
+    torch.save(both, tmp_path / "weights-best.pt")
+    notes, x = [], torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(row).view(3, 1, 1) for row in ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)))
+    for which, net in ((None, averaged), ("ema", averaged), ("raw", raw)):
+        teach = {"kwargs": NARROW, "preprocessing": {}, "which": which, "on_note": notes.append}
+        import_teacher(tmp_path / "weights-best.pt", tmp_path / str(which), arch=WANG, **teach)
+        model, _ = load_teacher(tmp_path / str(which), CPU)
+        torch.testing.assert_close(model(x), net((x - mean) / std))
+    said = "the averaged weights are taken; unaveraged_model_state_dict holds raw ones: --weights raw takes them"
+    assert notes.count(said) == 1
 
 
 def saved(tmp_path, arch, classes, **kwargs):

@@ -14,7 +14,8 @@ EVERY = [entry for data in CLASSES for entry in entries(data).values()]
 def test_at_least_thirty_entries_the_most_robust_first(data):
     found = list(entries(data).values())
     assert len(found) >= 30
-    assert all(20 < entry.clean < 100 and 10 < entry.robust < entry.clean for entry in found)
+    robustly = [entry for entry in found if entry.name != "Standard"]
+    assert all(20 < entry.clean < 100 and 10 < entry.robust < entry.clean for entry in robustly)
     robust = [round(entry.robust) for entry in found]
     assert sorted(robust, reverse=True)[:10] == robust[:10]
 
