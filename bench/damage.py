@@ -137,7 +137,7 @@ def prepare(folder: Path) -> None:
     wanted = load_recipe(folder / "recipe.yaml", ())
     train(wanted, cache, folder / "run", device=CPU)
     _stopped(partial(train, wanted, cache, folder / "paused", device=CPU, callbacks=Callbacks(on_step=_stop)))
-    evaluate(str(folder / "run"), EvalConfig(limit=60, teachers=None), device=CPU)
+    evaluate(str(folder / "run"), EvalConfig(limit=60, teachers=None, queries=(10, 10)), device=CPU)
     export_run(folder / "run", folder / "exported", kind="plain")
 
 

@@ -92,7 +92,7 @@ def search(method: str, vectors: np.ndarray, queries: np.ndarray) -> tuple[np.nd
     """The rows of the ten nearest, seconds to build and seconds to search."""
     start = time.perf_counter()
     if method.startswith("FAISS"):
-        from darht.tools.index import make_index
+        from darht.tools.kinds import make_index
 
         index = make_index({"FAISS flat": "exact", "FAISS HNSW": "hnsw", "FAISS IVF-PQ": "ivfpq"}[method], vectors, "x")
         middle = time.perf_counter()

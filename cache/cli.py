@@ -34,7 +34,7 @@ def cache() -> None:
     """Build and look into caches of perturbations and teachers' logits."""
 
 
-@cache.command()
+@cache.command(kept="every unit that was done is kept, nothing is half written")
 @click.argument("spec", type=FOLDER)
 @click.option(
     "--out", required=True, help="The cache's folder, or a URL such as s3://BUCKET/NAME; a stopped build goes on."
@@ -115,7 +115,10 @@ def _progress(total: int) -> "Iterator[tuple[OnUnit, OnNotice]]":
         yield on_unit, on_notice
 
 
-@cache.command(params=[option for option in build.params if option.name not in ("spec", "out")])
+@cache.command(
+    kept="every unit that was done is kept",
+    params=[option for option in build.params if option.name not in ("spec", "out")],
+)
 @click.argument("location", metavar="CACHE")
 @click.argument("spec", type=FOLDER)
 @click.pass_context
@@ -270,7 +273,7 @@ def gc(location: str, yes: bool, everything: bool) -> None:
     click.echo(f"{location}: {len(found)} files, {total:,} bytes {done}" if found else f"{location}: nothing left over")
 
 
-@cache.command()
+@cache.command(kept="every tar that was done is kept")
 @click.argument("location", metavar="CACHE")
 @click.option(
     "--format", "kind", required=True, type=click.Choice(["webdataset", "croissant"]), help="Tars, or metadata."

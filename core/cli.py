@@ -1,7 +1,7 @@
 """What every command line shares: a user's mistake becomes one line and an exit code, never a traceback."""
 
 import contextlib
-import json
+import io
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,9 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from darht.core import stopping
+from darht.core.bars import Bar
+from darht.core.bounded import read_json
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.version import VERSION
 
@@ -84,8 +87,8 @@ def json_mapping(text: str, option: str) -> dict[str, Any]:
         ConfigError: it is something else.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = read_json(text, option)
+    except ConfigError as error:
         raise ConfigError(f"{option} must be JSON, such as '{{\"width\": 16}}'; got {text!r}: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{option} must be a JSON mapping; got {text!r}")
@@ -147,10 +150,13 @@ def time_columns() -> tuple[ProgressColumn, ...]:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Bars on stderr, with a field `note` for each; a mistake wipes them away, so that its one line stands alone."""
+    """Bars on stderr, with a field `note` for each; a mistake wipes them away, so that its one line stands alone.
+
+    In a file a plain line every half minute comes before them.
+    """
     bar = BarColumn(None, table_column=Column(max_width=40))
     columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, *time_columns(), console=stderr_console()) as progress:
+    with Bar(*columns, *time_columns(), console=stderr_console()) as progress:
         try:
             yield progress
         except DarhtError:
@@ -160,17 +166,55 @@ def progress_bar() -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def transient_bar(console: Console, *extra: ProgressColumn) -> Iterator[Progress]:
-    """A counting bar that leaves nothing behind, on a terminal only; `extra` columns follow the time that passed."""
+    """A counting bar that leaves nothing behind, with `extra` columns; in a file a line every half minute."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *extra)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Bar(*columns, console=console, transient=True) as progress:
         yield progress
 
 
-class Command(click.Command):
-    """A click command that prints a `DarhtError` as one line on stderr and exits with 2."""
+def _print_anything(streams: Iterable[Any]) -> None:
+    """Let a terminal that knows fewer letters than a text has get them as escapes, and not the command end."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Main:
+    """The beginning of every command line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line."""
+        _print_anything((sys.stdout, sys.stderr))
+        return super().main(*args, **kwargs)  # type: ignore[misc]  # of click's classes beside this one
+
+
+class Command(_Main, click.Command):
+    """A click command that prints a `DarhtError` as one line on stderr and exits with 2.
+
+    Args:
+        kept: what a stopped command leaves, in words; the same command goes on from there. SIGTERM and SIGUSR1 then
+            stop it as Ctrl-C does. Empty for a command that begins anew.
+        args, options: of click's own.
+    """
+
+    def __init__(self, *args: Any, kept: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.kept = kept
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command's function."""
+        if not self.kept:
+            return self._run(ctx)
+        stopping.listen()
+        try:
+            return self._run(ctx)
+        except KeyboardInterrupt:
+            click.echo(f"stopped: {self.kept}\ngo on with: {same_command(ctx)}", err=True)
+            sys.exit(stopping.exit_code())
+        finally:
+            stopping.stop_listening()
+
+    def _run(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except DarhtError as error:
@@ -190,7 +234,7 @@ class StateCommand(Command):
         return error.exit_code
 
 
-class Group(click.Group):
+class Group(_Main, click.Group):
     """A click group whose subcommands report mistakes as `Command` does."""
 
     command_class = Command
@@ -215,18 +259,29 @@ class DefaultGroup(Group):
         self.format_commands(ctx, formatter)
 
 
-class StateGroup(click.Group):
+class StateGroup(_Main, click.Group):
     """A click group whose subcommands report mistakes as `StateCommand` does."""
 
     command_class = StateCommand
 
 
-def resuming_command(ctx: click.Context, *words: str) -> str:
-    """The command that goes on with this: the same options, and --resume."""
-    again = list(words)
+def same_command(ctx: click.Context) -> str:
+    """The command as it was given."""
+    return shlex.join([*ctx.command_path.split(), *_given(ctx)])
+
+
+def _given(ctx: click.Context) -> list[str]:
+    """The arguments and options that were typed."""
+    words: list[str] = []
     for parameter in ctx.command.params:
         name, value = parameter.name or "", ctx.params.get(parameter.name or "")
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
             values = value if isinstance(value, tuple) else (value,)
-            again += [word for item in values for word in (parameter.opts[0], *([] if item is True else [str(item)]))]
-    return shlex.join([*again, "--resume"])
+            option = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
+            words += [word for item in values for word in (*option, *([] if item is True else [str(item)]))]
+    return words
+
+
+def resuming_command(ctx: click.Context, *words: str) -> str:
+    """The command that goes on with this: the same options, and --resume."""
+    return shlex.join([*words, *_given(ctx), "--resume"])

@@ -61,6 +61,12 @@ def is_free(folder: Path) -> bool:
     return all(path.name.startswith(".") and path.name.endswith(".tmp") for path in folder.iterdir())
 
 
+def is_inside(key: str) -> bool:
+    """Whether a path with slashes, relative to a folder, stays inside of it on every system."""
+    parts = key.split("/")
+    return bool(key) and not any(part in ("", ".", "..") or "\\" in part or ":" in part for part in parts)
+
+
 def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -20,8 +20,8 @@ from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatc
 from darht.core.files import is_free, sha256_bytes, sha256_file, write_atomic
 from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
 from darht.core.storage import LocalStorage
-from darht.tools.nearest import Nearest, recall, without_self
-from darht.tools.predictions import Ints
+from darht.tools.kinds import make_index, search
+from darht.tools.nearest import Nearest, recall
 from darht.tools.project import Method, fit_projection, project
 from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
 
@@ -31,8 +31,6 @@ OnRows = Callable[[str, int, int], None]
 
 _RECALL_AT, _QUERIES = 10, 200  # 2,000 neighbours in question: a recall is known to about one per cent
 _SAMPLE_BYTES = 64 * 2**20  # of vectors that a projection is fitted to: 5,000 perturbations of 32x32 pixels
-_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 80, 96  # recall@10: 0.998 of 5,000 real ones, 0.95 of 150,000
-_PQ_DIMS, _PQ_TRAIN = 2, 9_984  # dimensions in one byte; FAISS wants 39 training vectors for each of 256 centroids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,8 +301,8 @@ def _build(
         on_rows(space.name, block.stop, N)
     index = make_index(kind, vectors, space.name)
     exact = make_index("exact", vectors, space.name)
-    close = _search(exact, vectors, queries, k)
-    found = close if kind == "exact" else _search(index, vectors, queries, k)
+    close = search(exact, vectors, queries, k)
+    found = close if kind == "exact" else search(index, vectors, queries, k)
     data = faiss.serialize_index(index).tobytes()
     write_atomic(_index_path(folder, space.name), data)
     return Record(
@@ -319,38 +317,3 @@ def _build(
         size=len(data),
         sha256=sha256_bytes(data),
     )
-
-
-def make_index(kind: str, vectors: Floats, what: str) -> Any:
-    """An index by inner product over vectors `[N, d]`.
-
-    Raises:
-        ConfigError: `ivfpq` over too few vectors, or in a number of dimensions that does not divide.
-    """
-    N, d = vectors.shape
-    if kind == "ivfpq":
-        if N < _PQ_TRAIN or d % _PQ_DIMS:
-            raise ConfigError(
-                f"ivfpq needs at least {_PQ_TRAIN} vectors, and dimensions that are a multiple of {_PQ_DIMS}; "
-                f"{what} has {N} in {d} dimensions: use --kind hnsw or exact"
-            )
-        lists = int(np.sqrt(N))
-        index: Any = faiss.index_factory(d, f"IVF{lists},PQ{d // _PQ_DIMS}x8", faiss.METRIC_INNER_PRODUCT)
-        index.do_polysemous_training = (
-            False  # the factory's default, which takes minutes and serves Hamming search only
-        )
-        sample = np.random.default_rng(0).permutation(N)[: max(_PQ_TRAIN, 39 * lists)]
-        index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
-        index.nprobe = max(8, lists // 8)
-    elif kind == "hnsw":
-        index = faiss.IndexHNSWFlat(d, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
-    else:
-        index = faiss.IndexFlatIP(d)
-    index.add(vectors)
-    return index
-
-
-def _search(index: Any, vectors: Floats, queries: Ints, k: int) -> Ints:
-    _, rows = index.search(vectors[queries], k + 1)
-    return without_self(rows, queries, k)

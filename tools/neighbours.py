@@ -10,6 +10,7 @@ from torch import nn
 
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError, DataError
+from darht.core.images import check_pixel_count
 from darht.tools.index import Indexes
 from darht.tools.live import ask, craft
 from darht.tools.nearest import Nearest
@@ -77,6 +78,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
+            check_pixel_count(*image.size, where=str(path))
             pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"{path} does not read as an image: {error}; give a PNG or JPEG file, or a row") from error

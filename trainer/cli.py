@@ -8,11 +8,11 @@ from typing import Any
 import click
 from rich.table import Table
 
+from darht.core import stopping
 from darht.core.cli import (
     FOLDER,
     DefaultGroup,
     Group,
-    StateCommand,
     data_options,
     device_option,
     echo_notes,
@@ -26,6 +26,7 @@ from darht.core.cli import (
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
+from darht.trainer.state.cli import verify
 
 __all__ = ["evaluate", "teacher", "train"]
 
@@ -45,7 +46,7 @@ def teacher() -> None:
     """Train, import and check teachers."""
 
 
-@teacher.command("train")
+@teacher.command("train", kept="what was kept before stays")
 @_data_options
 @device_option
 @click.option("--limit", type=int, help="Train on the first N rows only.")
@@ -113,7 +114,7 @@ def teacher_train(
         _report_check(out, model, test, eps=config.eps, device=where)
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: {resuming_command(ctx, 'darht-teacher', 'train')}", err=True)
-        sys.exit(130)
+        sys.exit(stopping.exit_code())
     (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
 
 
@@ -255,7 +256,7 @@ def train() -> None:
     """
 
 
-@train.command("run")
+@train.command("run", kept="what was kept before stays")
 @click.option(
     "--shards", required=True, help="A sealed cache or its export: a folder, a URL, or DIR/shard-{00000..00003}.tar."
 )
@@ -320,7 +321,7 @@ def train_run(
             click.echo(f"{kept}\ngo on with{among}: {resuming_command(ctx, 'darht-train')}", err=True)
         else:
             time.sleep(_SPEAKS)
-        leave(130)
+        leave(stopping.exit_code())
     if rank == 0:
         seconds, scored = sum(row["seconds"] for row in state.history), "holdout_pgd" in state.history[0]
         best = f"best held-out PGD accuracy {state.best:.1f} %" if scored else "nothing held out"
@@ -329,7 +330,7 @@ def train_run(
         leave(0)
 
 
-@train.command("export")
+@train.command("export", kept="nothing is half written")
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="A new or empty folder.")
 @click.option(
@@ -351,23 +352,4 @@ def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
     click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")
 
 
-@train.command("verify", cls=StateCommand)
-@click.argument("folders", nargs=-1, required=True, type=FOLDER)
-def train_verify(folders: tuple[Path, ...]) -> None:
-    """Compare every file of runs, teachers, evaluations, indexes or exports with its sha256; exit 4 for a damaged one.
-
-    A cache has darht-cache verify.
-    """
-    from darht.core.errors import CorruptError
-    from darht.trainer.state.verify import verify_folder
-
-    damaged = 0
-    for folder in folders:
-        found = verify_folder(folder)
-        for line in found.damaged:
-            click.echo(line)
-        unhashed = f", {len(found.unhashed)} carry none" if found.unhashed else ""
-        click.echo(f"{folder}: {len(found.whole)} files have their sha256{unhashed}, {len(found.damaged)} are damaged")
-        damaged += len(found.damaged)
-    if damaged:
-        sys.exit(CorruptError.exit_code)
+train.add_command(verify)

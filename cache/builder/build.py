@@ -225,7 +225,7 @@ def _refuse_other_spec(out: Storage, data: bytes, spec: CacheSpec) -> NoReturn:
     try:
         found = read_json(data, out.name(SPEC))
     except ConfigError as error:
-        raise CorruptError(f"{error}: it is not a cache spec; choose another --out folder") from error
+        raise CorruptError(f"{out.name(SPEC)} is not a cache spec: {error}; choose another --out folder") from error
     differences, old = spec_diff(found, to_plain(spec)) or ["only the way it is written"], spec_in(out)
     grows = old is not None and not growth_problems(old, spec)
     fix = f"darht-cache extend {out} SPEC.yaml adds that and keeps the rest, or " if grows else ""

@@ -106,7 +106,8 @@ def _how(exitcode: int | None) -> str:
 def _deaf_to_ctrl_c() -> Iterator[None]:
     """Processes started inside never see Ctrl-C, which a terminal sends to all: the parent hears it and ends them."""
     resource_tracker.ensure_running()  # its own start would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    unheard = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # SLURM sends that to all
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from darht.cache.format.layout import block_rows
-from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord
+from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord, tar_name
 from darht.cache.read.reader import Cache
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import CacheError, ConfigError
@@ -44,7 +44,7 @@ def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
     known = {tar.path: tar for tar in _claim(cache, out, layout)}
     step, tars = cache.spec.store.rows_per_shard, list[TarRecord]()
     for number, first in enumerate(range(0, cache.rows, step)):
-        path, rows = f"shard-{number:05d}.tar", slice(first, min(first + step, cache.rows))
+        path, rows = tar_name(number), slice(first, min(first + step, cache.rows))
         if path not in known or not _is_whole(out / path, known[path]):
             known[path] = _write_tar(cache, out, path, rows, layout)
             _keep(cache, out, layout, known)

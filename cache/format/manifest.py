@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from darht.cache.format.layout import layouts, shard_key
 from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
+from darht.core.bounded import show
 from darht.core.config import fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.files import is_inside
 from darht.core.sealed import tell_unhashed, unseal_json
 from darht.core.storage import LocalStorage, Location, open_storage
 
@@ -102,7 +105,34 @@ def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
         raise CorruptError(f"{name} does not have the root hash it names; run darht-cache seal again")
     if manifest.fingerprint != fingerprint(spec):
         raise CorruptError(f"{name} belongs to another spec than {folder.name(SPEC)}; run darht-cache seal again")
+    check_table(manifest, spec, name)
     return manifest
+
+
+def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
+    """See that a manifest, which anybody may have written, names what its spec describes and nothing elsewhere.
+
+    Raises:
+        CorruptError: a shard is missing, comes twice or lies elsewhere, metadata lie outside of the cache, or rows that
+            are held out are not there.
+    """
+    arrays = layouts(spec).values()
+    count = sum(array.shards for array in arrays)
+    found = sorted((shard.array, shard.shard, shard.path) for shard in manifest.shards)
+    if len(found) != count or found != sorted((a.name, k, shard_key(a, k)) for a in arrays for k in range(a.shards)):
+        raise CorruptError(
+            f"{where} must list the {count:,} shards of its spec, each once and in place, and lists {len(found):,}; "
+            "run darht-cache seal again"
+        )
+    outside = [
+        file.path for file in manifest.metadata if not (is_inside(file.path) and file.path.endswith("zarr.json"))
+    ]
+    if outside:
+        raise CorruptError(f"{where} names {show(outside[0])} among its metadata: run darht-cache seal again")
+    if manifest.rows != spec.data.rows or not all(0 <= row < manifest.rows for row in manifest.holdout):
+        raise CorruptError(
+            f"{where} must hold out some of the {spec.data.rows} rows of its spec: run darht-cache seal again"
+        )
 
 
 _ORIGIN_AGAIN = "run darht-cache build again, which writes it anew, or remove it"

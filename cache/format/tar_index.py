@@ -13,6 +13,11 @@ Layout = Literal["samples", "blocks"]
 INDEX, FORMAT = "index.json", "darht-webdataset"
 
 
+def tar_name(number: int) -> str:
+    """The name of a tar in its export."""
+    return f"shard-{number:05d}.tar"
+
+
 @dataclass(frozen=True)
 class TarRecord:
     """One tar in the index: its rows [first, past the last], its entries, bytes and sha256."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from darht.cache.format.tar_index import INDEX, Index, TarRecord
+from darht.cache.format.manifest import check_table
+from darht.cache.format.tar_index import INDEX, Index, TarRecord, tar_name
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
@@ -123,7 +124,7 @@ class ExportedCache(Cache):
                 elif array.attack is not None:
                     found[name] = self._delta(entry["delta.npy"], array.attack)
                 elif array.kind == "image":
-                    found[name] = _pixels(entry["png"])
+                    found[name] = _pixels(entry["png"], array.shape[1:])
                 else:
                     found[name] = np.asarray(int(entry["cls"]) if array.kind == "label" else row)
         return {name: value[None] for name, value in found.items()}
@@ -137,10 +138,13 @@ class ExportedCache(Cache):
         return values
 
 
-def _pixels(data: bytes) -> np.ndarray:
+def _pixels(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """An image `[3, H, W]`; one of another size is not decoded, however many pixels its header names."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
+        if image.size != (shape[2], shape[1]):
+            raise ValueError(f"an image of {image.size[0]}x{image.size[1]} pixels among those of {shape[2]}x{shape[1]}")
         return np.asarray(image).transpose(2, 0, 1)
 
 
@@ -242,10 +246,13 @@ def _open_export(folder: Storage) -> ExportedCache:
         raise CorruptError(f"{name} does not have the sha256 that it names; export again")
     if index.manifest.fingerprint != fingerprint(index.spec):
         raise CorruptError(f"{name} holds a manifest of another spec; export again")
+    check_table(index.manifest, index.spec, name)
     cache = ExportedCache(folder, index)
     rows = cache.arrays["label"]
     if [tar.rows for tar in index.tars] != [(rows.rows(k).start, rows.rows(k).stop) for k in range(rows.shards)]:
         raise CorruptError(f"{name} does not list one tar for each shard of rows; export again")
+    if [tar.path for tar in index.tars] != [tar_name(k) for k in range(rows.shards)]:
+        raise CorruptError(f"{name} must name {tar_name(0)} and so on, which lie beside it; export again")
     for tar, size in zip(index.tars, sizes(folder, [tar.path for tar in index.tars]), strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(tar.path)} is missing: export the cache again")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from darht.cache.sources.rows import one_line, rows_to_take, shown
 from darht.core.errors import DataError
+from darht.core.images import check_pixel_count
 
 _MODES_OF_8_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _BLOCK = 256  # images a thread decodes in one go: far fewer futures than files
@@ -167,6 +168,7 @@ def _decode(path: Path, how: Decoding, changes: list[str]) -> NDArray[np.uint8]:
     """One image, uint8 `[H, W, 3]`; what was done to it is added to `changes`. DataError says why there is none."""
     try:
         with Image.open(path) as image:
+            check_pixel_count(*image.size, where="it")
             if image.mode not in _MODES_OF_8_BITS:
                 raise DataError(f"must have 8 bits a channel; its Pillow mode is {image.mode}")
             rgb = _without_alpha(image) if how.rules == 1 else _upright(image, changes)

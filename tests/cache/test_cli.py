@@ -1,7 +1,10 @@
 """The command line of the cache, from the YAML to the printed table."""
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from darht.cache.builder import build
 
 
 def shrink(config) -> None:
@@ -177,3 +182,20 @@ def test_a_cache_of_rules_1_keeps_its_rows(invoke, variant, photos: Path, tmp_pa
     larger = variant(lambda config: (change(config), config["views"].update(count=3)), name="larger.yaml")
     assert invoke("extend", out, larger, "--device", "cpu").exit_code == 0
     assert json.loads((out / "manifest.json").read_text())["holdout"] == json.loads(manifest)["holdout"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_build_says_how_to_go_on(invoke, variant, tmp_path: Path, monkeypatch, number, code):
+    spec, out, compute = variant(shrink), tmp_path / "out", build.build_block
+
+    def stopped(*arguments, on_unit, **options):
+        compute(*arguments, on_unit=lambda *_: os.kill(os.getpid(), number), **options)
+
+    monkeypatch.setattr(build, "build_block", stopped)
+    result = invoke("build", spec, "--out", out, "--device", "cpu")
+    monkeypatch.undo()
+    assert result.exit_code == code, result.output
+    kept, again = result.output.strip().splitlines()[-2:]
+    assert kept == "stopped: every unit that was done is kept, nothing is half written"
+    assert again.endswith(f"build {spec} --out {out} --device cpu")
+    assert invoke(*shlex.split(again.partition("cache ")[2])).output.splitlines()[-2].endswith(", 1 reused; sealed")

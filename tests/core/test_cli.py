@@ -1,5 +1,7 @@
 """A user's mistake is one line and an exit code."""
 
+import os
+import subprocess
 import sys
 from importlib.metadata import entry_points
 
@@ -96,3 +98,21 @@ def test_python_that_was_typed_is_looked_for_in_the_current_folder_last(tmp_path
     look_here(None, "python:nets:make")
     look_here("python:nets:make")
     assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+
+
+SAY = """
+from rich.console import Console
+from darht.core.cli import Group
+import click
+@click.group(cls=Group)
+def top(): ...
+@top.command()
+def say(): Console().print("\u03b5 \u2264 8", highlight=False)
+top()
+"""
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_escapes():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", SAY, "say"], check=True, env=environment, capture_output=True)
+    assert done.stdout == rb"\u03b5 \u2264 8" + b"\n"

@@ -92,15 +92,16 @@ def test_control_c_says_how_to_go_on(tiny_cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_real_interrupt_waits_for_the_step_and_loses_nothing(tiny_cache, tmp_path, monkeypatch):
-    """SIGINT within a step of the second epoch: the step is finished, and the bits are the same in the end."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_interrupt_waits_for_the_step_and_loses_nothing(tiny_cache, tmp_path, monkeypatch, number, code):
+    """A signal within a step of the second epoch: the step is finished, and the bits are the same in the end."""
     assert call(*words(tiny_cache, tmp_path / "whole", "optim.epochs=3")).exit_code == 0
     take_step, steps = trainer.take_step, []
 
     def interrupted(*arguments):
         steps.append(0)
         if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         take_step(*arguments)
 
     before = signal.getsignal(signal.SIGINT)
@@ -108,7 +109,7 @@ def test_a_real_interrupt_waits_for_the_step_and_loses_nothing(tiny_cache, tmp_p
     stopped = call(*words(tiny_cache, tmp_path / "cut", "optim.epochs=3"))
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) == before
-    assert stopped.exit_code == 130
+    assert stopped.exit_code == code
     assert "stopping at the end of this step" in stopped.stderr
     assert "kept: epoch 2 up to its step 1 of 2" in stopped.stderr
     again = shlex.split(stopped.stderr.strip().splitlines()[-1].removeprefix("go on with: "))

@@ -73,7 +73,7 @@ def _attack_options(function: Any) -> Any:
     return function
 
 
-@evaluate.command("measure")
+@evaluate.command("measure", kept="what was measured is in eval-parts and is not measured again")
 @click.argument("model")
 @_attack_options
 @click.option("--limit", "--test-limit", type=click.IntRange(min=1), help="The first N test rows only.")

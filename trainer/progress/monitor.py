@@ -5,8 +5,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 
+from darht.core.bars import Bar
 from darht.core.cli import stderr_console, time_columns
 from darht.trainer.progress.curves import write_curves
 from darht.trainer.progress.metrics import Metrics, Reading
@@ -40,7 +41,7 @@ class Monitor:
         passed, left = time_columns()
         console = stderr_console(quiet=not shown)
         # Transient: the line of the last epoch says what a bar that stays would say again, from an earlier look.
-        self._bar = Progress(*columns, passed, TextColumn("left"), left, console=console, expand=True, transient=True)
+        self._bar = Bar(*columns, passed, TextColumn("left"), left, console=console, expand=True, transient=True)
         self._task: TaskID | None = None
         self._looked, self._images, self._speed = monotonic(), 0, 0.0
         self._drawn, self._cost, self._fresh = monotonic(), 0.0, True

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from darht.cache.read.sampler import share
+from darht.core.parent import end_with_parent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.step import Learned
 
@@ -131,6 +132,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     rank, world = rank_and_world()
     own = world > 1 and not dist.is_initialized()
     if own:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which ends its processes unless it is killed itself
+            end_with_parent()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(rank, world)

@@ -1,9 +1,9 @@
 """Leave rows of a cache out of training: the list that `darht-inspect rows` writes."""
 
-import json
 from pathlib import Path
 
 from darht.cache.read.reader import Cache
+from darht.core.bounded import read_json
 from darht.core.errors import ConfigError
 
 
@@ -18,8 +18,8 @@ def exclude_rows(cache: Cache, path: Path) -> int:
             nothing to train on.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = read_json(path.read_bytes(), str(path))
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"{path} does not read as JSON: {error}; darht-inspect rows writes such a list") from error
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < cache.rows for row in rows):

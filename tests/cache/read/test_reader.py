@@ -9,6 +9,7 @@ import pytest
 
 from darht.cache.builder.seal import seal
 from darht.cache.format.commit import read_commit, write_commit
+from darht.cache.format.manifest import read_manifest, read_spec, root_hash
 from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
 from darht.core.config import canonical_json, fingerprint
@@ -109,3 +110,36 @@ def test_another_format_version_has_another_fingerprint(copied: Path):
     (copied / "spec.json").write_text(canonical_json({**spec, "format_version": 2}))
     with pytest.raises(CacheError):
         open_cache(copied)
+
+
+def forge(folder: Path, **changes: object) -> None:
+    """A manifest that names its own root hash and says something that no seal writes."""
+    manifest = dataclasses.replace(read_manifest(folder, read_spec(folder)), **changes)
+    (folder / "manifest.json").write_text(canonical_json(dataclasses.replace(manifest, root_hash=root_hash(manifest))))
+
+
+@pytest.mark.parametrize("what", ["lacks a shard", "has one twice", "shard elsewhere", "metadata elsewhere", "holdout"])
+def test_a_forged_manifest_is_one_line(copied: Path, what):
+    manifest = read_manifest(copied, read_spec(copied))
+    first, *others = manifest.shards
+    changes: dict[str, dict[str, object]] = {
+        "lacks a shard": {"shards": tuple(others)},
+        "has one twice": {"shards": (first, first, *others[1:])},
+        "shard elsewhere": {"shards": (dataclasses.replace(first, path=f"../cache/{first.path}"), *others)},
+        "metadata elsewhere": {"metadata": (dataclasses.replace(manifest.metadata[0], path="/etc/zarr.json"),)},
+        "holdout": {"holdout": (5, 100)},
+    }
+    forge(copied, **changes[what])
+    with pytest.raises(CorruptError, match=r"manifest\.json .+ run darht-cache seal again") as caught:
+        open_cache(copied)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"teachers": 5}', "[" * 2000 + "]" * 2000, "7", '{"data_root": 3}', '{"image_size": "a"}', "{"]
+)
+def test_a_damaged_origin_is_one_line(copied: Path, text):
+    (copied / "origin.json").write_text(text)
+    with pytest.raises(CorruptError, match=r"origin\.json .+: run darht-cache build again") as caught:
+        open_cache(copied).origin()
+    assert "\n" not in str(caught.value)

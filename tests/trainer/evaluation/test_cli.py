@@ -1,7 +1,9 @@
 """`darht-eval` on the command line: what it prints, and the one line that a mistake is answered with."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -195,3 +197,13 @@ def test_python_that_is_typed_is_looked_for_in_the_current_folder(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert "has no callable 'make'" in fail("python:nets_evaluated_here:make", "--data", "digits", "--device", "cpu")
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "run_quick", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    words = (weights, "--arch", "resnet18", "--kwargs", SMALL, "--data", "digits", "--limit", 60, "--out", tmp_path)
+    stopped = call(*words)
+    assert stopped.exit_code == 143, stopped.output
+    kept, again = stopped.stderr.strip().splitlines()[-2:]
+    assert kept == "stopped: what was measured is in eval-parts and is not measured again"
+    assert again.startswith("go on with: evaluate measure") and f"--out {tmp_path}" in again
