@@ -13,8 +13,10 @@ from darht.core.cli import (
     FOLDER,
     StateGroup,
     device_option,
+    echo_notes,
     named_folders,
     print_table,
+    skip_broken_option,
     transient_bar,
     version_option,
 )
@@ -42,6 +44,7 @@ def cache() -> None:
     "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
 )
 @click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there.")
+@skip_broken_option
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, or Ray's actors.")
 @click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Who works.")
 @click.option("--shard", metavar="I/N", help="This job's part: I/N from 0, auto, auto/N, or row blocks such as 3,7,9.")
@@ -51,6 +54,7 @@ def build(
     device: str,
     batch_size: int,
     download: bool,
+    skip_broken: bool,
     workers: int,
     engine: Literal["local", "ray"],
     shard: str | None,
@@ -69,7 +73,9 @@ def build(
     pool_config = PoolConfig(engine=engine, workers=workers, device=device)
     where = pick_device(device if pool_config.alone else "cpu")  # the others load the teachers where they compute
     known = builder.spec_in(out)
-    plan = builder.plan_build(spec, device=where, download=download, known=known)
+    reading: Any = {"download": download, "skip_broken": skip_broken, "known": known}
+    plan = builder.plan_build(spec, device=where, **reading)
+    echo_notes(plan.source.notes)
     if extending:
         grow(out, plan.spec)
     part = None if shard is None else choose_part(shard, plan.shards, os.environ)
@@ -81,7 +87,7 @@ def build(
         if pool_config.alone:
             report = builder.build(plan, out, device=where, **common)
         else:
-            load = partial(builder.plan_build, spec.resolve(), known=known)
+            load = partial(builder.plan_build, spec.resolve(), skip_broken=skip_broken, known=known)
             report = build_shared(plan, load, out, pool_config, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
     left = units_left(out, plan.arrays)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ _LOG_WIDTH = 120  # characters
 
 FOLDER = click.Path(path_type=Path)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+skip_broken_option = click.option("--skip-broken", is_flag=True, help="Leave image files out that cannot be decoded.")
 
 
 def data_options(*, data: str, root: str, required: bool = False) -> Callable[[Any], Any]:
-    """The options `--data`, `--root`, `--image-size` and `--download`; `data` and `root` are the help of the first two.
+    """The options `--data`, `--root`, `--image-size`, `--skip-broken` and `--download`.
 
     Args:
         data: which data sets, or which by default.
@@ -44,6 +45,7 @@ def data_options(*, data: str, root: str, required: bool = False) -> Callable[[A
     """
     options = (
         click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there."),
+        skip_broken_option,
         click.option("--image-size", type=click.IntRange(min=1), help="Side to which an imagefolder is cut."),
         click.option("--root", type=FOLDER, help=root),
         click.option("--data", required=required, help=data),
@@ -55,6 +57,12 @@ def data_options(*, data: str, root: str, required: bool = False) -> Callable[[A
         return function
 
     return decorate
+
+
+def echo_notes(notes: Iterable[str]) -> None:
+    """Say on stderr what a person should know about the rows that were read."""
+    for note in notes:
+        click.echo(note, err=True)
 
 
 def named_folders(items: tuple[str, ...], option: str = "--teacher") -> dict[str, Path]:

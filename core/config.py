@@ -160,10 +160,17 @@ def _number(value: Any) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
+def added(default: Any) -> Any:
+    """A field that is younger than files are: its default is not written, so that their bytes stay canonical."""
+    return dataclasses.field(default=default, metadata={"unwritten": default})
+
+
 def to_plain(value: Any) -> Any:
     """Turn dataclasses, tuples and paths into what JSON knows; dictionaries keep their order."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        pairs = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        written = [(f.name, v) for f, v in pairs if "unwritten" not in f.metadata or v != f.metadata["unwritten"]]
+        return {name: to_plain(item) for name, item in written}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,6 +5,7 @@ Nothing else in inspection loads a network, and no command fails because one has
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ def open_test(cache: Cache, root: Path | None) -> tuple[NDArray[np.uint8] | None
         return None, f"the cache holds the {data.split} split"
     try:
         where = root or (Path(known) if known else None)
-        source = load_source(data.source, where, "test", image_size=origin.get("image_size"))
+        how: dict[str, Any] = {"skip_broken": data.skipped > 0, "rules": data.rules}
+        source = load_source(data.source, where, "test", image_size=origin.get("image_size"), **how)
     except DarhtError as error:
         if root is not None:
             raise

@@ -14,6 +14,7 @@ from darht.core.cli import (
     Group,
     data_options,
     device_option,
+    echo_notes,
     json_mapping,
     look_here,
     named_folders,
@@ -66,6 +67,7 @@ def teacher_train(
     root: Path | None,
     image_size: int | None,
     download: bool,
+    skip_broken: bool,
     device: str,
     limit: int | None,
     test_limit: int | None,
@@ -79,7 +81,6 @@ def teacher_train(
 ) -> None:
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
     from darht.cache.builder.teachers import save_teacher
-    from darht.cache.sources.load import load_source
     from darht.core.config import override, parse
     from darht.core.device import pick_device
     from darht.trainer.config import TeachConfig
@@ -92,12 +93,12 @@ def teacher_train(
     look_here(arch)
     network: dict[str, Any] = {"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize}
     teach.check_free(out, resume=resume)
-    more: dict[str, Any] = {"image_size": image_size, "download": download}
-    training = load_source(data, root, "train", limit=limit, **more)
+    more: dict[str, Any] = {"image_size": image_size, "download": download, "skip_broken": skip_broken}
+    training = _images(data, root, "train", limit=limit, **more)
     if resume and teach.is_finished(out, teach.expected_card(config, training, **network)):
         click.echo(f"{out}: trained and measured before")
         return
-    test = load_source(data, root, "test", limit=test_limit, **more)
+    test = _images(data, root, "test", limit=test_limit, **more)
     try:
         with progress_bar() as progress, InterruptHandler(lambda: progress.console.print(STOPPING)) as interrupt:
             task = progress.add_task("train", total=None, note="")
@@ -169,6 +170,7 @@ def teacher_check(
     root: Path | None,
     image_size: int | None,
     download: bool,
+    skip_broken: bool,
     device: str,
     split: str,
     limit: int | None,
@@ -177,12 +179,12 @@ def teacher_check(
     """Measure clean and PGD-20 accuracy, parameters and speed, and note the accuracies in the card."""
     from darht.attacks import parse_eps
     from darht.cache.builder.teachers import load_teacher
-    from darht.cache.sources.load import load_source
     from darht.core.device import pick_device
 
     where, radius = pick_device(device), parse_eps(eps)
     model, _ = load_teacher(folder, where)
-    source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
+    more: dict[str, Any] = {"image_size": image_size, "download": download, "skip_broken": skip_broken}
+    source = _images(data, root, split, limit=limit, **more)
     _report_check(folder, model, source, eps=radius, device=where)
 
 
@@ -203,6 +205,7 @@ def teacher_transfer(
     root: Path | None,
     image_size: int | None,
     download: bool,
+    skip_broken: bool,
     device: str,
     split: str,
     limit: int | None,
@@ -213,12 +216,12 @@ def teacher_transfer(
     out: Path,
 ) -> None:
     """Attack every teacher and ask every other: which adversarial examples transfer."""
-    from darht.cache.sources.load import load_source
     from darht.core.device import pick_device
     from darht.trainer.teacher.check import transfer_between
 
     where = pick_device(device)
-    source = load_source(data, root, split, limit=limit, image_size=image_size, download=download)
+    more: dict[str, Any] = {"image_size": image_size, "download": download, "skip_broken": skip_broken}
+    source = _images(data, root, split, limit=limit, **more)
     matrix = transfer_between(folders, source, kinds=kinds, eps=eps, count=count, seed=seed, device=where)
     paths = matrix.save(out)
     table = Table("made on", *(f"asked of {name}" for name in matrix.teachers), header_style="bold")
@@ -226,6 +229,15 @@ def teacher_transfer(
         table.add_row(name, *(f"{matrix.text(a, t)} of {count}" for t, count in enumerate(counts)))
     print_table(table)
     click.echo(f"per cent still right, with 95 % intervals; written to {', '.join(map(str, paths))}")
+
+
+def _images(data: str, root: Path | None, split: str, **options: Any) -> Any:
+    """Load a split, and say what of it a person should know."""
+    from darht.cache.sources.load import load_source
+
+    source = load_source(data, root, split, **options)
+    echo_notes(source.notes)
+    return source
 
 
 def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:

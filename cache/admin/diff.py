@@ -82,7 +82,8 @@ def diff_spec(location: Location, config: Path, *, download: bool = False) -> Ca
         CacheError: there is no cache.
         ConfigError, DataError, ModelError: whatever is wrong with the file, its images or its teachers' cards.
     """
-    spec, other = read_spec(location), spec_of(config, download=download)
+    spec = read_spec(location)
+    other = spec_of(config, download=download, rules=spec.data.rules)
     a, b = layouts(spec), layouts(other)
     arrays = []
     for name in {**a, **b}:
@@ -91,16 +92,16 @@ def diff_spec(location: Location, config: Path, *, download: bool = False) -> Ca
     return CacheDiff(_fields(spec, other), tuple(arrays))
 
 
-def spec_of(config_path: Path, *, download: bool = False) -> CacheSpec:
-    """The spec that a YAML file resolves to, from its images and the cards of its teachers; no network is loaded."""
+def spec_of(config_path: Path, *, download: bool, rules: int) -> CacheSpec:
+    """The spec that a YAML file resolves to under the `rules` of a `DataSpec`; no network is loaded."""
     from darht.cache.builder.config import load_config, load_images
     from darht.cache.builder.resolve import resolve
     from darht.cache.builder.teachers import read_card  # the builder needs torch; two caches are compared without
 
     config, base = load_config(config_path), config_path.parent
-    source = load_images(config.data, base, download=download)
+    source = load_images(config.data, base, download=download, rules=rules)
     cards = {name: read_card(base / Path(teacher.path).expanduser()) for name, teacher in config.teachers.items()}
-    return resolve(config, source, cards, len(view_table(**vars(config.views), seed=config.seed)))
+    return resolve(config, source, cards, len(view_table(**vars(config.views), seed=config.seed)), rules)
 
 
 def _fields(first: CacheSpec, second: CacheSpec) -> tuple[str, ...]:

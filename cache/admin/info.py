@@ -32,8 +32,9 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     spec = cache.spec
     total = sum(shard.size for shard in cache.manifest.shards)
     held = len(cache.manifest.holdout)
+    left_out = f"; {spec.data.skipped} files that cannot be decoded were left out" if spec.data.skipped else ""
     facts = [
-        ("data", f"{spec.data.source} {spec.data.split}, {spec.data.rows} rows, {held} of them held out"),
+        ("data", f"{spec.data.source} {spec.data.split}, {spec.data.rows} rows, {held} of them held out{left_out}"),
         ("classes", f"{len(spec.data.classes)}: {', '.join(spec.data.classes[:10])}"),
         ("views", f"{spec.views.count} ({spec.views.kind}, padding {spec.views.padding}, mirrored: {spec.views.flip})"),
     ]

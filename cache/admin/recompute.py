@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,8 @@ def _images(cache: Cache, data_root: Path | None) -> Source:
     size = origin.get("image_size") or (data.image_shape[1] if data.source == "imagefolder" else None)
     if root is None and data.source != "digits":
         raise DataError(f"{cache.folder} does not tell where its images lie: give --data-root")
-    source = load_source(data.source, root, data.split, limit=data.rows, image_size=size)
+    how: dict[str, Any] = {"image_size": size, "skip_broken": data.skipped > 0, "rules": data.rules}
+    source = load_source(data.source, root, data.split, limit=data.rows, **how)
     if source.sha256 != data.sha256:
         found, named = source.sha256[:12], data.sha256[:12]
         raise DataError(

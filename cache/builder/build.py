@@ -4,6 +4,7 @@ The main path is `build`: claim the folder, then for every row block (shard numb
 that is not done. `cache/builder/jobs.py` shares the row blocks among workers and jobs.
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.commit import Commit, State, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.format.manifest import ORIGIN, SPEC
-from darht.cache.format.spec import CacheSpec
+from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
@@ -54,7 +55,12 @@ class BuildReport:
 
 
 def plan_build(
-    wanted: Path | CacheConfig, *, device: torch.device, download: bool = False, known: CacheSpec | None = None
+    wanted: Path | CacheConfig,
+    *,
+    device: torch.device,
+    download: bool = False,
+    skip_broken: bool = False,
+    known: CacheSpec | None = None,
 ) -> Plan:
     """Load data and teachers and resolve the spec.
 
@@ -63,17 +69,21 @@ def plan_build(
             folder.
         device: where the teachers go.
         download: fetch CIFAR when its files are not there.
-        known: what the cache to be continued was made from; it stands in for teachers whose folders are gone.
+        skip_broken: leave image files out that cannot be decoded, as `skip_broken: true` under `data` says.
+        known: what the cache to be continued was made from; it stands in for teachers whose folders are gone, and
+            its images are read by the rules of that time.
 
     Raises:
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
     """
     config, base = (load_config(wanted), wanted.parent) if isinstance(wanted, Path) else (wanted, Path.cwd())
-    root, source = data_root(config.data, base), load_images(config.data, base, download=download)
+    data = dataclasses.replace(config.data, skip_broken=True) if skip_broken else config.data
+    rules = RULES if known is None else known.data.rules
+    root, source = data_root(data, base), load_images(data, base, download=download, rules=rules)
     folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
     loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))
-    spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views)
+    spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views, rules)
     offsets = view_table(**vars(spec.views), seed=spec.seed)  # "all" and their number are one spec: one order too
     arrays = layouts(spec)
     check_chunks(arrays)
@@ -90,6 +100,7 @@ def plan_build(
         origin={
             "data_root": None if root is None else str(root.resolve()),
             "image_size": config.data.image_size,
+            **({"skipped": source.skipped} if source.skipped else {}),
             "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
         },
     )
@@ -192,12 +203,20 @@ def claim_folder(out: Storage, plan: Plan) -> None:
     if found is None:
         out.write(SPEC, text)
         found = out.read(SPEC)  # of two builders that begin at once, the one with the other spec stops here
-    if found is not None and found != text:
+    if found is not None and found != text and not _same_but_rules(out, plan.spec):
         _refuse_other_spec(out, found, plan.spec)
     Store(out).create(plan.arrays)
     origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalStorage) else plan.origin
     out.write(ORIGIN, (json.dumps(origin, indent=2) + "\n").encode())
     _check_teachers(out, plan)
+
+
+def _same_but_rules(out: Storage, spec: CacheSpec) -> bool:
+    """Whether the folder's cache was begun under earlier rules that give the same rows; it keeps them."""
+    old = spec_in(out)
+    return old is not None and old == dataclasses.replace(
+        spec, data=dataclasses.replace(spec.data, rules=old.data.rules)
+    )
 
 
 def _refuse_other_spec(out: Storage, data: bytes, spec: CacheSpec) -> NoReturn:

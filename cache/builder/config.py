@@ -11,7 +11,7 @@ from darht.attacks import ATTACKS
 from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
 from darht.cache.sources.load import Source, load_source
 from darht.core.bounded import show
-from darht.core.config import load_mapping, parse, to_plain
+from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
 from darht.core.keys import check_seed
 
@@ -34,6 +34,7 @@ class DataConfig:
     limit: int | None = None
     image_size: int | None = None
     holdout: float = 0.02  # rows kept from training, for selection: 2 % of CIFAR's 50,000 is 1,000
+    skip_broken: bool = added(False)  # image files that cannot be decoded are an error before they are left out
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
@@ -168,7 +169,7 @@ def data_root(data: DataConfig, base: Path) -> Path | None:
     return None if data.root is None else base / Path(data.root).expanduser()
 
 
-def load_images(data: DataConfig, base: Path, *, download: bool) -> Source:
+def load_images(data: DataConfig, base: Path, *, download: bool, rules: int) -> Source:
     """The images of a config; see `load_source`."""
-    root = data_root(data, base)
-    return load_source(data.source, root, data.split, limit=data.limit, image_size=data.image_size, download=download)
+    given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
+    return load_source(data.source, data_root(data, base), data.split, **given, download=download, rules=rules)

@@ -4,15 +4,15 @@ import dataclasses
 
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
-from darht.cache.format.spec import CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
+from darht.cache.format.spec import RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import check_padding
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import OF_FILES, Source
 from darht.core.errors import ConfigError
 
 _JACOBIAN_CLASSES = 10  # 30 kB a row and teacher on CIFAR; beyond the strongest ten logits hardly move softmax
 
 
-def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: int) -> CacheSpec:
+def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: int, rules: int = RULES) -> CacheSpec:
     """Replace paths by content: the spec that the cache is identified by.
 
     Args:
@@ -20,6 +20,7 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         source: the images.
         cards: of every teacher in the config.
         views: V, how many views the config enumerates.
+        rules: under which `source` was read; see `DataSpec`.
 
     Raises:
         ConfigError: a teacher with another class count than the data, an attack on more views than there are, or views
@@ -43,7 +44,7 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
     if problems:
         raise ConfigError("; ".join(problems))
     return CacheSpec(
-        data=_data_spec(config.data, source),
+        data=_data_spec(config.data, source, rules),
         views=_view_spec(config.views, views),
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
@@ -77,7 +78,8 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
-def _data_spec(config: DataConfig, source: Source) -> DataSpec:
+def _data_spec(config: DataConfig, source: Source, rules: int) -> DataSpec:
+    """Rules are named where they say something: of image files, and of rows that are held out."""
     return DataSpec(
         source=source.name,
         split=source.split,
@@ -86,6 +88,8 @@ def _data_spec(config: DataConfig, source: Source) -> DataSpec:
         classes=source.classes,
         sha256=source.sha256,
         holdout=config.holdout,
+        rules=rules if config.holdout or source.name in OF_FILES else 1,
+        skipped=len(source.skipped),
     )
 
 

@@ -1,5 +1,6 @@
 """Seal a cache: check every unit, then write the manifest whose root hash is the cache's identity."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -8,7 +9,7 @@ from darht.cache.builder.history import former_of
 from darht.cache.format.commit import State, read_commit, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, read_spec, root_hash
-from darht.cache.format.spec import CacheSpec
+from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CorruptError, IncompleteError
@@ -58,7 +59,7 @@ def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[
     body = Manifest(
         fingerprint=fingerprint(spec),
         rows=spec.data.rows,
-        holdout=holdout_rows(spec.data.rows, spec.data.holdout, spec.seed),
+        holdout=holdout_rows(spec.data.rows, spec.data.holdout, spec.seed, spec.data.rules),
         shards=shards,
         metadata=metadata,
         root_hash="",
@@ -66,7 +67,14 @@ def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[
     return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})
 
 
-def holdout_rows(rows: int, share: float, seed: int) -> tuple[int, ...]:
-    """The rows kept from training: each by a hash of its own index, so the choice does not move when rows are added."""
+def holdout_rows(rows: int, share: float, seed: int, rules: int = RULES) -> tuple[int, ...]:
+    """The rows kept from training: those with the smallest hashes of their own index, so few move when rows are added.
+
+    There are `share * rows` of them, rounded, and at least one row is left to train on. Under rules 1 (see `DataSpec`)
+    a row is held out when its hash is below a bound, whatever the others' are: their count is left to chance.
+    """
     words = RowRng.create(seed, "holdout", rows=torch.arange(rows)).words((1,))[:, 0]
-    return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())
+    if rules == 1:
+        return tuple(torch.nonzero(words < round(share * 2**32)).flatten().tolist())
+    count = min(math.floor(share * rows + 0.5), rows - 1)
+    return tuple(sorted(torch.argsort(words, stable=True)[:count].tolist()))

@@ -163,8 +163,8 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
 
 
 def _content(data: dict[str, Any]) -> dict[str, Any]:
-    """The part of the data that changes bytes: which rows are held out does not."""
-    return {key: value for key, value in data.items() if key != "holdout"}
+    """The part of the data that changes bytes: which rows are held out does not, and what was read has its sha256."""
+    return {key: value for key, value in data.items() if key not in ("holdout", "rules", "skipped")}
 
 
 def _attack_inputs(plain: dict[str, Any], name: str, table: np.ndarray) -> dict[str, Any]:

@@ -7,11 +7,12 @@ canonical JSON is `spec.json`, and the sha256 of that is the cache's fingerprint
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from darht.core.config import parse
+from darht.core.config import added, parse
 from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
+RULES = 2  # how image files become rows, and rows are held out; see DataSpec
 _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels from whole levels, and stays on them
 MAX_INT8 = 127
 _MAX_ROWS = 10**8  # seven times ImageNet-21k; what is made for every row, such as an order to read them, fits a memory
@@ -47,7 +48,14 @@ class PrecisionSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The images, by content."""
+    """The images, by content.
+
+    Attributes:
+        rules: 1, the rules of specs that do not name any: each row is held out or not by a draw of its own, and image
+            files are read without nested folders, EXIF orientation and transparency. 2: the count of held-out rows is
+            exact, and image files are read as `cache/sources/folders.py` says.
+        skipped: image files that could not be read and were left out.
+    """
 
     source: str
     split: str
@@ -56,8 +64,12 @@ class DataSpec:
     classes: tuple[str, ...]
     sha256: str
     holdout: float
+    rules: int = added(1)
+    skipped: int = added(0)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.rules <= RULES:
+            raise ConfigError(f"data.rules is {self.rules}, this darht knows 1..{RULES}: use the darht that wrote it")
         if not 1 <= self.rows <= _MAX_ROWS:
             raise ConfigError(f"rows must lie in 1..{_MAX_ROWS:,}; got {self.rows}: use a part of the data, with limit")
 

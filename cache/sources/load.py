@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from darht.cache.format.spec import RULES
 from darht.cache.sources.cifar import read_cifar
-from darht.cache.sources.folders import read_imagefolder, read_tiny_imagenet
+from darht.cache.sources.decode import Decoding
+from darht.cache.sources.folders import read_imagefolder
 from darht.cache.sources.npz import read_npz
 from darht.cache.sources.rows import Rows, rows_to_take, shown
+from darht.cache.sources.tiny_imagenet import read_tiny_imagenet
 from darht.core.errors import DataError
 
 SOURCES: tuple[str, ...] = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "npz")
 _SPLITS = ("train", "test")
 _DOWNLOADABLE = ("cifar10", "cifar100")
+OF_FILES = ("imagefolder", "tiny-imagenet")  # a file for each image
 _FIXED_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 
 
@@ -34,6 +38,8 @@ class Source:
     labels: NDArray[np.int64]  # [N], in [0, C)
     classes: tuple[str, ...]  # C names
     sha256: str  # of shape, pixels, labels and class names
+    notes: tuple[str, ...] = ()  # sentences on files that are not rows, and rows that are not a file's own pixels
+    skipped: tuple[str, ...] = ()  # files left out because they cannot be decoded, below the root
 
 
 def load_source(
@@ -44,6 +50,8 @@ def load_source(
     limit: int | None = None,
     image_size: int | None = None,
     download: bool = False,
+    skip_broken: bool = False,
+    rules: int = RULES,
 ) -> Source:
     """Load one split of a source.
 
@@ -55,6 +63,8 @@ def load_source(
         image_size: side in pixels to resize and cut the images of an imagefolder to; elsewhere it must equal the side
             that the images have.
         download: fetch CIFAR's official archive into `root` when its files are not there.
+        skip_broken: leave image files out that cannot be decoded, instead of refusing all.
+        rules: how image files are read; those of a cache's spec (`DataSpec`) give its rows again.
 
     Returns:
         The source: uint8 `[N, 3, H, W]`, labels in [0, C), every class with at least one row.
@@ -64,12 +74,15 @@ def load_source(
     """
     _check_arguments(name, root, split, limit, download)
     _check_image_size(name, image_size)
+    if skip_broken and name not in OF_FILES:
+        raise DataError(f"only {' and '.join(OF_FILES)} have image files to skip; got '{name}'; leave skip_broken out")
     root = None if root is None else root.expanduser()
-    rows = _read(name, root, split, limit=limit, image_size=image_size, download=download)
+    rows = _read(name, root, split, limit=limit, download=download, how=Decoding(image_size, skip_broken, rules))
     where = f"the {split} split of {name}" + ("" if root is None else f" in {root}")
     _check_side(rows, image_size, where)
     _check_classes(rows, limit, where)
-    return Source(name, split, *rows, sha256=content_sha256(*rows))
+    content = rows.images, rows.labels, rows.classes
+    return Source(name, split, *content, content_sha256(*content), rows.notes, rows.skipped)
 
 
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:
@@ -120,17 +133,15 @@ def _check_side(rows: Rows, image_size: int | None, where: str) -> None:
         )
 
 
-def _read(
-    name: str, root: Path | None, split: str, *, limit: int | None, image_size: int | None, download: bool
-) -> Rows:
+def _read(name: str, root: Path | None, split: str, *, limit: int | None, download: bool, how: Decoding) -> Rows:
     if root is None:
         return _read_digits(split, limit)
     if name in _DOWNLOADABLE:
         return read_cifar(name, root, split, limit, download)
     if name == "tiny-imagenet":
-        return read_tiny_imagenet(root, split, limit)
+        return read_tiny_imagenet(root, split, limit, how)
     if name == "imagefolder":
-        return read_imagefolder(root, split, limit, image_size)
+        return read_imagefolder(root, split, limit, how)
     return read_npz(root, split, limit)
 
 

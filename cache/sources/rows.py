@@ -16,6 +16,8 @@ class Rows(NamedTuple):
     images: NDArray[np.uint8]  # [N, 3, H, W]
     labels: NDArray[np.int64]  # [N]
     classes: tuple[str, ...]  # C names
+    notes: tuple[str, ...] = ()  # sentences on what was passed over or changed
+    skipped: tuple[str, ...] = ()  # files left out because they cannot be decoded, below the root
 
 
 def rows_to_take(limit: int | None, available: int, where: str) -> int:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def shrink(config) -> None:
@@ -112,3 +114,66 @@ def test_a_spec_that_claims_too_much_is_one_line(copied: Path, command, old, new
     done = subprocess.run(words, capture_output=True, check=False, text=True, timeout=120)
     assert done.returncode == 4 and expected in done.stderr
     assert len(done.stderr.splitlines()) == 1 and len(done.stderr) < 1000
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten classes of three 8x8 images below `photos/train`, two of which are broken, and a file that is no image."""
+    for number in range(30):
+        folder = tmp_path / f"photos/train/class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    for number in (3, 17):
+        (tmp_path / f"photos/train/class{number % 10}/{number:02d}.png").write_text("broken")
+    (tmp_path / "photos/train/class0/film.gif").write_text("GIF")
+    return tmp_path / "photos"
+
+
+def test_broken_files_are_refused_or_left_out_and_noted(invoke, variant, photos: Path, tmp_path: Path):
+    def change(config) -> None:
+        shrink(config)
+        config["data"] = {"source": "imagefolder", "root": str(photos), "holdout": 0.25}
+        config["attacks"] = {}
+
+    spec, out = variant(change), tmp_path / "out"
+    refused = invoke("build", spec, "--out", out, "--device", "cpu")
+    assert refused.exit_code == 2 and "2 files: " in refused.output and "--skip-broken" in refused.output
+    built = invoke("build", spec, "--out", out, "--device", "cpu", "--skip-broken")
+    assert built.exit_code == 0, built.output
+    assert "2 files cannot be decoded and are left out" in built.output and "passed over: 1 x .gif" in built.output
+    data = json.loads((out / "spec.json").read_text())["data"]
+    assert (data["rows"], data["rules"], data["skipped"]) == (28, 2, 2)
+    assert len(json.loads((out / "manifest.json").read_text())["holdout"]) == 7
+    assert json.loads((out / "origin.json").read_text())["skipped"] == ["train/class3/03.png", "train/class7/17.png"]
+    assert "2 files that cannot be decoded were left out" in " ".join(invoke("info", out).output.split())
+    again = invoke("verify", out, "--recompute", "100%", "--device", "cpu")
+    assert again.exit_code == 0, again.output
+
+
+def test_a_cache_of_rules_1_keeps_its_rows(invoke, variant, photos: Path, tmp_path: Path, monkeypatch):
+    """Its images are turned by no EXIF and its rows held out one by one, also when it is built on or grows."""
+    from darht.cache.builder import build as builder
+
+    def change(config) -> None:
+        shrink(config)
+        config["data"] = {"source": "imagefolder", "root": str(photos), "holdout": 0.25, "skip_broken": True}
+        config["attacks"] = {}
+
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(photos / "train/class0/00.png", exif=exif)
+    spec, out = variant(change), tmp_path / "out"
+    with monkeypatch.context() as before:
+        before.setattr(builder, "RULES", 1)
+        assert invoke("build", spec, "--out", out, "--device", "cpu").exit_code == 0
+    manifest = (out / "manifest.json").read_bytes()
+    assert "rules" not in json.loads((out / "spec.json").read_text())["data"]
+    next(out.rglob("logits/cnn/clean/c/0/0/0")).unlink()
+    assert "1 units computed" in invoke("build", spec, "--out", out, "--device", "cpu").output
+    assert (out / "manifest.json").read_bytes() == manifest
+    assert invoke("verify", out, "--recompute", "100%", "--device", "cpu").exit_code == 0
+    assert invoke("diff", out, spec).exit_code == 0
+    larger = variant(lambda config: (change(config), config["views"].update(count=3)), name="larger.yaml")
+    assert invoke("extend", out, larger, "--device", "cpu").exit_code == 0
+    assert json.loads((out / "manifest.json").read_text())["holdout"] == json.loads(manifest)["holdout"]

@@ -133,7 +133,8 @@ def _config(which: str, options: dict[str, Any]) -> Any:
     return EvalConfig(
         tier=tier,
         which=which,
-        **{name: options[name] for name in ("data", "root", "image_size", "download", "limit", "norm", "seed")},
+        **{name: options[name] for name in ("data", "root", "image_size", "download", "skip_broken")},
+        **{name: options[name] for name in ("limit", "norm", "seed")},
         eps=None if options["eps"] is None else parse_eps(options["eps"], options["norm"]),
         teachers=None if options["no_transfer"] else given,
         **{name: options[name] for name in ("surrogates", "reference", "corruptions", "samples")},

@@ -28,6 +28,7 @@ class EvalConfig:
         root: where it lies; None for where the cache was built from.
         image_size: side to which an imagefolder is cut.
         download: fetch CIFAR when its files are not there.
+        skip_broken: leave image files out that cannot be decoded.
         limit: the first so many test rows only.
         eps: radius in pixel levels; None for what the model was trained for, or 8.
         norm: `linf` or `l2`.
@@ -49,6 +50,7 @@ class EvalConfig:
     root: Path | None = None
     image_size: int | None = None
     download: bool = False
+    skip_broken: bool = False
     limit: int | None = None
     eps: float | None = None
     norm: Norm = "linf"

@@ -1,5 +1,6 @@
 """The model that is evaluated, the images it is asked about, and the other models that help to attack it."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def _test_split(known: str | None, origin: Mapping[str, Any], config: EvalConfig
     lay = origin.get("data_root") if config.data in (None, known) else None
     where = config.root or (Path(lay) if lay else None)
     size = config.image_size or (origin.get("image_size") if config.data in (None, known) else None)
-    source = load_source(name, where, "test", limit=config.limit, image_size=size, download=config.download)
+    how: dict[str, Any] = {"limit": config.limit, "download": config.download, "skip_broken": config.skip_broken}
+    source = load_source(name, where, "test", image_size=size, **how)
     return _first(source, QUICK_IMAGES) if config.tier == "quick" and config.limit is None else source
 
 
@@ -51,8 +53,8 @@ def _first(source: Source, count: int) -> Source:
     if len(np.unique(source.labels[rows])) < len(source.classes):
         rows = np.linspace(0, len(source.images) - 1, count).astype(np.int64)
     images, labels = source.images[rows], source.labels[rows]
-    return Source(source.name, source.split, images, labels, source.classes,
-                  content_sha256(images, labels, source.classes))  # fmt: skip
+    return dataclasses.replace(source, images=images, labels=labels,
+                               sha256=content_sha256(images, labels, source.classes))  # fmt: skip
 
 
 def load_training_split(test: Source, target: Target, config: EvalConfig) -> Source | str:
@@ -62,7 +64,7 @@ def load_training_split(test: Source, target: Target, config: EvalConfig) -> Sou
     where = config.root or (Path(lay) if lay else None)
     size = config.image_size or (target.origin.get("image_size") if same else None)
     try:
-        train = load_source(test.name, where, "train", image_size=size)
+        train = load_source(test.name, where, "train", image_size=size, skip_broken=config.skip_broken)
     except DarhtError as error:
         return str(error)
     return train if train.images.shape[2:] == test.images.shape[2:] else "they have another size than the test images"

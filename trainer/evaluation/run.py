@@ -228,7 +228,7 @@ def _warnings(m: Measurement, target: Target, config: EvalConfig) -> list[str]:
             f"{seen} of {m.count} test images lie in the cache that the model was trained from: this is training "
             "accuracy, not test accuracy"
         )
-    return [*found, *m.warnings]
+    return [*m.setup.source.notes, *found, *m.warnings]
 
 
 def _note(target: Target, config: EvalConfig, teachers: Mapping[str, Any]) -> str:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from darht.cache.builder.seal import holdout_rows, seal
 from darht.cache.format.manifest import Manifest, ShardRecord, read_manifest, read_spec, root_hash
@@ -27,7 +30,7 @@ def test_what_a_manifest_says(tiny_cache: Path):
     spec = read_spec(tiny_cache)
     manifest = read_manifest(tiny_cache, spec)
     assert (manifest.rows, manifest.format_version, manifest.fingerprint) == (100, 1, fingerprint(spec))
-    assert manifest.holdout == holdout_rows(100, 0.1, 10) and len(manifest.holdout) == 11
+    assert manifest.holdout == holdout_rows(100, 0.1, 10) and len(manifest.holdout) == 10
     assert len(manifest.shards) == 11 * 4 + 1
     assert {shard.path for shard in manifest.shards} == {
         path.relative_to(tiny_cache).as_posix()
@@ -146,15 +149,34 @@ def test_the_manifest_of_another_spec(copied: Path):
         read_manifest(copied, read_spec(copied))
 
 
-def test_the_holdout_is_pinned_and_does_not_move_with_more_rows():
-    assert holdout_rows(60, 0.1, 0) == (8, 15, 18, 34, 47, 54, 55, 57)
-    few, many = holdout_rows(60, 0.1, 0), holdout_rows(600, 0.1, 0)
+def test_the_holdout_of_rules_1_is_pinned_and_does_not_move_with_more_rows():
+    assert holdout_rows(60, 0.1, 0, rules=1) == (8, 15, 18, 34, 47, 54, 55, 57)
+    few, many = holdout_rows(60, 0.1, 0, rules=1), holdout_rows(600, 0.1, 0, rules=1)
     assert tuple(row for row in many if row < 60) == few
-    assert holdout_rows(60, 0.1, 1) != few
+    assert holdout_rows(60, 0.1, 1, rules=1) != few
+
+
+def test_the_holdout_is_pinned_and_takes_the_smallest_hashes():
+    few = holdout_rows(60, 0.1, 0)
+    assert few == (15, 18, 34, 47, 54, 57) and set(few) < set(holdout_rows(60, 0.1, 0, rules=1))
+    assert set(few) < set(holdout_rows(60, 0.5, 0)) and holdout_rows(60, 0.1, 1) != few
+
+
+@given(st.integers(1, 400), st.floats(0, 0.999), st.integers(0, 2**31))
+def test_the_holdout_has_its_exact_count(rows, share, seed):
+    held = holdout_rows(rows, share, seed)
+    assert list(held) == sorted(set(held)) and all(0 <= row < rows for row in held)
+    assert len(held) == min(math.floor(share * rows + 0.5), rows - 1)
+    if rows == 1:
+        assert held == ()
+
+
+def test_five_per_cent_of_205_rows_are_ten():
+    assert len(holdout_rows(205, 0.05, 0)) == 10
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
-def test_the_holdout_has_its_share(share):
-    rows = holdout_rows(50_000, share, 0)
+def test_the_holdout_of_rules_1_has_its_share(share):
+    rows = holdout_rows(50_000, share, 0, rules=1)
     assert list(rows) == sorted(set(rows)) and all(0 <= row < 50_000 for row in rows)
     assert abs(len(rows) / 50_000 - share) <= 4 * np.sqrt(share * (1 - share) / 50_000)

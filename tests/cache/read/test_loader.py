@@ -53,7 +53,7 @@ def test_without_the_perturbations(tiny_cache: Path):
 def test_the_holdout_and_the_training_rows_are_all_rows_once(tiny_cache: Path):
     cache = open_cache(tiny_cache)
     data = load_training_set(cache, adversarial=False, **OPTIONS)
-    assert data.holdout.tolist() == list(cache.manifest.holdout) and len(data.holdout) == 11
+    assert data.holdout.tolist() == list(cache.manifest.holdout) and len(data.holdout) == 10
     assert not set(data.holdout) & set(data.training)
     assert sorted([*data.holdout, *data.training]) == list(range(100))
     assert data.training.dtype == data.holdout.dtype == np.int64

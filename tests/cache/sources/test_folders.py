@@ -83,13 +83,18 @@ def test_jpeg_is_what_pillow_decodes(tmp_path):
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     grey, colour = pixels(0, channels=1), pixels(1)
     write(tmp_path / "train/cat/1.png", grey)
-    write(tmp_path / "train/cat/2.png", np.dstack([colour, pixels(2, channels=1)]))
+    alpha = pixels(2, channels=1)
+    write(tmp_path / "train/cat/2.png", np.dstack([colour, alpha]))
     palette = Image.fromarray(np.zeros((6, 8), np.uint8), mode=None).convert("P")
     palette.putpalette([10, 20, 30] * 256)
     with warnings.catch_warnings():
         palette.save(tmp_path / "train/cat/3.png", transparency=bytes([0, 255]))
-    images = load_source("imagefolder", tmp_path, "train").images
-    np.testing.assert_array_equal(images[0], np.stack([grey] * 3))
+    source = load_source("imagefolder", tmp_path, "train")
+    np.testing.assert_array_equal(source.images[0], np.stack([grey] * 3))
+    on_black = np.round(colour * (alpha[..., None] / 255.0)).transpose(2, 0, 1)
+    assert np.abs(source.images[1] - on_black).max() <= 1 and (source.images[2] == 0).all()
+    assert source.notes == (f"{tmp_path}/train: 2 images have transparent pixels and were laid on black",)
+    images = load_source("imagefolder", tmp_path, "train", rules=1).images
     np.testing.assert_array_equal(images[1], colour.transpose(2, 0, 1))
     assert (images[2] == np.array([10, 20, 30]).reshape(3, 1, 1)).all()
 
