@@ -65,9 +65,6 @@ def teacher_train(
     ctx: click.Context,
     data: str,
     root: Path | None,
-    image_size: int | None,
-    download: bool,
-    skip_broken: bool,
     device: str,
     limit: int | None,
     test_limit: int | None,
@@ -78,6 +75,7 @@ def teacher_train(
     assignments: tuple[str, ...],
     out: Path,
     resume: bool,
+    **reading: Any,
 ) -> None:
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
     from darht.cache.builder.teachers import save_teacher
@@ -93,12 +91,11 @@ def teacher_train(
     look_here(arch)
     network: dict[str, Any] = {"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize}
     teach.check_free(out, resume=resume)
-    more: dict[str, Any] = {"image_size": image_size, "download": download, "skip_broken": skip_broken}
-    training = _images(data, root, "train", limit=limit, **more)
+    training = _images(data, root, "train", limit=limit, **reading)
     if resume and teach.is_finished(out, teach.expected_card(config, training, **network)):
         click.echo(f"{out}: trained and measured before")
         return
-    test = _images(data, root, "test", limit=test_limit, **more)
+    test = _images(data, root, "test", limit=test_limit, **reading)
     try:
         with progress_bar() as progress, InterruptHandler(lambda: progress.console.print(STOPPING)) as interrupt:
             task = progress.add_task("train", total=None, note="")
@@ -168,13 +165,11 @@ def teacher_check(
     folder: Path,
     data: str,
     root: Path | None,
-    image_size: int | None,
-    download: bool,
-    skip_broken: bool,
     device: str,
     split: str,
     limit: int | None,
     eps: str,
+    **reading: Any,
 ) -> None:
     """Measure clean and PGD-20 accuracy, parameters and speed, and note the accuracies in the card."""
     from darht.attacks import parse_eps
@@ -183,8 +178,7 @@ def teacher_check(
 
     where, radius = pick_device(device), parse_eps(eps)
     model, _ = load_teacher(folder, where)
-    more: dict[str, Any] = {"image_size": image_size, "download": download, "skip_broken": skip_broken}
-    source = _images(data, root, split, limit=limit, **more)
+    source = _images(data, root, split, limit=limit, **reading)
     _report_check(folder, model, source, eps=radius, device=where)
 
 
@@ -203,9 +197,6 @@ def teacher_transfer(
     folders: tuple[Path, ...],
     data: str,
     root: Path | None,
-    image_size: int | None,
-    download: bool,
-    skip_broken: bool,
     device: str,
     split: str,
     limit: int | None,
@@ -214,14 +205,14 @@ def teacher_transfer(
     eps: str,
     seed: int,
     out: Path,
+    **reading: Any,
 ) -> None:
     """Attack every teacher and ask every other: which adversarial examples transfer."""
     from darht.core.device import pick_device
     from darht.trainer.teacher.check import transfer_between
 
     where = pick_device(device)
-    more: dict[str, Any] = {"image_size": image_size, "download": download, "skip_broken": skip_broken}
-    source = _images(data, root, split, limit=limit, **more)
+    source = _images(data, root, split, limit=limit, **reading)
     matrix = transfer_between(folders, source, kinds=kinds, eps=eps, count=count, seed=seed, device=where)
     paths = matrix.save(out)
     table = Table("made on", *(f"asked of {name}" for name in matrix.teachers), header_style="bold")
