@@ -63,6 +63,7 @@ def teacher() -> None:
 @click.pass_context
 def teacher_train(
     ctx: click.Context,
+    /,
     data: str,
     root: Path | None,
     device: str,
