@@ -14,6 +14,7 @@ from darht.core.cli import (
     Command,
     Group,
     device_option,
+    echo_notes,
     named_folders,
     print_table,
     transient_bar,
@@ -239,8 +240,8 @@ def select(location: str, student: Path | None, teachers: tuple[str, ...], devic
 @inspect.command(cls=Command)
 @click.argument("location", metavar="CACHE")
 @click.option("--out", type=FOLDER, help="The JSON list; CACHE-rows.json beside the cache by default.")
-@click.option("--filter", "kinds", default="label-error,duplicate", show_default=True,
-              help="Kinds for darht-train --exclude; fooled-all and only-one as well.")  # fmt: skip
+@click.option("--filter", "kinds", help="Kinds for darht-train --exclude: fooled-all, only-one, label-candidate, "
+              "duplicate; default: duplicates, and candidates if teachers can be trusted.")  # fmt: skip
 @click.option("--margin", default=0.5, show_default=True, help="Lead in probability that makes a label suspicious.")
 @click.option("--root", type=FOLDER, help="Where the test split lies, when not where the cache was built from.")
 @click.option("--most", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each kind to show.")
@@ -250,29 +251,30 @@ def select(location: str, student: Path | None, teachers: tuple[str, ...], devic
 def rows(
     location: str, out: Path | None, picture: Path | None, root: Path | None, teachers: tuple[str, ...], **options: Any
 ) -> None:
-    """Rows that fool all, that one teacher alone gets right, with wrong labels, or repeated in the test split."""
+    """Rows that fool all, that one teacher alone gets right, with doubtful labels, or repeated in the test split."""
     from darht.cache.read.webdataset import open_shards
-    from darht.tools.duplicates import find_duplicates
+    from darht.tools.label_judgement import survey_rows
     from darht.tools.live import ask, open_test
-    from darht.tools.rows import draw, find_rows, write_rows
+    from darht.tools.rows import draw, write_rows
     from darht.tools.tables import row_tables
 
     cache = open_shards(location)
     test, why = open_test(cache, root)
-    pairs = None
+    logits: dict[str, Any] = {}
     if test is None:
         click.echo(f"duplicates are not looked for: {why}; give --root DIR", err=True)
     else:
-        loaded = _loaded(cache, teachers, options["device"])
-        logits = {name: ask(model, test) for name, model in loaded.teachers.items()}
-        pairs = tuple(find_duplicates(cache, test, logits))
-    found = find_rows(cache, margin=options["margin"], duplicates=pairs)
+        loaded = _loaded(cache, teachers, options["device"]).teachers
+        logits = {name: ask(model, test.images) for name, model in loaded.items()}
+    found = survey_rows(cache, test, logits, margin=options["margin"])
+    echo_notes(found.notes)
     path, sheet = _beside(location, "rows.json", out), _beside(location, "rows.png", picture)
-    chosen = write_rows(cache, found, path, tuple(kind.strip() for kind in options["kinds"].split(",") if kind.strip()))
-    draw(cache, found, sheet, test)
-    _print(
-        *row_tables(cache, found, options["most"]), f"{len(chosen)} rows for --exclude in {path}", f"gallery {sheet}"
-    )
+    named = None if options["kinds"] is None else [kind.strip() for kind in options["kinds"].split(",")]
+    kinds = found.judgement.kinds if named is None else tuple(filter(None, named))
+    chosen = write_rows(cache, found.report, path, kinds)
+    draw(cache, found.report, sheet, None if test is None else test.images)
+    lines = found.judgement.text, f"{len(chosen)} rows for --exclude in {path}", f"gallery {sheet}"
+    _print(*row_tables(cache, found.report, options["most"]), *filter(None, lines))
 
 
 @inspect.command(cls=Command)

@@ -17,7 +17,7 @@ from darht.attacks.encoding import encode
 from darht.attacks.engine.slots import forward_all
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
-from darht.cache.sources.load import load_source
+from darht.cache.sources.load import Source, load_source
 from darht.core.device import device_of
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import sha256_file
@@ -80,8 +80,8 @@ def craft(cache: Cache, attack: str, model: nn.Module, image: NDArray[np.uint8],
     return delta
 
 
-def open_test(cache: Cache, root: Path | None) -> tuple[NDArray[np.uint8] | None, str]:
-    """The images of the test split, uint8 `[M, 3, H, W]`; or None and the reason.
+def open_test(cache: Cache, root: Path | None) -> tuple[Source | None, str]:
+    """The test split, with images of the cache's shape; or None and the reason.
 
     Raises:
         DataError: `root` was given, and the split is not there.
@@ -100,7 +100,9 @@ def open_test(cache: Cache, root: Path | None) -> tuple[NDArray[np.uint8] | None
         return None, str(error)
     if source.images.shape[1:] != tuple(data.image_shape):
         return None, f"its images have the shape {source.images.shape[1:]}, those of the cache {data.image_shape}"
-    return source.images, ""
+    if source.classes != tuple(data.classes):
+        return None, "its classes are others than the cache's, or in another order"
+    return source, ""
 
 
 def find_student(run: Path) -> Path:

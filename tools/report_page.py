@@ -17,12 +17,14 @@ from darht.tools.report_figures import (
     transfer_figure,
 )
 from darht.tools.select import WEAK
+from darht.tools.vectors import read_rows
 from darht.trainer.evaluation.report import charts, page
 
 Cell = str | tuple[str, float]
 """Text, or text and the number that it is sorted by."""
 
 
+CANDIDATES = 24  # label candidates shown as pictures
 Part = dict[str, Any]
 """What a template of this package shows: `kind` names it, the rest is what it takes; or a `pair` of such."""
 Section = dict[str, Any]
@@ -243,7 +245,13 @@ def _card(report: CacheReport, hard: Hard) -> dict[str, Any]:
         for teacher, top in hard.top.items()
     ]
     drawn = [(what, _uri(pixels)) for what, pixels in pictures]
-    return {"row": hard.row, "label": classes[hard.label], "attack": hard.attack, "pictures": drawn, "lines": lines}
+    return {
+        "row": hard.row,
+        "label": classes[hard.label],
+        "said": f", by {hard.attack}",
+        "pictures": drawn,
+        "lines": lines,
+    }
 
 
 def _uri(pixels: np.ndarray) -> str:
@@ -255,8 +263,8 @@ def _odd_rows(report: CacheReport) -> Section:
     rows, classes = report.rows, report.cache.spec.data.classes
     lone = {name: sum(one.teacher == name for one in rows.only_one) for name in report.matrix.teachers}
     finding = (
-        f"{len(rows.only_one):,} images stand with one teacher alone, and {len(rows.label_errors):,} "
-        f"{'label is' if len(rows.label_errors) == 1 else 'labels are'} likely wrong"
+        f"{len(rows.only_one):,} images stand with one teacher alone, and {len(rows.label_candidates):,} "
+        f"{'label is' if len(rows.label_candidates) == 1 else 'labels are'} doubted by all teachers"
     )
     share = 100 / report.cache.rows
     alone = table(
@@ -266,10 +274,31 @@ def _odd_rows(report: CacheReport) -> Section:
     )
     wrong: list[list[Cell]] = [
         [(str(one.row), one.row), classes[one.label], classes[one.suggested], (f"{one.margin:.2f}", one.margin)]
-        for one in rows.label_errors[:50]
+        for one in rows.label_candidates[:50]
     ]
     labels = table(["row", "label", "all teachers say", "lead in probability"], wrong) if wrong else None
-    return _section(finding, alone, labels)
+    return _section(finding, alone, labels, _candidates(report) if wrong else None)
+
+
+def _candidates(report: CacheReport) -> Part:
+    cache, classes = report.cache, report.cache.spec.data.classes
+    shown = report.rows.label_candidates[:CANDIDATES]
+    images = read_rows(cache, "image", np.array([one.row for one in shown], dtype=np.int64))
+    cards = [
+        {
+            "row": one.row,
+            "label": classes[one.label],
+            "said": f"; all teachers say {classes[one.suggested]}",
+            "pictures": [("image", charts.picture(image))],
+            "lines": [],
+        }
+        for one, image in zip(shown, images, strict=True)
+    ]
+    note = (
+        "Candidates: the label may be wrong, or all teachers. Look before leaving rows out; darht-inspect rows says "
+        "how far these teachers can be trusted."
+    )
+    return {"kind": "cards", "cards": cards, "note": note}
 
 
 def _build(report: CacheReport) -> Section:

@@ -1,4 +1,4 @@
-"""Rows worth a look: those that fool all teachers, that one alone gets right, mislabelled ones, repeats in the test."""
+"""Rows worth a look: what fools all teachers, what one alone gets right, doubtful labels, repeats in the test."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darht.cache.read.reader import Cache
 from darht.core.errors import ConfigError
@@ -14,7 +15,7 @@ from darht.tools.duplicates import Pair
 from darht.tools.predictions import Bools, Ints, Predictions, read_predictions, softmax
 from darht.tools.vectors import Floats, blocks, need_attacks
 
-KINDS = ("fooled-all", "only-one", "label-error", "duplicate")
+KINDS = ("fooled-all", "only-one", "label-candidate", "duplicate")
 MARGIN = 0.5  # in probability: with less, teachers of 40 % accuracy would call every tenth label wrong
 
 
@@ -35,8 +36,11 @@ class LoneRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelError:
-    """A row whose label is likely wrong: given and suggested class, and how much more probable the latter is."""
+class LabelCandidate:
+    """A row whose label all teachers doubt: given and suggested class, and how much more probable the latter is.
+
+    It may be the teachers who are wrong: `darht.tools.label_judgement` says how often they are.
+    """
 
     row: int
     label: int
@@ -51,18 +55,20 @@ class RowReport:
     Attributes:
         fooled_all: most attacks first.
         only_one: in row order.
-        label_errors: largest margin first.
+        label_candidates: largest margin first.
         duplicates: most alike first; None where there was no test split to compare with.
     """
 
     fooled_all: tuple[FooledRow, ...]
     only_one: tuple[LoneRow, ...]
-    label_errors: tuple[LabelError, ...]
+    label_candidates: tuple[LabelCandidate, ...]
     duplicates: tuple[Pair, ...] | None
 
     def rows(self, kind: str) -> list[int]:
         """The rows of one kind, in the order found, each once."""
-        found: Any = dict(zip(KINDS, (self.fooled_all, self.only_one, self.label_errors, self.duplicates), strict=True))
+        found: Any = dict(
+            zip(KINDS, (self.fooled_all, self.only_one, self.label_candidates, self.duplicates), strict=True)
+        )
         return list(dict.fromkeys(one.row for one in found[kind] or ()))
 
 
@@ -91,7 +97,7 @@ def find_rows(
     return RowReport(
         fooled_all=_fooled_all(predictions),
         only_one=_only_one(predictions),
-        label_errors=_label_errors(cache, predictions, margin),
+        label_candidates=_label_candidates(cache, predictions, margin),
         duplicates=duplicates,
     )
 
@@ -112,30 +118,44 @@ def _only_one(predictions: Predictions) -> tuple[LoneRow, ...]:
     return tuple(LoneRow(row=int(row), teacher=predictions.teachers[int(stands[:, row].argmax())]) for row in rows)
 
 
-def _label_errors(cache: Cache, predictions: Predictions, margin: float) -> tuple[LabelError, ...]:
-    """Confident learning (Northcutt et al. 2021, arXiv 1911.00068) on the teachers' mean probabilities.
-
-    A class is a candidate for a row when it is at least as probable as it is on average among its own rows. To be
-    flagged, the best candidate must not be the label, all teachers must name it, and it must lead by the margin.
-    """
-    p, labels, N = _mean_probabilities(cache), predictions.labels, len(predictions.labels)
-    C = p.shape[1]
-    own = p[np.arange(N), labels]
-    counts = np.bincount(labels, minlength=C)
-    thresholds = np.bincount(labels, weights=own, minlength=C) / np.maximum(counts, 1)
-    candidates = np.where((p >= thresholds) & (counts > 0), p, -1.0)
-    best = candidates.argmax(1)
-    lead = candidates.max(1) - own
-    agree = (predictions.clean == best).all(0)
-    flagged = np.flatnonzero(agree & (best != labels) & (lead >= margin) & (candidates.max(1) > 0))
+def _label_candidates(cache: Cache, predictions: Predictions, margin: float) -> tuple[LabelCandidate, ...]:
+    labels, p = predictions.labels, mean_probabilities(cache)
+    best, lead = find_doubts(p, labels, class_confidence(p, labels), predictions.clean, margin)
+    flagged = np.flatnonzero(best >= 0)
     flagged = flagged[np.argsort(-lead[flagged], kind="stable")]
     return tuple(
-        LabelError(row=int(i), label=int(labels[i]), suggested=int(best[i]), margin=round(float(lead[i]), 4))
+        LabelCandidate(row=int(i), label=int(labels[i]), suggested=int(best[i]), margin=round(float(lead[i]), 4))
         for i in flagged
     )
 
 
-def _mean_probabilities(cache: Cache) -> Floats:
+def class_confidence(p: Floats, labels: Ints) -> Floats:
+    """How probable each class is on average among its own rows, `[C]`, from `p` `[N, C]`; NaN where it has none."""
+    counts = np.bincount(labels, minlength=p.shape[1])
+    sums = np.bincount(labels, weights=p[np.arange(len(labels)), labels], minlength=p.shape[1])
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+
+
+def find_doubts(
+    p: Floats, labels: Ints, confidence: Floats, answers: NDArray[np.int32], margin: float
+) -> tuple[Ints, Floats]:
+    """Confident learning (Northcutt et al. 2021, arXiv 1911.00068) on the teachers' mean probabilities `[N, C]`.
+
+    A class is a candidate for a row when it is at least as probable as it is on average among its own rows. To be
+    flagged, the best candidate must not be the label, all teachers must name it, and it must lead by the margin.
+
+    Returns:
+        The class that is suggested for each row, or -1; and its lead.
+    """
+    candidates = np.where(p >= confidence, p, np.float32(-1))  # NaN is never reached
+    best, most = candidates.argmax(1), candidates.max(1)
+    lead: Floats = most - p[np.arange(len(p)), labels]
+    flagged = (answers == best).all(0) & (best != labels) & (lead >= margin) & (most > 0)
+    return np.where(flagged, best, -1), lead
+
+
+def mean_probabilities(cache: Cache) -> Floats:
+    """The mean of what all teachers think probable about each row, `[N, C]`."""
     total = np.zeros((cache.rows, len(cache.spec.data.classes)), dtype=np.float32)
     for teacher in cache.spec.teachers:
         name = f"logits/{teacher}/clean"
@@ -155,7 +175,12 @@ def write_rows(cache: Cache, report: RowReport, path: Path, exclude: tuple[str, 
         raise ConfigError(f"kinds of rows are {', '.join(KINDS)}; got {', '.join(unknown)}")
     rows = np.array(sorted({row for kind in exclude for row in report.rows(kind)}), dtype=np.int64)
     found = {key.replace("_", "-"): value for key, value in asdict(report).items()}
-    content = {"cache_root_hash": cache.root_hash, "kinds": list(exclude), "rows": rows.tolist(), "found": found}
+    content = {
+        "cache_root_hash": cache.root_hash,
+        "kinds": list(exclude),
+        "rows": rows.tolist(),
+        "found": found,
+    }
     write_atomic(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
     return rows
 
@@ -200,7 +225,7 @@ def _caption(cache: Cache, report: RowReport, kind: str, row: int) -> str:
         return f"{label}\n{next(len(one.attacks) for one in report.fooled_all if one.row == row)} attacks"
     if kind == "only-one":
         return f"{label}\n{next(one.teacher for one in report.only_one if one.row == row)} alone"
-    if kind == "label-error":
-        return f"{label}?\n{classes[next(one.suggested for one in report.label_errors if one.row == row)]}"
+    if kind == "label-candidate":
+        return f"{label}?\n{classes[next(one.suggested for one in report.label_candidates if one.row == row)]}"
     best = next(one for one in report.duplicates or () if one.row == row)
     return f"{label}\n{best.pixels:.2f}{' mirrored' if best.mirrored else ''}"

@@ -150,8 +150,15 @@ def row_tables(cache: Cache, report: RowReport, most: int) -> list[Table]:
     for teacher in cache.spec.teachers:
         rows = [one.row for one in report.only_one if one.teacher == teacher]
         lone.add_row(teacher, str(len(rows)), " ".join(map(str, rows[:most])))
-    wrong = _table(f"{len(report.label_errors)} labels are likely wrong", "row", "label", "suggested", "lead", text=3)
-    for error in report.label_errors[:most]:
+    wrong = _table(
+        f"{len(report.label_candidates)} labels that all teachers doubt: candidates",
+        "row",
+        "label",
+        "suggested",
+        "lead",
+        text=3,
+    )
+    for error in report.label_candidates[:most]:
         wrong.add_row(str(error.row), classes[error.label], classes[error.suggested], f"{error.margin:.2f}")
     if report.duplicates is None:
         return [fooled, lone, wrong]

@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from darht.attacks import ATTACKS
+from darht.attacks import ATTACKS, parse_eps
+from darht.attacks.threat import Norm
 from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
 from darht.cache.sources.load import Source, load_source
 from darht.core.bounded import show
@@ -151,17 +152,27 @@ def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> At
     if not isinstance(views, int) or isinstance(views, bool) or views < 1:
         raise ConfigError(f"attack '{name}': views must be a whole number of at least 1; got {show(views)}")
     own = {key: value for key, value in raw.items() if key not in ("kind", "teacher", "views")}
+    _check_eps(name, own, getattr(ATTACKS[kind], "norm", "linf"))
     attack = parse(ATTACKS[kind], own, f"attack '{name}'")
     if attack.eps < 1:
         raise ConfigError(
-            f"attack '{name}': eps is in pixel levels of 255 and a stored perturbation is whole levels, so eps is at "
-            f"least 1; got {attack.eps:g}, which is {attack.eps * 255:.4g} levels if it is a share of 1"
+            f"attack '{name}': a stored perturbation is whole levels, so eps is at least 1; got {attack.eps:g}"
         )
     if attack.norm == "linf" and attack.eps > MAX_INT8:
         raise ConfigError(
             f"attack '{name}': a stored perturbation is int8, so eps is at most {MAX_INT8}; got {attack.eps:g}"
         )
     return AttackSpec(kind=kind, teacher=teacher, views=views, parameters=to_plain(attack))
+
+
+def _check_eps(name: str, own: dict[str, Any], norm: Norm) -> None:
+    """A radius means in a file what it means on a command line; what has two readings is refused with both."""
+    written, norm = own.get("eps"), own.get("norm", norm)
+    if isinstance(written, (str, int, float)) and norm in get_args(Norm):
+        try:
+            parse_eps(str(written), norm)
+        except ConfigError as error:
+            raise ConfigError(f"attack '{name}': {error}") from error
 
 
 def data_root(data: DataConfig, base: Path) -> Path | None:

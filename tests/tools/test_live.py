@@ -84,10 +84,10 @@ def test_the_students_examples_are_counted_where_both_are_right(tiny_cache: Path
 
 
 def test_the_test_split_or_why_not(tiny_cache: Path, planted: Cache, tmp_path: Path) -> None:
-    images, why = live.open_test(open_cache(tiny_cache), None)
-    assert images is not None and images.shape == (359, 3, 8, 8) and why == ""
-    images, why = live.open_test(planted, None)
-    assert images is None and "npz" in why
+    source, why = live.open_test(open_cache(tiny_cache), None)
+    assert source is not None and source.images.shape == (359, 3, 8, 8) and why == ""
+    source, why = live.open_test(planted, None)
+    assert source is None and "npz" in why
     with pytest.raises(DataError):
         live.open_test(planted, tmp_path / "nowhere.npz")
 

@@ -18,7 +18,7 @@ from darht.tools.live import load_teachers
 from darht.tools.predictions import read_predictions
 from darht.tools.report import OUTCOMES, CacheReport, collect, hardest_rows, outcomes
 from darht.tools.report_figures import class_figure
-from darht.tools.report_page import draw, render, table
+from darht.tools.report_page import CANDIDATES, draw, render, table
 from darht.tools.vectors import cache_spaces
 
 NAMES = ("bit", "res", "vit")
@@ -78,7 +78,9 @@ def test_the_page_holds_everything_and_is_small_enough(page: Path, lively: Cache
         assert word in text
     body = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.findall(r'(?:src|href)="(?!data:)', body) and "http" not in body
-    assert body.count("<img") == 3 * len(lively.hardest)
+    candidates = min(len(lively.rows.label_candidates), CANDIDATES)
+    assert body.count("<img") == 3 * len(lively.hardest) + candidates and candidates > 0
+    assert body.count("all teachers say") == candidates + 1 and "likely wrong" not in body
 
 
 @pytest.mark.parametrize("width", [1400, 400])

@@ -52,7 +52,7 @@ def planted_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, dict[
         logits=logits,
         rows_per_shard=400,
     )
-    return open_cache(folder), {"label-error": set(range(40)), "fooled-all": set(range(40, 45))}
+    return open_cache(folder), {"label-candidate": set(range(40)), "fooled-all": set(range(40, 45))}
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +60,17 @@ def report(planted_rows: tuple[Cache, dict[str, set[int]]]) -> RowReport:
     return find_rows(planted_rows[0])
 
 
-def test_label_errors_are_found_with_precision(
+def test_label_candidates_are_found_with_precision(
     report: RowReport, planted_rows: tuple[Cache, dict[str, set[int]]]
 ) -> None:
-    found, planted = set(report.rows("label-error")), planted_rows[1]["label-error"]
+    found, planted = set(report.rows("label-candidate")), planted_rows[1]["label-candidate"]
     assert len(found & planted) / len(found) > 0.9
     assert len(found & planted) / len(planted) > 0.6
-    margins = [one.margin for one in report.label_errors]
+    margins = [one.margin for one in report.label_candidates]
     assert margins == sorted(margins, reverse=True) and min(margins) >= 0.5
     cache = planted_rows[0]
     answers = [cache.read(f"logits/{name}/clean")[:, 0].argmax(1) for name in "ab"]
-    assert all(said[one.row] == one.suggested != one.label for one in report.label_errors for said in answers)
+    assert all(said[one.row] == one.suggested != one.label for one in report.label_candidates for said in answers)
 
 
 def test_rows_that_one_example_turns_for_all_are_those_planted(
@@ -127,10 +127,10 @@ def test_the_list_holds_what_was_asked_for(
     report: RowReport, planted_rows: tuple[Cache, dict[str, set[int]]], tmp_path: Path
 ) -> None:
     cache = planted_rows[0]
-    rows = write_rows(cache, report, tmp_path / "rows.json", ("label-error", "fooled-all"))
+    rows = write_rows(cache, report, tmp_path / "rows.json", ("label-candidate", "fooled-all"))
     content = json.loads((tmp_path / "rows.json").read_text())
     assert content["cache_root_hash"] == cache.root_hash
-    assert content["rows"] == rows.tolist() == sorted({*report.rows("label-error"), *report.rows("fooled-all")})
+    assert content["rows"] == rows.tolist() == sorted({*report.rows("label-candidate"), *report.rows("fooled-all")})
     assert content["found"]["duplicates"] is None and len(content["found"]["only-one"]) == len(report.only_one)
     assert len(write_rows(cache, report, tmp_path / "none.json", ())) == 0
     with pytest.raises(ConfigError, match=r"kinds of rows are .*; got mislabelled"):
@@ -150,7 +150,9 @@ def test_a_pair_without_logits_is_still_json(planted_rows: tuple[Cache, dict[str
 
 
 def test_a_gallery_of_nothing_says_so(planted_rows: tuple[Cache, dict[str, set[int]]], tmp_path: Path) -> None:
-    draw(planted_rows[0], RowReport(fooled_all=(), only_one=(), label_errors=(), duplicates=None), tmp_path / "e.png")
+    draw(
+        planted_rows[0], RowReport(fooled_all=(), only_one=(), label_candidates=(), duplicates=None), tmp_path / "e.png"
+    )
     assert (tmp_path / "e.png").is_file()
 
 

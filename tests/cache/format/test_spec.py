@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from darht.attacks import ATTACKS, FGSM, PGD
+from darht.attacks import ATTACKS, FGSM, PGD, parse_eps
 from darht.cache.builder.config import CacheConfig, attack_spec, load_config
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.teachers import Card, save_teacher
@@ -123,7 +125,8 @@ RULES = [
     ),
     (
         put("attacks", "a", value={**ATTACK, "eps": 0.03}),
-        "spec.yaml: attack 'a': eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8",
+        "spec.yaml: attack 'a': epsilon must be a whole number of pixel levels; got '0.03': 0.03 levels are not whole, "
+        "and 0.03 is 7.6 levels as a share of 1: write 8 or 8/255",
     ),
     (
         put("attacks", "a", value={**ATTACK, "step": 0.007}),
@@ -131,21 +134,26 @@ RULES = [
     ),
     (
         put("attacks", "a", value={**ATTACK, "eps": 7.65}),
-        "spec.yaml: attack 'a': eps must be a whole number of pixel levels in L-inf; got 7.65: write 8",
+        "spec.yaml: attack 'a': epsilon must be a whole number of pixel levels; got '7.65': 7.65 levels are not whole, "
+        "and 7.65 is 1950.8 levels as a share of 1: write 8 or 8/255",
     ),
     (
         put("attacks", "a", value={**ATTACK, "eps": 128}),
         "spec.yaml: attack 'a': a stored perturbation is int8, so eps is at most 127; got 128",
     ),
     (
-        put("attacks", "a", value={**ATTACK, "norm": "l2", "eps": 0.5}),
-        "spec.yaml: attack 'a': eps is in pixel levels of 255 and a stored perturbation is whole levels, "
-        "so eps is at least 1; got 0.5, which is 127.5 levels if it is a share of 1",
+        put("attacks", "a", value={**ATTACK, "norm": "l2", "eps": 1.0}),
+        "spec.yaml: attack 'a': an L2 epsilon below 16 has two readings; got '1.0': 1 pixel levels are 0.0039, and 1 as "
+        "a share of 1 is 255 levels: write 1/255 or 255/255",
+    ),
+    (
+        put("attacks", "a", value={**ATTACK, "norm": "l2", "eps": "0.5/255"}),
+        "spec.yaml: attack 'a': a stored perturbation is whole levels, so eps is at least 1; got 0.5",
     ),
     (put("attacks", "a", value={**ATTACK, "steps": 0}), "spec.yaml: attack 'a': steps must be at least 1; got 0"),
     (
         put("attacks", "a", value={**ATTACK, "eps": "eight"}),
-        "spec.yaml: attack 'a'.eps must be a finite number; got 'eight'",
+        "spec.yaml: attack 'a': epsilon reads 8 or 8/255, in pixel levels above 0; got 'eight'",
     ),
     (
         put("attacks", "a", value={**ATTACK, "views": 0}),
@@ -173,7 +181,8 @@ def test_all_problems_come_at_once(refusal):
 
     assert refusal(change) == (
         "spec.yaml: attack name 'clean' is taken by the format; "
-        "attack 'clean': eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8; "
+        "attack 'clean': epsilon must be a whole number of pixel levels; got '0.03': 0.03 levels are not whole, and 0.03 "
+        "is 7.6 levels as a share of 1: write 8 or 8/255; "
         "attack 'b' names teacher 'x', which is not there; teachers are cnn, vit"
     )
 
@@ -319,3 +328,24 @@ def test_a_cache_s_yaml_may_write_a_share_of_255(variant):
 
     config = load_config(variant(shares))
     assert attack_spec("a", config.attacks["a"], ("cnn",)).parameters["eps"] == 8.0
+
+
+@pytest.mark.parametrize(
+    ("norm", "written"), [("linf", 8), ("linf", 8.0), ("linf", "8/255"), ("l2", "8/255"), ("l2", 16)]
+)
+def test_a_radius_in_a_file_means_what_it_means_on_a_command_line(norm, written):
+    raw = {"kind": "pgd", "teacher": "t", "eps": written, "norm": norm}
+    assert attack_spec("a", raw, ("t",)).eps == parse_eps(str(written), norm)
+
+
+@given(st.floats(0.001, 15.9), st.sampled_from(["linf", "l2"]))
+def test_what_a_command_line_refuses_a_file_does_too(value, norm):
+    said = []
+    for read in (lambda: parse_eps(str(value), norm),
+                 lambda: attack_spec("a", {"teacher": "t", "eps": value, "norm": norm}, ("t",))):  # fmt: skip
+        try:
+            read()
+            said.append("")
+        except ConfigError as error:
+            said.append(str(error).removeprefix("attack 'a': "))
+    assert said[0] == said[1]
