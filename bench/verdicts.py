@@ -1,9 +1,10 @@
 """Honest networks and planted frauds through the quick tier: whom the checks condemn, as a table.
 
-python bench/verdicts.py --images 100 [--only WORDS] [--cifar DIR --weights FOLDER]
+python bench/verdicts.py --images 100 [--only REGEX] [--cifar DIR --weights FOLDER]
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -50,7 +51,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="a regular expression that names must hold")
     parser.add_argument("--kind", choices=["honest", "fraud"])
     parser.add_argument("--tier", default="quick")
     parser.add_argument("--cifar", type=Path)
@@ -67,7 +68,7 @@ def main() -> None:
         rows = []
         for models, data in makers[kind]:
             for name, net in models:
-                if options.only in name:
+                if re.search(options.only, name):
                     rows.append(judge(kind, name, net, data))
                     print(line(rows[-1]), flush=True)
                     if options.figures:

@@ -25,6 +25,7 @@ from darht.trainer.evaluation.checks.consistency import check_memory, check_prob
 from darht.trainer.evaluation.checks.fresh import Fresh
 from darht.trainer.evaluation.checks.leakage import trained_on
 from darht.trainer.evaluation.checks.masking import Masking, check_masking
+from darht.trainer.evaluation.checks.memorised import check_memorised
 from darht.trainer.evaluation.checks.verdict import outranked
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.ledger import Ledger
@@ -116,7 +117,8 @@ def _check(m: Measurement, target: Target, config: EvalConfig) -> Masking:
     if not m.setup.seeded:
         images, queries = min(images, _UNSEEDED_IMAGES), min(queries, _UNSEEDED_QUERIES)
     dropout = target.card is not None and target.card.mc_dropout > 0
-    return check_masking(m, m.correct[:images], queries=queries, known_draws=dropout)
+    masking = check_masking(m, m.correct[:images], queries=queries, known_draws=dropout)
+    return replace(masking, checks=(*masking.checks, *check_memorised(m, m.correct[:images])))
 
 
 def _setup(

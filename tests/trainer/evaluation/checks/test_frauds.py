@@ -55,6 +55,30 @@ def test_a_quantised_input_is_caught(honest, tmp_path):
     assert score(report, "worst case").correct < score(report, "pgd-20").correct - 15  # Square needs no gradient
 
 
+@pytest.mark.parametrize("name", ["low_confidence", "half"])
+def test_unusual_honest_models_are_not_condemned(sound, tmp_path, name):
+    report = ask(name, tmp_path, limit=40, queries=(50, 50))
+    assert report.masking.passed and "nothing found" in report.masking.verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [("turned", "the gradient leads uphill"), ("constant", "there is a gradient"),
+     ("thermometer", "there is a gradient"), ("Remembers", "the answer does not depend on what was asked before"),
+     ("batch_statistics", "the answer depends on the pixels alone")],
+)  # fmt: skip
+def test_other_frauds_are_condemned(sound, tmp_path, name, check):
+    report = ask(name, tmp_path, limit=30, queries=(20, 20))
+    assert check in {one.name for one in report.masking.checks if one.status == "FAIL"}
+
+
+def test_what_no_seed_fixes_is_measured_with_few_draws(sound, tmp_path):
+    report = ask("entropy", tmp_path, limit=40, tier="standard", queries=(50, 50))
+    assert "the answer is not random" in failed(report)
+    assert "the mean of 2 draws" in report.record["warnings"][0]
+    assert "no seed fixes" in report.record["left_out"]["tier standard"]
+
+
 def test_logits_times_ten_thousand_are_caught(honest, tmp_path):
     report = ask("scaled", tmp_path, tier="standard")
     assert "cross-entropy is no weaker than the logit ratio" in failed(report)
