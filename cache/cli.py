@@ -47,6 +47,7 @@ def cache() -> None:
 @skip_broken_option
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, or Ray's actors.")
 @click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Who works.")
+@click.option("--allow", multiple=True, metavar="NAME", help="A teacher to take though it makes no sense.")
 @click.option("--shard", metavar="I/N", help="This job's part: I/N from 0, auto, auto/N, or row blocks such as 3,7,9.")
 def build(
     spec: Path,
@@ -57,10 +58,14 @@ def build(
     skip_broken: bool,
     workers: int,
     engine: Literal["local", "ray"],
+    allow: tuple[str, ...],
     shard: str | None,
     extending: bool = False,
 ) -> None:
-    """Craft perturbations, ask every teacher, store both, and seal the cache once all of it is there."""
+    """Craft perturbations, ask every teacher, store both, and seal the cache once all of it is there.
+
+    Before that new teachers are asked some images; one that makes no sense stops the build, unless --allow names it.
+    """
     import os
     from functools import partial
 
@@ -68,6 +73,7 @@ def build(
     from darht.cache.builder.extend import grow
     from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, units_left
     from darht.cache.builder.seal import seal as seal_cache
+    from darht.cache.builder.sense import check_teachers
     from darht.core.device import pick_device
 
     pool_config = PoolConfig(engine=engine, workers=workers, device=device)
@@ -76,11 +82,11 @@ def build(
     reading: Any = {"download": download, "skip_broken": skip_broken, "known": known}
     plan = builder.plan_build(spec, device=where, **reading)
     echo_notes(plan.source.notes)
+    if part := None if shard is None else choose_part(shard, plan.shards, os.environ):
+        click.echo(part.reason)
+    check_teachers(plan, out, extending=extending, device=pool_config.asking_device(), allow=allow, on_line=click.echo)
     if extending:
         grow(out, plan.spec)
-    part = None if shard is None else choose_part(shard, plan.shards, os.environ)
-    if part is not None:
-        click.echo(part.reason)
     shards = range(plan.shards) if part is None else part.shards
     with _progress(sum(len(plan.block(k)) for k in shards)) as (on_unit, on_notice):
         common: Any = {"batch_size": batch_size, "shards": shards, "on_unit": on_unit}

@@ -1,4 +1,4 @@
-"""Intervals for measured shares."""
+"""Intervals and bounds for measured shares."""
 
 import math
 
@@ -13,3 +13,18 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
     half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     # All or none right puts an end of the interval on the share itself, which rounding must not pass.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def beyond_chance(count: int, share: float, alpha: float = 1e-3) -> int:
+    """The least k that `count` independent guesses, each right with probability `share` in (0, 1), seldom reach.
+
+    P(X >= k) < `alpha` for a binomial X; `count` + 1 where even all right is not that rare.
+    """
+    tail, k = 0.0, count + 1
+    while k > 0:
+        ways = math.lgamma(count + 1) - math.lgamma(k) - math.lgamma(count - k + 2)
+        tail += math.exp(ways + (k - 1) * math.log(share) + (count - k + 1) * math.log1p(-share))
+        if tail >= alpha:
+            break
+        k -= 1
+    return k

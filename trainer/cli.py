@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from darht.core import stopping
 from darht.core.cli import (
@@ -15,29 +14,21 @@ from darht.core.cli import (
     Group,
     data_options,
     device_option,
-    echo_notes,
     json_mapping,
     look_here,
     named_folders,
     numbers,
-    print_table,
     progress_bar,
     resuming_command,
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
 from darht.trainer.state.cli import verify
+from darht.trainer.teacher.cli import allow_option, check, images, report_check, required_data, transfer
 
 __all__ = ["evaluate", "teacher", "train"]
 
 _SPEAKS = 10  # seconds for the first process to say how to go on: torchrun ends all when one has ended
-
-
-_data_options = data_options(
-    required=True,
-    data="digits, cifar10, cifar100, tiny-imagenet, imagefolder or npz.",
-    root="Where the data set lies; none for digits.",
-)
 
 
 @click.group(cls=Group)
@@ -46,8 +37,12 @@ def teacher() -> None:
     """Train, import and check teachers."""
 
 
+teacher.add_command(check)
+teacher.add_command(transfer)
+
+
 @teacher.command("train", kept="what was kept before stays")
-@_data_options
+@required_data
 @device_option
 @click.option("--limit", type=int, help="Train on the first N rows only.")
 @click.option("--test-limit", type=int, help="Measure on the first N test rows only.")
@@ -81,7 +76,9 @@ def teacher_train(
     **reading: Any,
 ) -> None:
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
+    from darht.attacks.threat import describe_eps
     from darht.cache.builder.teachers import save_teacher
+    from darht.core.class_names import check_class_names
     from darht.core.config import override, parse
     from darht.core.device import pick_device
     from darht.trainer.config import TeachConfig
@@ -94,11 +91,12 @@ def teacher_train(
     look_here(arch)
     network: dict[str, Any] = {"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize}
     teach.check_free(out, resume=resume)
-    training = _images(data, root, "train", limit=limit, **reading)
+    training = images(data, root, "train", limit=limit, **reading)
     if resume and teach.is_finished(out, teach.expected_card(config, training, **network)):
         click.echo(f"{out}: trained and measured before")
         return
-    test = _images(data, root, "test", limit=test_limit, **reading)
+    test = images(data, root, "test", limit=test_limit, **reading)
+    check_class_names(training.classes, test.classes, "the training split", "the test split")
     try:
         with progress_bar() as progress, InterruptHandler(lambda: progress.console.print(STOPPING)) as interrupt:
             task = progress.add_task("train", total=None, note="")
@@ -111,7 +109,8 @@ def teacher_train(
             network["checkpoint"] = out / CHECKPOINT
             model, card = teach.teach(config, training, **network, device=where, on_step=on_step)
         save_teacher(out, model.net, card)
-        _report_check(out, model, test, eps=config.eps, device=where)
+        click.echo(describe_eps(config.eps))
+        report_check(out, model, test, eps=config.eps, device=where)
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: {resuming_command(ctx, 'darht-teacher', 'train')}", err=True)
         sys.exit(stopping.exit_code())
@@ -131,6 +130,9 @@ def teacher_train(
 @click.option(
     "--weights", "which", type=click.Choice(["raw", "ema"]), help="Which, in a file with raw and averaged weights."
 )
+@data_options(data="Images to ask it about, by which it is refused where it makes no sense.", root="Where they lie.")
+@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
+@allow_option
 @click.option("--out", type=FOLDER, required=True, help="The teacher's folder.")
 def teacher_import(
     weights: Path | None,
@@ -141,110 +143,34 @@ def teacher_import(
     std: str | None,
     resize: int | None,
     which: Any,
+    data: str | None,
+    root: Path | None,
+    split: str,
+    allow: tuple[str, ...],
     out: Path,
+    **reading: Any,
 ) -> None:
-    """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors), or from a python: callable alone."""
+    """Make a teacher folder from foreign weights (.pt, .pth, .th, .safetensors), or from a python: callable alone.
+
+    With --data it is asked some images. A teacher that guesses, gives probabilities, has no gradient or answers by
+    batch or chance is not made, unless --allow names its folder.
+    """
+    from darht.cache.builder.sense import check_allowed
     from darht.cache.builder.teachers import import_teacher
+    from darht.trainer.teacher.sense import check_import
     from darht.trainer.teacher.train import check_free
 
     check_free(out)
+    check_allowed(allow, [out.resolve().name])
+    source = None if data is None else images(data, root, split, **reading)
     said: dict[str, Any] = {} if resize is None else {"resize": resize}
     for key, text in (("mean", mean), ("std", std)):
         said |= {} if text is None else {key: numbers(text, f"--{key}", three=True)}
     look_here(arch)
     network: dict[str, Any] = {"arch": arch, "num_classes": classes, "kwargs": json_mapping(kwargs, "--kwargs")}
     card = import_teacher(weights, out, **network, preprocessing=said, which=which, on_note=click.echo)
+    check_import(out, source, allow=allow, on_line=click.echo)
     click.echo(f"{out}: {card.arch}, {card.num_classes} classes, weights {card.weights_sha256[:12]}")
-
-
-@teacher.command("check")
-@click.argument("folder", type=FOLDER)
-@_data_options
-@device_option
-@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
-@click.option("--limit", type=int, help="The first N rows only.")
-@click.option("--eps", default="8", show_default=True, help="Radius of PGD-20 in pixel levels, 8 or 8/255.")
-def teacher_check(
-    folder: Path,
-    data: str,
-    root: Path | None,
-    device: str,
-    split: str,
-    limit: int | None,
-    eps: str,
-    **reading: Any,
-) -> None:
-    """Measure clean and PGD-20 accuracy, parameters and speed, and note the accuracies in the card."""
-    from darht.attacks import parse_eps
-    from darht.cache.builder.teachers import load_teacher
-    from darht.core.device import pick_device
-
-    where, radius = pick_device(device), parse_eps(eps)
-    model, _ = load_teacher(folder, where)
-    source = _images(data, root, split, limit=limit, **reading)
-    _report_check(folder, model, source, eps=radius, device=where)
-
-
-@teacher.command("transfer")
-@click.argument("folders", nargs=-1, required=True, type=FOLDER)
-@_data_options
-@device_option
-@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
-@click.option("--limit", type=int, help="Choose from the first N rows only.")
-@click.option("--count", default=1000, show_default=True, help="Images for each pair, of each class equally many.")
-@click.option("--attack", "kinds", multiple=True, default=("apgd",), show_default=True, help="Several: the worst case.")
-@click.option("--eps", default="8", show_default=True, help="Radius in pixel levels; 8/255 is read as well.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--out", type=FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
-def teacher_transfer(
-    folders: tuple[Path, ...],
-    data: str,
-    root: Path | None,
-    device: str,
-    split: str,
-    limit: int | None,
-    count: int,
-    kinds: tuple[str, ...],
-    eps: str,
-    seed: int,
-    out: Path,
-    **reading: Any,
-) -> None:
-    """Attack every teacher and ask every other: which adversarial examples transfer."""
-    from darht.core.device import pick_device
-    from darht.trainer.teacher.check import transfer_between
-
-    where = pick_device(device)
-    source = _images(data, root, split, limit=limit, **reading)
-    matrix = transfer_between(folders, source, kinds=kinds, eps=eps, count=count, seed=seed, device=where)
-    paths = matrix.save(out)
-    table = Table("made on", *(f"asked of {name}" for name in matrix.teachers), header_style="bold")
-    for a, (name, counts) in enumerate(zip(matrix.sources, matrix.counted, strict=True)):
-        table.add_row(name, *(f"{matrix.text(a, t)} of {count}" for t, count in enumerate(counts)))
-    print_table(table)
-    click.echo(f"per cent still right, with 95 % intervals; written to {', '.join(map(str, paths))}")
-
-
-def _images(data: str, root: Path | None, split: str, **options: Any) -> Any:
-    """Load a split, and say what of it a person should know."""
-    from darht.cache.sources.load import load_source
-
-    source = load_source(data, root, split, **options)
-    echo_notes(source.notes)
-    return source
-
-
-def _report_check(folder: Path, model: Any, source: Any, *, eps: float, device: Any) -> None:
-    from darht.attacks.threat import describe_eps
-    from darht.trainer.teacher.check import check_teacher
-
-    click.echo(describe_eps(eps))
-    result = check_teacher(folder, model, source, eps=eps, device=device)
-    click.echo(
-        f"{folder}: clean {result.clean.accuracy:.1f} %, PGD-20 at {eps:g}/255 {result.robust.accuracy:.1f} % "
-        f"({result.clean.count} {source.split} images), {result.parameters:,} parameters, "
-        f"{result.images_per_second:.0f} images/s forward"
-    )
 
 
 @click.group(cls=DefaultGroup, default="run")

@@ -1,7 +1,7 @@
 """The public call that builds a cache; `import darht` has it by name."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from darht.cache.builder.build import build, plan_build, spec_in
 from darht.cache.builder.config import CacheConfig, check_config
 from darht.cache.builder.jobs import PoolConfig, build_shared
 from darht.cache.builder.seal import seal
+from darht.cache.builder.sense import check_teachers
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.device import pick_device
@@ -25,6 +26,7 @@ def build_cache(
     workers: int = 1,
     batch_size: int = 256,
     download: bool = False,
+    allow: Collection[str] = (),
     on_unit: OnUnit = lambda array, shard, seconds: None,
 ) -> Cache:
     """Craft perturbations, ask every teacher, store both, seal, and open what came out, as `darht-cache build` does.
@@ -40,10 +42,12 @@ def build_cache(
             `if __name__ == "__main__":` in a script that has more than one.
         batch_size: images in one forward pass.
         download: fetch CIFAR when its files are not there.
+        allow: teachers to take though they make no sense: see `darht.cache.builder.sense.check_teachers`.
         on_unit: told array, shard and seconds (0 when it was there) after every unit.
 
     Raises:
-        ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
+        ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers; before any
+            work, where a teacher makes no sense.
         SpecMismatchError: `out` holds another cache.
     """
     if isinstance(config, Mapping):
@@ -53,6 +57,7 @@ def build_cache(
     where = pick_device(device if pool.alone else "cpu")  # the others load the teachers where they compute
     known = spec_in(out)
     plan = plan_build(wanted, device=where, download=download, known=known)
+    check_teachers(plan, out, device=pool.asking_device(), allow=allow)
     common: dict[str, Any] = {"batch_size": batch_size, "on_unit": lambda array, *rest: on_unit(array.name, *rest)}
     if pool.alone:
         build(plan, out, device=where, **common)

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from darht.cache.builder.build import BuildReport, OnUnit, claim_folder
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.pool import OnNotice, Pool, Task, UnitDone, share
 from darht.cache.format.commit import COMMITS, commit_key
 from darht.cache.format.layout import ArrayLayout
 from darht.core.config import fingerprint
+from darht.core.device import pick_device
 from darht.core.errors import ConfigError
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 
@@ -38,6 +41,10 @@ class PoolConfig:
     def alone(self) -> bool:
         """Whether one worker does all of it, which needs no process of its own."""
         return self.engine == "local" and self.workers == 1
+
+    def asking_device(self) -> torch.device:
+        """Where this process asks the teachers some images before the work begins; Ray's machines may have others."""
+        return pick_device(self.device if self.engine == "local" else "auto")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from darht.cache.builder.resolve import teacher_spec
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.format.spec import CacheSpec
+from darht.core.class_names import check_class_names
 from darht.core.config import spec_diff, to_plain
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets.classifier import Classifier
@@ -37,6 +38,7 @@ def load_known_teacher(name: str, folder: Path, spec: CacheSpec, device: torch.d
 
     Raises:
         ModelError: the folder holds no teacher, or another one than the cache was built with.
+        ConfigError: it names the classes otherwise than the cache.
     """
     expected = spec.teachers[name]
     teacher, card = load_teacher(folder, device)
@@ -45,4 +47,5 @@ def load_known_teacher(name: str, folder: Path, spec: CacheSpec, device: torch.d
         raise ModelError(
             f"{folder} is not teacher '{name}' of the cache: {'; '.join(differences)}; give --teacher {name}=FOLDER"
         )
+    check_class_names(card.classes, spec.data.classes, str(folder), "the cache")
     return teacher

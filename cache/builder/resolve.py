@@ -7,6 +7,7 @@ from darht.cache.builder.teachers import Card
 from darht.cache.format.spec import RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import check_padding
 from darht.cache.sources.load import OF_FILES, Source
+from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
 
 _JACOBIAN_CLASSES = 10  # 30 kB a row and teacher on CIFAR; beyond the strongest ten logits hardly move softmax
@@ -23,8 +24,8 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         rules: under which `source` was read; see `DataSpec`.
 
     Raises:
-        ConfigError: a teacher with another class count than the data, an attack on more views than there are, or views
-            that lie outside of the images.
+        ConfigError: a teacher with another class count or other class names than the data, an attack on more views than
+            there are, or views that lie outside of the images.
     """
     C = len(source.classes)
     problems = [
@@ -43,6 +44,8 @@ def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: 
         check_padding(config.views.padding, source.images.shape[1:])
     if problems:
         raise ConfigError("; ".join(problems))
+    for name, card in cards.items():
+        check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
     return CacheSpec(
         data=_data_spec(config.data, source, rules),
         views=_view_spec(config.views, views),

@@ -31,7 +31,7 @@ from darht.core.preprocessing import Preprocessing
 from darht.core.sealed import read_sealed, write_sealed
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
-_SIZES = (
+SIZES = (
     32,
     224,
     64,
@@ -58,6 +58,7 @@ class Card:
         data: source, split, rows and sha256 of what it was trained on; empty for foreign weights.
         weights_sha256: of `teacher.safetensors`.
         accuracy: measured accuracies in per cent by what was measured, each with its attack and count of images.
+        classes: their names; empty when unknown.
     """
 
     arch: str
@@ -68,6 +69,7 @@ class Card:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     format_version: int = 1
 
 
@@ -212,7 +214,7 @@ def _count(network: Network, said: int | None) -> int:
 def _find_logits(net: nn.Module, preprocessing: Preprocessing, classes: int, arch: str) -> int | str | None:
     """One forward pass: where the logits lie. Without `resize`, the first usual size that the network takes."""
     model, training, reason = Classifier(net, preprocessing), net.training, ""
-    sizes = _SIZES if preprocessing.resize is None else (preprocessing.resize,)
+    sizes = SIZES if preprocessing.resize is None else (preprocessing.resize,)
     for size in sizes:
         try:
             with torch.no_grad():

@@ -23,9 +23,12 @@ def shrink(config) -> None:
     del config["attacks"]["pgd-vit"]
 
 
+UNTRAINED = ("--allow", "cnn", "--allow", "vit")
+
+
 def test_build_seal_and_info(invoke, variant, tmp_path: Path):
     spec, out = variant(shrink), tmp_path / "out"
-    first = invoke("build", spec, "--out", out, "--device", "cpu", "--batch-size", "64")
+    first = invoke("build", spec, "--out", out, "--device", "cpu", "--batch-size", "64", *UNTRAINED)
     assert first.exit_code == 0, first.output
     root = json.loads((out / "manifest.json").read_text())["root_hash"]
     lines = first.output.splitlines()

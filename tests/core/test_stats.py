@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darht.core.stats import wilson
+from darht.core.stats import beyond_chance, wilson
 
 
 def test_against_published_values():
@@ -31,3 +31,12 @@ def test_the_interval_holds_the_share_and_is_symmetric(pair):
 def test_more_counts_make_it_narrower(count):
     few, many = wilson(count, 2 * count), wilson(4 * count, 8 * count)
     assert many[1] - many[0] < few[1] - few[0]
+
+
+def test_what_guessing_seldom_reaches():
+    from scipy.stats import binom
+
+    for count, share in ((256, 0.1), (256, 0.01), (256, 0.001), (40, 0.5), (12, 0.1)):
+        k = beyond_chance(count, share)
+        assert binom.sf(k - 1, count, share) < 1e-3 <= binom.sf(k - 2, count, share)
+    assert beyond_chance(2, 0.5) == 3  # two of two are no surprise

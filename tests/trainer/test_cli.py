@@ -94,7 +94,22 @@ def test_train_a_teacher_and_check_it(tmp_path):
     assert card.accuracy["digits test"]["rows"] == 40
     load_teacher(out, CPU)
 
-    check = ("check", out, "--data", "digits", "--device", "cpu", "--split", "train", "--limit", 50, "--eps", 4)
+    check = (
+        "check",
+        out,
+        "--data",
+        "digits",
+        "--device",
+        "cpu",
+        "--split",
+        "train",
+        "--limit",
+        50,
+        "--eps",
+        4,
+        "--allow",
+        "teacher",
+    )
     assert "(50 train images)" in succeed(teacher, *check).stdout
     assert read_card(out).accuracy["digits train"]["eps"] == 4
     assert "is not empty" in fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
@@ -271,7 +286,7 @@ def test_a_mistake_in_a_recipe_file(tiny_cache, tmp_path):
 
 def test_epsilon_of_a_check(tiny_teachers, tmp_path):
     folder = shutil.copytree(tiny_teachers["cnn"], tmp_path / "cnn")
-    arguments = ("check", folder, "--data", "digits", "--limit", 40, "--device", "cpu", "--eps")
+    arguments = ("check", folder, "--data", "digits", "--limit", 40, "--device", "cpu", "--allow", "cnn", "--eps")
     assert "0.03 is 7.6 levels as a share of 1: write 8 or 8/255" in fail(teacher, *arguments, 0.03)
     assert succeed(teacher, *arguments, "4/255").stdout.startswith("eps 4 levels = 0.0157\n")
     assert read_card(folder).accuracy["digits test"]["eps"] == 4

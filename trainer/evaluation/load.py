@@ -11,6 +11,7 @@ from torch import nn
 
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.sources.load import Source, content_sha256, load_source
+from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.nets import check_pixels
 from darht.trainer.evaluation.config import EvalConfig
@@ -87,6 +88,8 @@ def load_teachers(target: Target, config: EvalConfig, device: torch.device) -> d
     others = [f"'{name}' has {card.num_classes}" for name, (_, card) in loaded.items() if card.num_classes != C]
     if others:
         raise ConfigError(f"the student has {C} classes, teacher {', '.join(others)}: they cannot transfer")
+    for name, (_, card) in loaded.items():
+        check_class_names(card.classes, target.classes, f"teacher '{name}'", target.name)
     return {name: teacher for name, (teacher, _) in loaded.items()}
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from darht.cache.builder.teachers import CARD, load_teacher
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
+from darht.core.class_names import check_class_names
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
 from darht.core.nets import build
@@ -219,7 +220,7 @@ def _teacher(folder: Path, device: torch.device) -> Target:
     eps = card.training.get("eps")
     return Target(
         name=folder.resolve().name, kind="teacher", model=model, num_classes=card.num_classes, about=about,
-        eps=None if eps is None else float(eps), data=card.data.get("source"),
+        classes=card.classes, eps=None if eps is None else float(eps), data=card.data.get("source"),
     )  # fmt: skip
 
 
@@ -247,8 +248,7 @@ def check_classes(target: Target, model: nn.Module, x: torch.Tensor, names: tupl
         ConfigError: class names or counts differ.
         ModelError: the model returns something else than logits.
     """
-    if target.classes and target.classes != names:
-        raise ConfigError(f"the test split has classes {names[:3]}..., the student {target.classes[:3]}...")
+    check_class_names(target.classes, names, target.name, "the data")
     with torch.no_grad():
         logits = model(x)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):

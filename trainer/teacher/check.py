@@ -13,6 +13,7 @@ from darht.attacks.engine.engine import FULL
 from darht.attacks.transfer import TransferMatrix, transfer_matrix
 from darht.cache.builder.teachers import is_teacher_folder, load_teacher, read_card, write_card
 from darht.cache.sources.load import Source
+from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
@@ -42,12 +43,13 @@ def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float
     """Clean and PGD-20 accuracy on a split, written into the card of `folder` where it has one, and forward speed.
 
     Raises:
-        ConfigError: eps is not in pixel levels, or teacher and data differ in their class counts.
+        ConfigError: eps is not in pixel levels, or teacher and data differ in their class counts or names.
         ModelError: the teacher does not take images of this size.
     """
     card, attack = read_card(folder), pgd_20(Threat(eps=eps))
     if card.num_classes != len(source.classes):
         raise ConfigError(f"{folder} has {card.num_classes} classes, {source.name} has {len(source.classes)}")
+    check_class_names(card.classes, source.classes, str(folder), source.name)
     check_pixels(model, torch.from_numpy(source.images[:1]).to(device), card.arch)
     m = begin(EvalSetup(model=model, source=source, threat=attack.threat, device=device))
     m.ask(white_box(m, "pgd-20", attack, engine=FULL), m.correct, on=EVERYONE)
@@ -100,7 +102,7 @@ def transfer_between(
         device: where to compute.
 
     Raises:
-        ConfigError: two folders of one name, an unknown attack, or class counts that differ.
+        ConfigError: two folders of one name, an unknown attack, or class counts or names that differ.
         ModelError: a folder holds no teacher that fits.
     """
     names, radius = [folder.name for folder in folders], parse_eps(eps)
@@ -115,6 +117,8 @@ def transfer_between(
     ]
     if problems:
         raise ConfigError("; ".join(problems))
+    for folder in folders:
+        check_class_names(loaded[folder.name][1].classes, source.classes, str(folder), source.name)
     x, y = torch.from_numpy(source.images).to(device).float() / 255, torch.from_numpy(source.labels).to(device)
     models = {name: model for name, (model, _) in loaded.items()}
     attacks = [ATTACKS[kind](eps=radius) for kind in kinds]

@@ -146,12 +146,14 @@ def expected_card(
         training=to_plain(config),
         data={"source": source.name, "split": source.split, "rows": len(source.images), "sha256": source.sha256},
         weights_sha256="",
+        classes=source.classes,
     )
 
 
 def _plain(card: Card) -> dict[str, Any]:
-    """A card as plain data, without what only a finished training knows."""
-    return cast(dict[str, Any], json.loads(canonical_json(replace(card, weights_sha256="", accuracy={}))))
+    """A card as plain data, without what only a finished training knows; the data's hash covers the class names."""
+    plain = cast(dict[str, Any], json.loads(canonical_json(replace(card, weights_sha256="", accuracy={}))))
+    return {key: value for key, value in plain.items() if key != "classes"}
 
 
 def is_finished(folder: Path, expected: Card) -> bool:

@@ -389,7 +389,7 @@ def test_the_command(cache, write, invoke, at_once, tmp_path):
     refused = invoke("build", larger, "--out", cache, "--device", "cpu")
     assert refused.exit_code == 2 and f"darht-cache extend {cache} SPEC.yaml" in refused.output
     assert invoke("extend", cache, write(lambda c: c.update(seed=3))).exit_code == 2
-    done = invoke("extend", cache, larger, "--device", "cpu")
+    done = invoke("extend", cache, larger, "--device", "cpu", "--allow", "vit")
     assert done.exit_code == 0, done.output
     assert f"root hash {at_once('everything')}" in done.output and "25 units computed" in done.output
     assert "0 units computed" in invoke("extend", cache, larger, "--device", "cpu").output

@@ -279,11 +279,11 @@ def test_an_error_in_a_worker_is_one_line(invoke, quick_config, tmp_path):
     config["store"] = {"rows_per_shard": 36, "rows_per_chunk": 12}  # one block: one worker is enough
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(config))
     result: Result = invoke(
-        "build", tmp_path / "spec.yaml", "--out", tmp_path / "out", "--workers", 2, "--device", "cpu"
+        "build", tmp_path / "spec.yaml", "--out", tmp_path / "out", "--workers", 2, "--device", "cpu", "--allow", "cnn"
     )
     assert result.exit_code == 2
-    assert result.output.startswith("error: teacher 'cnn' gave logits that are not finite in float16 on rows 0..35;")
-    assert result.output.count("\n") == 1
+    assert result.stderr.startswith("error: teacher 'cnn' gave logits that are not finite in float16 on rows 0..35;")
+    assert result.stderr.count("\n") == 1
     assert multiprocessing.active_children() == []
 
 
@@ -311,7 +311,7 @@ def test_workers_end_with_their_builder(how, quick_config, tmp_path, invoke):
     longer = yaml.safe_load(quick_config.read_text())
     longer["data"]["limit"] = 360
     config.write_text(yaml.safe_dump(longer, sort_keys=False))
-    command = [*COMMAND, config, "--out", out, "--workers", "2", "--device", "cpu"]
+    command = [*COMMAND, config, "--out", out, "--workers", "2", "--device", "cpu", "--allow", "cnn"]
     builder = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: records(out), "the first unit")
     workers = {record["environment"]["pid"] for record in records(out)}
@@ -324,7 +324,7 @@ def test_workers_end_with_their_builder(how, quick_config, tmp_path, invoke):
     assert builder.returncode == (1 if how == signal.SIGINT else -how)
     wait_for(lambda: all(gone(pid) for pid in workers), "the end of the workers")
     for folder in (out, tmp_path / "whole"):
-        assert invoke("build", config, "--out", folder, "--device", "cpu").exit_code == 0
+        assert invoke("build", config, "--out", folder, "--device", "cpu", "--allow", "cnn").exit_code == 0
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -366,7 +366,7 @@ def test_a_job_array(invoke, quick_config, reference, tmp_path, monkeypatch):
     out = tmp_path / "cache"
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
-    command = ("build", quick_config, "--out", out, "--device", "cpu", "--shard", "auto")
+    command = ("build", quick_config, "--out", out, "--device", "cpu", "--shard", "auto", "--allow", "cnn")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     second = invoke(*command)
     assert second.exit_code == 0
@@ -390,7 +390,10 @@ def test_the_list_of_a_job_array_mends_a_cache(invoke, quick_config, reference, 
     assert listed == [0, 2]
     assert units_left(out, plan.arrays) == 13
     for shard in listed:
-        assert invoke("build", quick_config, "--out", out, "--device", "cpu", "--shard", shard).exit_code == 0
+        assert (
+            invoke("build", quick_config, "--out", out, "--device", "cpu", "--shard", shard, "--allow", "cnn").exit_code
+            == 0
+        )
     assert read_status(out).sealed
     assert contents(out) == contents(reference)
 

@@ -143,8 +143,8 @@ RULES = [
     ),
     (
         put("attacks", "a", value={**ATTACK, "norm": "l2", "eps": 1.0}),
-        "spec.yaml: attack 'a': an L2 epsilon below 16 has two readings; got '1.0': 1 pixel levels are 0.0039, and 1 as "
-        "a share of 1 is 255 levels: write 1/255 or 255/255",
+        "spec.yaml: attack 'a': an L2 epsilon below 16 has two readings; got '1.0': 1 pixel levels are 0.0039, and 1 "
+        "as a share of 1 is 255 levels: write 1/255 or 255/255",
     ),
     (
         put("attacks", "a", value={**ATTACK, "norm": "l2", "eps": "0.5/255"}),
@@ -181,8 +181,8 @@ def test_all_problems_come_at_once(refusal):
 
     assert refusal(change) == (
         "spec.yaml: attack name 'clean' is taken by the format; "
-        "attack 'clean': epsilon must be a whole number of pixel levels; got '0.03': 0.03 levels are not whole, and 0.03 "
-        "is 7.6 levels as a share of 1: write 8 or 8/255; "
+        "attack 'clean': epsilon must be a whole number of pixel levels; got '0.03': 0.03 levels are not whole, and "
+        "0.03 is 7.6 levels as a share of 1: write 8 or 8/255; "
         "attack 'b' names teacher 'x', which is not there; teachers are cnn, vit"
     )
 

@@ -174,7 +174,7 @@ def test_the_commands_take_urls(network: FaultProxy, variant: Callable[..., Path
         config["attacks"] = {}
 
     url = "s3://bucket/commands"
-    built = invoke("build", variant(shrink), "--out", url)
+    built = invoke("build", variant(shrink), "--out", url, "--allow", "cnn", "--allow", "vit")
     assert built.exit_code == 0 and f"{url}: " in built.output
     shown = json.loads(invoke("status", url, "--json").output)
     assert (shown["state"], shown["shards"]) == ("done", [])
