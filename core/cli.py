@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from darht.core.errors import ConfigError, DarhtError
+from darht.core.errors import ConfigError, DarhtError, UnreachableError
 from darht.core.version import VERSION
 
 version_option = click.version_option(VERSION, prog_name="darht")
@@ -175,6 +175,9 @@ class Command(click.Command):
             return super().invoke(ctx)
         except DarhtError as error:
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            if isinstance(error, UnreachableError):
+                click.echo(f"go on with: {command_again(ctx)}", err=True)
+                sys.exit(error.exit_code)
             sys.exit(self.exit_code(error))
 
     def exit_code(self, error: DarhtError) -> int:
@@ -222,11 +225,26 @@ class StateGroup(click.Group):
 
 
 def resuming_command(ctx: click.Context, *words: str) -> str:
-    """The command that goes on with this: the same options, and --resume."""
-    again = list(words)
+    """The command that goes on with this: the same arguments and options, and --resume."""
+    return f"{shlex.join([*words, *_given(ctx)])} --resume"
+
+
+def command_again(ctx: click.Context) -> str:
+    """The command to type once what it waited for is there: with --resume where it knows that."""
+    again = shlex.join([*ctx.command_path.split(), *_given(ctx)])
+    return f"{again} --resume" if any(parameter.name == "resume" for parameter in ctx.command.params) else again
+
+
+def _given(ctx: click.Context) -> list[str]:
+    """The words of a command line, without --resume."""
+    words = list[str]()
     for parameter in ctx.command.params:
         name, value = parameter.name or "", ctx.params.get(parameter.name or "")
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and name != "resume":
-            values = value if isinstance(value, tuple) else (value,)
-            again += [word for item in values for word in (parameter.opts[0], *([] if item is True else [str(item)]))]
-    return shlex.join([*again, "--resume"])
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE or name == "resume":
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if isinstance(parameter, click.Argument):
+            words += map(str, values)
+        else:
+            words += [word for item in values for word in (parameter.opts[0], *([] if item is True else [str(item)]))]
+    return words
