@@ -1,7 +1,8 @@
 """Read a sealed cache."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import Store
+from darht.cache.format.store import ShardReader
+from darht.cache.read.local_copy import CopiedStorage
+from darht.cache.read.reach import Reach
+from darht.cache.read.steady import FileChanged, SteadyStorage
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
+
+PART = "part.json"
+_CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
 
 class Cache:
@@ -26,13 +33,16 @@ class Cache:
         manifest: its shards and root hash.
         arrays: the layout of every array by name.
         excluded: rows that are not trained on, though they are not held out for selection either.
+        part: the arrays that are here, where the folder is a part of a cache, pulled by `darht-cache pull --arrays`.
     """
 
     def __init__(self, folder: Storage, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
         self.excluded: tuple[int, ...] = ()
-        self._store = Store(folder)
+        self.part: tuple[str, ...] | None = None
+        self._steady = SteadyStorage(folder)
+        self._store = ShardReader(self._steady)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
         self._checked: set[tuple[str, int]] = set()
         self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
@@ -100,17 +110,52 @@ class Cache:
             IncompleteError: it is missing.
             CorruptError: it was changed.
         """
+        self._steadily(name, shard, lambda: self._check(name, shard))
+
+    def prefetch(self, names: Iterable[str], shards: Iterable[int]) -> None:
+        """Begin to copy shards that are wanted soon, where there is a local copy at all."""
+        if isinstance(self.folder, CopiedStorage):
+            shards = list(shards)
+            self.folder.prefetch(dict.fromkeys(self._path(name, shard) for name in names for shard in shards))
+
+    def _path(self, name: str, shard: int) -> str:
+        """The key of the file that holds a shard of an array."""
+        return self._sealed[name, shard].path
+
+    def _steadily(self, name: str, shard: int, action: Callable[[], None]) -> None:
+        """An action on one file; again, from its sha256 on, when the file was replaced meanwhile."""
+        path = self._path(name, shard)
+        for _ in range(_CHANGES):
+            try:
+                return action()
+            except FileChanged:
+                self._steady.forget(path)
+                self._forget(name, shard)
+        raise CorruptError(f"{self.folder.name(path)} is replaced again and again while it is read: stop who writes it")
+
+    def _forget(self, name: str, shard: int) -> None:
+        self._checked.discard((name, shard))
+        self._indices.pop((name, shard), None)
+
+    def _check(self, name: str, shard: int) -> None:
         if (name, shard) not in self._checked:
             sealed = self._sealed[name, shard]
-            with open_file(self.folder, sealed.path, sealed.size) as file:
+            with open_file(self._steady, sealed.path, sealed.size) as file:
                 self._accept(name, shard, hashlib.file_digest(file, "sha256").hexdigest())
 
     def _array(self, name: str) -> ArrayLayout:
         if name not in self.arrays:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
+        if self.part is not None and name not in self.part:
+            raise IncompleteError(
+                f"{self.folder} is a part of a cache, without {name}; it has {', '.join(self.part)}: pull the rest too"
+            )
         return self.arrays[name]
 
     def _decode(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
+        self._steadily(array.name, shard, lambda: self._decode_once(array, shard, part, out))
+
+    def _decode_once(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
         rows = array.rows(shard)
         if part == slice(0, rows.stop - rows.start):
             data = self._store.shard(array, shard)
@@ -118,7 +163,7 @@ class Cache:
                 self._accept(array.name, shard, sha256_bytes(data))
             self._store.decode_into(array, shard, data, part, out)
             return
-        self.check(array.name, shard)
+        self._check(array.name, shard)
         key = (array.name, shard)
         if key not in self._indices:
             self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
@@ -126,6 +171,10 @@ class Cache:
 
     def _accept(self, name: str, shard: int, sha256: str) -> None:
         if sha256 != self._sealed[name, shard].sha256:
+            if isinstance(self.folder, CopiedStorage) and self.folder.drop(self._path(name, shard)):
+                raise FileChanged(self._path(name, shard))  # the copy went bad on the disk, and is fetched again
+            if self.folder.size(self._path(name, shard)) is None:
+                raise IncompleteError(f"{self.folder.name(self._path(name, shard))} is missing: build or push it again")
             array = self.arrays[name]
             span, path = array.rows(shard), self.folder.name(shard_key(array, shard))
             raise CorruptError(
@@ -167,19 +216,43 @@ def _absolute(value: Any, folder: Path) -> Any:
     return str((folder / value).resolve()) if isinstance(value, str) else value
 
 
-def open_cache(location: Location) -> Cache:
+def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
     """Open a sealed cache in a folder or behind a URL.
+
+    On a disk every shard is looked for and every description compared; a server is asked for spec and manifest alone,
+    and a shard that is missing there, or is not what was sealed, is noticed when it is touched first.
+
+    Args:
+        location: of the cache.
+        reach: how a URL is read.
 
     Raises:
         CacheError: it is not a cache.
         IncompleteError: it is not sealed, or a shard is missing.
         CorruptError: the manifest is not the spec's, or a shard has another size than recorded.
+        UnreachableError: a server does not answer.
     """
-    folder = open_storage(location)
+    folder = open_storage(location, retry_for=reach.retry_for)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
-    found = sizes(folder, [shard.path for shard in manifest.shards])
-    for shard, size in zip(manifest.shards, found, strict=True):
+    part = _read_part(folder) if isinstance(folder, LocalStorage) else None
+    if isinstance(folder, LocalStorage):
+        _check_files(folder, manifest, part)
+    files = ((shard.path, shard.size, shard.sha256) for shard in manifest.shards)
+    cache = Cache(reach.through_copy(folder, files), spec, manifest)
+    cache.part = part
+    return cache
+
+
+def _read_part(folder: Storage) -> tuple[str, ...] | None:
+    data = folder.read(PART)
+    return None if data is None else tuple(json.loads(data)["arrays"])
+
+
+def _check_files(folder: Storage, manifest: Manifest, part: tuple[str, ...] | None) -> None:
+    shards = [shard for shard in manifest.shards if part is None or shard.array in part]
+    found = sizes(folder, [shard.path for shard in shards])
+    for shard, size in zip(shards, found, strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
         if size != shard.size:
@@ -190,4 +263,3 @@ def open_cache(location: Location) -> Cache:
         if sha256_bytes(folder.read(file.path) or b"") != file.sha256:
             name = folder.name(file.path)
             raise CorruptError(f"{name} is not what was sealed: run darht-cache seal again, which writes it anew")
-    return Cache(folder, spec, manifest)
