@@ -24,6 +24,7 @@ from darht.core.cli import (
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
+from darht.trainer.export.cli import export
 from darht.trainer.state.cli import verify
 from darht.trainer.teacher.cli import allow_option, check, images, report_check, required_data, transfer
 
@@ -260,26 +261,5 @@ def train_run(
         leave(0)
 
 
-@train.command("export", kept="nothing is half written")
-@click.argument("run", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, help="A new or empty folder.")
-@click.option(
-    "--format",
-    "kind",
-    default="hub",
-    show_default=True,
-    type=click.Choice(["hub", "plain", "onnx"]),
-    help="hub: the student with its map; plain: the folded network's state_dict; onnx: that network, pixels to logits.",
-)
-@click.option(
-    "--which", default="student", show_default=True, type=click.Choice(["student", "last"]), help="Best or last."
-)
-def train_export(run: Path, out: Path, kind: Any, which: str) -> None:
-    """Write a run's student for use elsewhere."""
-    from darht.trainer.export.export import export_run
-
-    exported = export_run(run, out, kind=kind, which=which)
-    click.echo(f"{out}: {', '.join(exported.files)}; {exported.checked}")
-
-
+train.add_command(export)
 train.add_command(verify)
