@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from darht.cache.admin.transfer import Transfer
 
 
-@click.command(cls=StateCommand)
+@click.command(cls=StateCommand, kept="what was fetched is there")
 @click.argument("url")
 @click.option("--out", type=FOLDER, required=True, help="A new folder, or one that was pulled into before.")
 @click.option("--arrays", help="Only these, with commas between them, such as image,label; the folder says so.")
@@ -34,7 +34,7 @@ def pull(url: str, out: Path, arrays: str | None, retry_for: str) -> None:
     click.echo(f"{out}: {_told(found)}" + (f"; a part: {', '.join(chosen)}" if chosen else ""))
 
 
-@click.command(cls=StateCommand)
+@click.command(cls=StateCommand, kept="what was sent is there")
 @click.argument("folder", metavar="CACHE", type=FOLDER)
 @click.argument("url")
 def push(folder: Path, url: str) -> None:

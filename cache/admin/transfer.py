@@ -5,7 +5,6 @@ The manifest, or an export's index, goes last, so that nothing looks whole befor
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from darht.cache.read.reader import PART, Cache
 from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import sha256_bytes, sha256_file, whole_file
+from darht.core.sealed import seal_json
 from darht.core.storage import LocalStorage, Storage, open_storage
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
@@ -88,7 +88,7 @@ def pull(
     copied = _in_parallel(fetch, files)
     place = LocalStorage(out)
     if arrays:
-        place.write(PART, json.dumps({"arrays": list(arrays), "of": cache.root_hash}).encode())
+        place.write(PART, seal_json({"arrays": list(arrays), "of": cache.root_hash}))
     else:
         place.remove(PART)
     for key, data in last.items():

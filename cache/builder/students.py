@@ -4,7 +4,6 @@ A run holds its best student in `student/`; a student's folder holds `model.safe
 are two linear layers, so that the plain network of the architecture has the student's function; dropout is off.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from darht.core.config import parse
-from darht.core.errors import ConfigError, ModelError
+from darht.core.errors import ConfigError, CorruptError, ModelError
 from darht.core.files import sha256_file
 from darht.core.nets import build, fold_head, head_name
 from darht.core.nets.weights import _load_safetensors
 from darht.core.preprocessing import Preprocessing
+from darht.core.sealed import check_named, read_sealed
 
 RUN, BEST, CONFIG, WEIGHTS = "run.json", "student", "config.json", "model.safetensors"
 
@@ -33,11 +33,13 @@ def student_facts(place: Path) -> dict[str, Any]:
     """What a teacher's card says of the student in `place`, by field.
 
     Raises:
-        ModelError: `config.json` is not that of a student.
+        ModelError: `config.json` is not that of a student, or was changed, or the weights are not those it names.
     """
     path = place / CONFIG
     try:
-        said = json.loads(path.read_text())
+        sealed = read_sealed(path, "restore it, or train the student again")
+        check_named(path, sealed, WEIGHTS, "restore it, or train the student again")
+        said = sealed.value
         return {
             "arch": str(said["arch"]),
             "kwargs": dict(said["kwargs"]),
@@ -46,7 +48,7 @@ def student_facts(place: Path) -> dict[str, Any]:
             "training": {"student": str(said["recipe"]["recipe"]), "cache_root_hash": str(said["cache_root_hash"])},
             "weights_sha256": sha256_file(place / WEIGHTS),
         }
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+    except (CorruptError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ModelError(f"{path} is not a student's card: {error}") from error
 
 

@@ -1,7 +1,6 @@
 """Read a sealed cache."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from darht.cache.read.reach import Reach
 from darht.cache.read.steady import FileChanged, SteadyStorage
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
+from darht.core.sealed import unseal_json
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
 
 PART = "part.json"
@@ -246,7 +246,13 @@ def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
 
 def _read_part(folder: Storage) -> tuple[str, ...] | None:
     data = folder.read(PART)
-    return None if data is None else tuple(json.loads(data)["arrays"])
+    if data is None:
+        return None
+    again = "run darht-cache pull again"
+    arrays = unseal_json(data, folder.name(PART), again).value.get("arrays")
+    if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays):
+        raise CorruptError(f"{folder.name(PART)} must list the arrays that are here: {again}")
+    return tuple(arrays)
 
 
 def _check_files(folder: Storage, manifest: Manifest, part: tuple[str, ...] | None) -> None:

@@ -1,9 +1,8 @@
 """A run as a teacher: the folded student, under a card as a teacher's."""
 
-import json
-
 import pytest
 import torch
+from reseal import rewrite
 from runs import CPU
 
 from darht.cache.builder.build import build, plan_build
@@ -72,9 +71,11 @@ def test_what_is_no_student_is_refused(tmp_path):
     with pytest.raises(ModelError, match="is not a teacher folder"):
         load_teacher(tmp_path, CPU)
     folder = write(tmp_path / "s", 0)
-    card = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(card | {"kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}))
+    rewrite(folder / "config.json", kwargs={"width": 4, "blocks": [1, 1, 1, 1]})
     with pytest.raises(ModelError, match="does not fit resnet18"):
+        load_teacher(folder, CPU)
+    (folder / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelError, match=r"model\.safetensors has sha256"):
         load_teacher(folder, CPU)
     (folder / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="is not a student's card"):
