@@ -20,7 +20,7 @@ from darht.attacks.fab import FABT
 from darht.attacks.objectives import Model
 from darht.attacks.square import Square
 from darht.attacks.threat import Norm, Threat
-from darht.attacks.validate import alert, check_labels, is_probability, is_random
+from darht.attacks.validate import alert, as_labels, check_labels, is_probability, is_random, stream_of
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, SpecMismatchError
 from darht.core.rng import RowRng
@@ -145,29 +145,32 @@ class AutoAttack:
         x: Tensor,
         y: Tensor,
         *,
-        generator: RowRng,
+        generator: RowRng | None = None,
         state: Path | None = None,
         on_part: Callable[[str, float], None] = lambda name, accuracy: None,
+        seed: int = 0,
     ) -> Evaluation:
         """Evaluate a model on pixels `x` `[N, 3, H, W]` with labels `y` `[N]`.
 
         Args:
             model: logits, in eval mode.
             x: clean pixels in [0, 1].
-            y: labels.
+            y: labels, of any integer type.
             generator: keyed by row; each part draws from its own stream.
             state: a file that is written after each part; a run that finds it goes on where it stopped.
             on_part: told the robust accuracy after each part.
+            seed: of the random numbers where there is no `generator`.
 
         Raises:
             ConfigError, ModelError: see `Engine.run`.
             SpecMismatchError: `state` belongs to other images, labels, random numbers or settings.
             CacheError: `state` is damaged.
         """
+        y, stream = as_labels(y), generator or stream_of(seed, x)
         with self.engine.prepared(model, x, y) as ready:
             clean = forward_all(ready.exact, x, self.engine.slots)
             check_labels(clean, y)
-            run = _Run(self, ready, Rows(x=x, y=y, clean=clean, generator=generator), state)
+            run = _Run(self, ready, Rows(x=x, y=y, clean=clean, generator=stream), state)
             run.check_model()
             for name in run.chain(self.parts(clean.shape[1])):
                 on_part(name, float(run.robust.double().mean()))

@@ -29,16 +29,24 @@ class SingleModel:
         return False
 
     def __call__(
-        self: Attack, model: Model, x: Tensor, y: Tensor, *, generator: RowRng, targets: Tensor | None = None
+        self: Attack,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: RowRng | None = None,
+        targets: Tensor | None = None,
+        seed: int = 0,
     ) -> Tensor:
         """Craft adversarial examples; every row gets its whole budget.
 
         Args:
             model: logits `[B, C]` of pixels, in eval mode.
             x: clean pixels `[B, 3, H, W]` in [0, 1].
-            y: labels `[B]`.
+            y: labels `[B]`, of any integer type.
             generator: random numbers keyed by row; attacks without any do not draw from it.
             targets: a class for each row that the model shall answer, `[B]`; by default any but the label.
+            seed: of the random numbers where there is no `generator`; they are then keyed by the row's place in `x`.
 
         Returns:
             Adversarial pixels `[B, 3, H, W]` in [0, 1].
@@ -46,7 +54,7 @@ class SingleModel:
         Raises:
             ConfigError, ModelError: see `Engine.run`.
         """
-        return FULL.craft(self, model, x, y, generator=generator, targets=targets)
+        return FULL.craft(self, model, x, y, generator=generator, targets=targets, seed=seed)
 
     def runs(self, classes: int) -> int:
         """One."""

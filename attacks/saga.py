@@ -19,7 +19,7 @@ from darht.attacks.objectives import Model, objective_of
 from darht.attacks.pgd import check_sign_attack, climb
 from darht.attacks.rollout import Watched, is_transformer
 from darht.attacks.threat import LEVELS, Norm, Threat, to_levels
-from darht.attacks.validate import check_inputs, check_labels, check_targets
+from darht.attacks.validate import as_labels, check_inputs, check_labels, check_targets
 from darht.core.errors import ConfigError
 from darht.core.rng import RowRng
 
@@ -61,7 +61,13 @@ class SAGA:
         return Threat(eps=self.eps, norm=self.norm)
 
     def __call__(
-        self, models: Sequence[Model], x: Tensor, y: Tensor, *, generator: RowRng, targets: Tensor | None = None
+        self,
+        models: Sequence[Model],
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: RowRng | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]` in [0, 1] against all members at once; `generator` is not drawn from.
 
@@ -73,6 +79,7 @@ class SAGA:
         """
         if not models or (self.alphas and len(self.alphas) != len(models)):
             raise ConfigError(f"saga needs members, and one alpha for each; got {len(models)} and {len(self.alphas)}")
+        y = as_labels(y)
         for model in models:
             check_inputs(model, x, y)
         teams = _teams(models, min(torch.get_num_threads(), -(-len(x) // _SLOTS)) if x.device.type == "cpu" else 1)

@@ -19,6 +19,7 @@ from darht.attacks.apgd import APGD
 from darht.attacks.engine.engine import Engine
 from darht.attacks.engine.slots import forward_all
 from darht.attacks.objectives import Model
+from darht.attacks.threat import LEVELS
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
@@ -144,8 +145,13 @@ def heat_map(values: Sequence[Sequence[float]], made_on: Sequence[str], asked_of
 
 
 def balanced_rows(y: Tensor, eligible: Tensor, count: int) -> Tensor:
-    """Up to `count` eligible rows with equally many of each class, the first of each; int64 positions, sorted."""
-    classes = y.unique().tolist()
+    """Up to `count` eligible rows with equally many of each class, the first of each; int64 positions, sorted.
+
+    A class without any eligible row is left out; so the others still say what they can.
+    """
+    classes = y[eligible].unique().tolist()
+    if not classes:
+        return torch.zeros(0, dtype=torch.int64, device=y.device)
     each = [(eligible & (y == label)).nonzero().squeeze(1) for label in classes]
     quota = min(max(count // len(classes), 1), *(len(rows) for rows in each))
     chosen = torch.cat([rows[:quota] for rows in each])
@@ -166,7 +172,8 @@ def transfer_matrix(
 
     Args:
         models: by name; pixels in [0, 1] to logits, in eval mode.
-        x: clean pixels `[N, 3, H, W]` in [0, 1].
+        x: clean pixels `[N, 3, H, W]` in [0, 1], or uint8 on any device, of which only what is asked about becomes
+            floating point on the device of `y`.
         y: labels `[N]`; a row's position keys its random numbers.
         attacks: the target must withstand all of them.
         count: how many images for a pair, of each class equally many; fewer where fewer are answered rightly.
@@ -179,7 +186,7 @@ def transfer_matrix(
     engine = engine or Engine(rule="full")
     if not models or not attacks or engine.rule != "full":
         raise ConfigError("a transfer matrix needs models, attacks, and an engine with the rule full")
-    right = {name: forward_all([model], x, engine.slots).argmax(1) == y for name, model in models.items()}
+    right = {name: _right(model, x, y, engine.slots) for name, model in models.items()}
     C = int(y.max()) + 1 if len(y) else 0
     counted = np.zeros((len(models), len(models), C), dtype=np.int64)
     held = np.zeros_like(counted)
@@ -188,7 +195,8 @@ def transfer_matrix(
         used = torch.cat(list(chosen.values())).unique()
         generator = RowRng.create(seed, "transfer", source, rows=used)
         streams = [(attack, generator.fold(k)) for k, attack in enumerate(attacks)] if len(used) else []
-        made = [engine.run(one, models[source], x[used], y[used], generator=g).x_adv for one, g in streams]
+        clean = _pixels(x[used.to(x.device)], y.device)
+        made = [engine.run(one, models[source], clean, y[used], generator=g).x_adv for one, g in streams]
         for t, (target, model) in enumerate(models.items()):
             asked = torch.isin(used, chosen[target])
             labels = y[used][asked]
@@ -205,6 +213,17 @@ def transfer_matrix(
         right_by_class=held,
         record=record,
     )
+
+
+def _pixels(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device).float() / LEVELS if x.dtype == torch.uint8 else x
+
+
+def _right(model: Model, x: Tensor, y: Tensor, slots: int) -> Tensor:
+    """Which images a model answers rightly, bool `[N]`, in pieces of whole batches, which keep the bits."""
+    parts = zip(x.split(16 * slots), y.split(16 * slots), strict=True)
+    found = [forward_all([model], _pixels(part, y.device), slots).argmax(1) == labels for part, labels in parts]
+    return torch.cat(found) if found else torch.zeros_like(y, dtype=torch.bool)
 
 
 def _withstood(model: Model, made: list[Tensor], y: Tensor, slots: int) -> Tensor:

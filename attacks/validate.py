@@ -7,10 +7,21 @@ from torch import Tensor, nn
 
 from darht.attacks.objectives import Model
 from darht.core.errors import ConfigError, ModelError
+from darht.core.rng import RowRng
 
 
 class AttackWarning(UserWarning):
     """Something about the model makes the attack's answer less trustworthy."""
+
+
+def as_labels(y: Tensor) -> Tensor:
+    """Labels as int64: a cache stores smaller integers."""
+    return y.long() if y.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32) else y
+
+
+def stream_of(seed: int, x: Tensor) -> RowRng:
+    """Random numbers for somebody who gives a seed alone: keyed by the place of a row in `x`."""
+    return RowRng.create(seed, "attack", rows=torch.arange(len(x), device=x.device))
 
 
 def check_inputs(model: Model, x: Tensor, y: Tensor) -> None:
@@ -29,7 +40,7 @@ def check_inputs(model: Model, x: Tensor, y: Tensor) -> None:
     if not x.is_floating_point():
         raise ConfigError(f"x must be floating point pixels in [0, 1]; got {x.dtype}: divide uint8 by 255")
     if y.dtype != torch.int64:
-        raise ConfigError(f"y must be int64 class indices; got {y.dtype}")
+        raise ConfigError(f"y must be int64 class indices, or of another integer type; got {y.dtype}")
     if not bool((x.amin() >= 0) & (x.amax() <= 1)):
         raise ConfigError(f"pixels must lie in [0, 1]; got [{x.amin():g}, {x.amax():g}]: divide uint8 by 255")
     if int(y.min()) < 0:

@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import yaml
 
+from darht.cache.builder.config import load_config
 from darht.cache.builder.teachers import read_card
 from darht.core.config import canonical_json, load_mapping, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.core.keys import check_seed
 from darht.core.recipes import find_recipe
+from darht.trainer.config import load_recipe
 
 STAGES = "stages.json"
 
@@ -33,6 +35,7 @@ class TeacherPlan:
         kwargs, resize, algorithm, set: the other options of its training.
         path: of a trained or imported teacher's folder, relative to the experiment's file; it is only measured.
         role: in the cache, robust or vanilla.
+        allow: take it though it makes no sense (`--allow` of `darht-cache build`).
     """
 
     arch: str | None = None
@@ -42,6 +45,7 @@ class TeacherPlan:
     set: dict[str, Any] = field(default_factory=dict)
     path: str | None = None
     role: Literal["robust", "vanilla"] = "robust"
+    allow: bool = False
 
     def __post_init__(self) -> None:
         if (self.arch is None) == (self.path is None):
@@ -117,10 +121,12 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     data += _options(config.data, "image_size")
     stages = [_teach(name, plan, config, out, data) for name, plan in config.teachers.items()]
     cache, limit = str(out / "cache"), config.data.get("test_limit")
-    stages.append(Stage("cache", ("darht-cache", "build", str(out / "cache.yaml"), "--out", cache)))
+    allowed = [word for name, plan in config.teachers.items() if plan.allow for word in ("--allow", name)]
+    stages.append(Stage("cache", ("darht-cache", "build", str(out / "cache.yaml"), "--out", cache, *allowed)))
     stages.append(Stage("info", ("darht-cache", "info", cache)))
-    stages.append(Stage("transfer", ("darht-inspect", "transfer", cache)))
-    stages.append(Stage("neighbours", ("darht-inspect", "neighbours", cache, "--row", str(config.row))))
+    if config.cache.get("attacks"):  # both look at perturbations
+        stages.append(Stage("transfer", ("darht-inspect", "transfer", cache)))
+        stages.append(Stage("neighbours", ("darht-inspect", "neighbours", cache, "--row", str(config.row))))
     for name in config.students:
         run, recipe = str(out / "run" / name), str(out / "recipes" / f"{name}.yaml")
         words = ("darht-train", "--shards", cache, "--recipe", recipe, "--out", run, "--resume")
@@ -133,7 +139,8 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
 def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, data: list[str]) -> Stage:
     if plan.arch is None:
         limit = _options({"limit": config.data.get("test_limit")}, "limit")
-        return Stage(f"teacher {name}", ("darht-teacher", "check", str(plan.path), *data, *limit))
+        allow = ("--allow", Path(str(plan.path)).name) if plan.allow else ()
+        return Stage(f"teacher {name}", ("darht-teacher", "check", str(plan.path), *data, *limit, *allow))
     words = ["darht-teacher", "train", *data, *_options(config.data, "limit", "test_limit")]
     words += ["--arch", plan.arch, "--kwargs", json.dumps(plan.kwargs)]
     words += ["--resize", str(plan.resize)] if plan.resize else []
@@ -180,8 +187,17 @@ def run_experiment(
 
     Returns:
         Seconds by stage.
+
+    Raises:
+        ConfigError: a file that a later stage would refuse; before any stage has run.
     """
     write_inputs(config, out, root)
+    load_config(out / "cache.yaml")
+    for name in config.students:
+        load_recipe(out / "recipes" / f"{name}.yaml", ())
+    rows = config.data.get("limit")
+    if rows is not None and not 0 <= config.row < rows:
+        raise ConfigError(f"row must lie in 0..{rows - 1}, the rows that data.limit takes; got {config.row}")
     path = out / STAGES
     done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
     for stage in plan_stages(config, out, root):
@@ -228,16 +244,18 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
         f"together {sum(seconds.values()):.0f}",
         f"teachers: {out / 'teachers'}   spec: {out / 'cache.yaml'}   cache: {out / 'cache'}   runs: {out / 'run'}",
-        f"pictures: {out / 'cache-transfer.png'}, {out / f'cache-neighbours-{config.row}.png'}",
     ]
+    if "transfer" in seconds:
+        facts.append(f"pictures: {out / 'cache-transfer.png'}, {out / f'cache-neighbours-{config.row}.png'}")
     return Result(teachers, students, facts)
 
 
 def _student_row(name: str, out: Path, seconds: dict[str, float]) -> tuple[str, ...]:
     report = json.loads((out / "run" / name / "eval.json").read_text())
     scores = {score["name"]: score["accuracy"] for score in report["scores"]}
-    transfer = min(value for key, value in scores.items() if key.startswith("transfer:"))
+    transfer = min((value for key, value in scores.items() if key.startswith("transfer:")), default=None)
     recipe = report["recipe"]
-    figures = [scores["clean"], scores["fgsm"], scores["pgd-20"], transfer, scores["worst case"]]
+    figures = [*(scores.get(key) for key in ("clean", "fgsm", "pgd-20")), transfer, scores.get("worst case")]
+    texts = ("-" if value is None else f"{value:.1f}" for value in figures)  # what was left out stays empty
     taken = f"{seconds[f'train {name}']:.0f}"
-    return (name, recipe["recipe"], recipe["inner"]["kind"], *(f"{value:.1f}" for value in figures), taken)
+    return (name, recipe["recipe"], recipe["inner"]["kind"], *texts, taken)

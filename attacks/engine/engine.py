@@ -23,7 +23,7 @@ from darht.attacks.engine.query_model import Precision
 from darht.attacks.engine.slots import Queue, Results, forward_all, run_lanes
 from darht.attacks.engine.state import Attack, Rows, Rule
 from darht.attacks.objectives import Model, cross_entropy, margin
-from darht.attacks.validate import check_inputs, check_labels, check_targets
+from darht.attacks.validate import as_labels, check_inputs, check_labels, check_targets, stream_of
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.nets.layout import to_channels_last
@@ -130,19 +130,23 @@ class Engine:
         x: Tensor,
         y: Tensor,
         *,
-        generator: RowRng,
+        generator: RowRng | None = None,
         targets: Tensor | None = None,
+        seed: int = 0,
     ) -> Outcome:
         """Attack pixels `x` `[N, 3, H, W]` with labels `y` `[N]` and tell what happened to each row.
 
         With `targets`, a class for each row, an attack succeeds where the model answers that class, and nowhere else.
+        Without a `generator` random numbers are those of `seed`, keyed by the row's place in `x`. Labels may be of any
+        integer type.
 
         Raises:
             ConfigError, ModelError: what `checks` refuses: train mode, NaN, pixels, labels or targets out of range, no
                 gradient.
         """
+        y, stream = as_labels(y), generator or stream_of(seed, x)
         with self.prepared(model, x, y) as ready:
-            return self.run_prepared(attack, ready, self._rows(ready, x, y, generator, targets))
+            return self.run_prepared(attack, ready, self._rows(ready, x, y, stream, targets))
 
     def _rows(self, ready: Prepared, x: Tensor, y: Tensor, generator: RowRng, targets: Tensor | None) -> Rows:
         clean = forward_all(ready.exact, x, self.slots)
@@ -183,12 +187,14 @@ class Engine:
         x: Tensor,
         y: Tensor,
         *,
-        generator: RowRng,
+        generator: RowRng | None = None,
         targets: Tensor | None = None,
+        seed: int = 0,
     ) -> Tensor:
         """Adversarial pixels only: `run` without the passes that judge the result."""
+        y, stream = as_labels(y), generator or stream_of(seed, x)
         with self.prepared(model, x, y) as ready:
-            rows = self._rows(ready, x, y, generator, targets)
+            rows = self._rows(ready, x, y, stream, targets)
             results = self._craft(attack, ready, rows, torch.arange(len(y), device=y.device))
         return store(results.x_adv, x, attack.threat, self.scale, whole=attack.whole_levels)[0]
 
@@ -206,7 +212,7 @@ class Engine:
             return Prepared(exact=[model], fast=[model])
         lanes = self.lanes or (torch.get_num_threads() if x.device.type == "cpu" else 1)
         lanes = max(1, min(lanes, -(-len(x) // SMALLEST)))
-        exact, probe = replicas(copied, lanes), x[:SMALLEST]
+        exact, probe = replicas(copied, lanes), x[:SMALLEST].clone()
         fused = folded(copied, probe) if self.fold else None
         if fused is None and not self.compile and not self.channels_last:
             return Prepared(exact=exact, fast=exact)

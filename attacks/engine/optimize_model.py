@@ -39,7 +39,7 @@ def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
     try:
         fused = _fold(fx.symbolic_trace(copy.deepcopy(model))).requires_grad_(False).eval()
         with torch.no_grad():
-            want, got = model(probe), fused(probe)
+            want, got = model(probe.clone()), fused(probe.clone())
     except Exception:  # tracing runs foreign code with proxies: whatever it raises means "not traceable"
         return None
     return fused if bool((want - got).abs().max() <= _TOLERANCE * want.abs().max()) else None

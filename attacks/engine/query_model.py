@@ -71,7 +71,7 @@ class Oracle:
     def _forward(self, z: Tensor) -> Tensor:
         self.forwards += 1
         with self._autocast(z.device.type):
-            logits = self.model(z)
+            logits = self.model(z.clone())  # a model may normalise in place, and the iterate is ours
         if logits.dtype != z.dtype:
             logits = logits.to(z.dtype)
         if not bool(torch.isfinite(logits).all()):

@@ -66,7 +66,17 @@ def test_rows_are_balanced():
     y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
     chosen = balanced_rows(y, torch.ones(9, dtype=torch.bool), 6)
     assert chosen.tolist() == [0, 1, 3, 4, 5, 6]
-    assert len(balanced_rows(y, y != 1, 6)) == 0
+    assert balanced_rows(y, y != 1, 6).tolist() == [0, 1, 2, 5, 6, 7]  # a class without a right answer is left out
+    assert len(balanced_rows(y, y > 2, 6)) == 0
+
+
+def test_stored_pixels_are_taken_as_they_are():
+    """No floating point copy of a whole split is made, and the answers are those of one."""
+    model, x = Tiny(), images(70)
+    y, stored = labelled(model, x), (x * 255).round().to(torch.uint8)
+    options = {"attacks": (FGSM(eps=8),), "count": 40}
+    once, other = (transfer_matrix({"a": model}, pixels, y, **options) for pixels in (x, stored))
+    assert (once.right_by_class == other.right_by_class).all() and once.counted.sum() > 0
 
 
 def test_refusals(scene):

@@ -1,7 +1,9 @@
 """Whole experiments: the commands that are run, what is skipped, and the main job on a handful of digits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +12,7 @@ from click.testing import CliRunner
 from darht.cache.builder.config import load_config
 from darht.core.errors import ConfigError
 from darht.tools.cli import experiment
-from darht.tools.experiment import load_experiment, plan_stages, run_experiment, write_inputs
+from darht.tools.experiment import collect, load_experiment, plan_stages, run_experiment, write_inputs
 from darht.trainer.config import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -20,12 +22,13 @@ TRAINING = {"eps": 32, "step": 8, "steps": 1, "padding": 1, "flip": False, "opti
 TINY = {
     "data": {"source": "digits", "limit": 80, "test_limit": 40, "holdout": 0.1},
     "teachers": {
-        "resnet": {**TINY_NET, "set": TRAINING},
+        "resnet": {**TINY_NET, "set": TRAINING, "allow": True},
         "vit": {
             "arch": "timm:vit_tiny_patch16_224",
             "kwargs": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
             "algorithm": "standard",
             "set": TRAINING,
+            "allow": True,
         },
     },
     "cache": {
@@ -163,3 +166,44 @@ def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:
             load_experiment(path)
         result = CliRunner().invoke(experiment, [str(path), "--out", str(tmp_path / "out")])
         assert result.exit_code == 2 and result.output.startswith("error: ") and len(result.output.splitlines()) == 1
+
+
+def test_what_a_later_stage_would_refuse_is_told_before_the_first(tmp_path: Path) -> None:
+    def refuse(change: dict[str, Any]) -> str:
+        path = tmp_path / "wrong.yaml"
+        path.write_text(yaml.safe_dump({**TINY, **change}))
+        with pytest.raises(ConfigError) as caught:
+            run_experiment(
+                load_experiment(path), tmp_path / "out", root=None, call=lambda words: pytest.fail(), tell=print
+            )
+        return str(caught.value)
+
+    assert "cache.yaml: attack 'pgd' names teacher 'resnt'" in refuse(
+        {"cache": {"attacks": {"pgd": {"teacher": "resnt"}}}}
+    )
+    assert "unknown key 'recpie'" in refuse({"students": {"one": {"recpie": "kd"}}})
+    assert refuse({"row": 80}) == "row must lie in 0..79, the rows that data.limit takes; got 80"
+
+
+def test_an_experiment_without_transfer_ends_with_its_table(tiny_recipe: Path, tmp_path: Path) -> None:
+    config = load_experiment(tiny_recipe)
+    bare = replace(config, teachers={}, cache={"views": {"padding": 1}})
+    assert [stage.name for stage in plan_stages(bare, tmp_path, None)] == [
+        "cache",
+        "info",
+        "train cached",
+        "eval cached",
+    ]
+    scores = [
+        {"name": name, "accuracy": value} for name, value in (("clean", 50.0), ("pgd-20", 20.0), ("worst case", 20.0))
+    ]
+    run = tmp_path / "run" / "cached"
+    run.mkdir(parents=True)
+    report = {"scores": scores, "recipe": {"recipe": "at", "inner": {"kind": "pgd"}}}
+    (run / "eval.json").write_text(json.dumps(report))
+    (tmp_path / "cache").mkdir()
+    manifest = {"shards": [{"size": 10}], "rows": 10, "root_hash": "ab" * 32}
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    result = collect(bare, tmp_path, {"cache": 1.0, "train cached": 2.0})
+    assert result.students == [("cached", "at", "pgd", "50.0", "-", "20.0", "-", "20.0", "2")]
+    assert not any("pictures" in fact for fact in result.facts)

@@ -119,7 +119,7 @@ def transfer_between(
         raise ConfigError("; ".join(problems))
     for folder in folders:
         check_class_names(loaded[folder.name][1].classes, source.classes, str(folder), source.name)
-    x, y = torch.from_numpy(source.images).to(device).float() / 255, torch.from_numpy(source.labels).to(device)
+    x, y = torch.from_numpy(source.images), torch.from_numpy(source.labels).to(device)
     models = {name: model for name, (model, _) in loaded.items()}
     attacks = [ATTACKS[kind](eps=radius) for kind in kinds]
     return transfer_matrix(models, x, y, attacks=attacks, count=count, seed=seed)
