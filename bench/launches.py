@@ -43,21 +43,21 @@ META = torch.device("meta")
 ROWS, SIDE, TEACHERS, CLASSES, BATCH = 50_000, 32, 3, 10, 256
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view"}
 HEAD = "# Launches of a training step"
-ABOUT = """ResNet-18, batches of 256
-images of 32x32, one adversarial step of `darht` with three teachers, not an epoch's first, not compiled. It is counted on
+ABOUT = """ResNet-18, batches of 256 images
+of 32x32, one adversarial step of `darht` with three teachers, not an epoch's first, not compiled. It is counted on
 torch's `meta` device: nothing here was measured on a GPU. An operator counts as one launch, a view as none. At about 5
 microseconds each, 1,000 launches are 5 ms of the host's time."""
 AFTER = """
-The optimizer is one fused launch on a GPU, which `meta` does not have. `compute.compile` makes one graph of each pass of
-the student. Before the views of an epoch were drawn at once and the metrics summed together, a step had 639 (`cached`),
-1,010 (`warm`) and 2,318 launches (`pgd:10`).
+The optimizer is one fused launch on a GPU, which `meta` does not have. `compute.compile` makes one graph of each pass
+of the student. Before the views of an epoch were drawn at once and the metrics summed together, a step had 639
+(`cached`), 1,010 (`warm`) and 2,318 launches (`pgd:10`).
 
-Too many still: the random start of `pgd` (one draw of Philox), the memory of `warm`, and the rest around the student's own
-passes. Wanted are 40, and 10 for each step of `pgd`. CUDA graphs, a fused memory and a network twin for the inner loop
-were not tried.
+Too many still: the random start of `pgd` (one draw of Philox), the memory of `warm`, and the rest around the student's
+own passes. Wanted are 40, and 10 for each step of `pgd`. CUDA graphs, a fused memory and a network twin for the inner
+loop were not tried.
 
-Nothing in a step asks the device for a value: `tests/trainer/student/test_dry_run.py` trains on `meta`, and names what a
-run asks for outside of its steps.
+Nothing in a step asks the device for a value: `tests/trainer/student/test_dry_run.py` trains on `meta`, and names what
+a run asks for outside of its steps.
 """
 MODES: dict[str, dict[str, Any]] = {
     "cached": {"inner": {"kind": "cached"}},
