@@ -33,10 +33,10 @@ from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.student import train as trainer
 from darht.trainer.student.distributed import Ranks
+from darht.trainer.student.gradients import compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.model import Student
 from darht.trainer.student.run import TrainState
-from darht.trainer.student.train import Callbacks, TrainContext
 from darht.trainer.student.warm import WarmMemory
 
 META = torch.device("meta")
@@ -154,14 +154,13 @@ def count(mode: str, kwargs: dict[str, Any] | None = None) -> Counter[str]:
         memory.complete = True
     state = TrainState(student, student, make_optimizer(student, config.optim), memory)
     examples = Examples(config, config.objective(), memory, rows=ROWS)
-    context: Any = TrainContext(feed=Any, examples=examples, ranks=Ranks(), out=Path(), callbacks=Callbacks())  # type: ignore[arg-type]
     metrics = Metrics(META)
     with parts(launches):
         for number in range(2):  # the optimizer's first step makes its momenta, and an epoch's draws are made once
             launches.counts.clear()
             at = torch.arange(number * BATCH, (number + 1) * BATCH)
             with launches:
-                trainer._compute_gradients(state, context, metrics, data, at, number=number, done=0.5)
+                compute_gradients(state, examples, Ranks(), metrics, data=data, batch=at, number=number, done=0.5)
                 trainer.take_step(student, state.optimizer, config.optim, 0.5)
     return launches.counts
 

@@ -66,6 +66,10 @@ def run(config: TrainConfig, cache, out, **more) -> int:
 def recipe(name: str, **changes) -> TrainConfig:
     if name == "darht":
         changes.setdefault("loss", {"phases": (0.0, 1.0), "clean_share": 0.0})
+    if name == "saad":
+        changes.setdefault("targets", "first-order")  # compares two points of an image
+    if RECIPES[name].uses_average:
+        changes.setdefault("average", AverageConfig(kind="ema"))
     student = dataclasses.replace(TINY, feature_map=RECIPES[name].needs_feature_map)
     return changed(PLAIN, recipe=name, student=changes.pop("student", student), **changes)
 
