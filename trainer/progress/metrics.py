@@ -41,6 +41,43 @@ class Reading(NamedTuple):
     adversarial: float | None
 
 
+class LateCopy:
+    """A small tensor of a GPU as it was a few steps ago at the latest, read without waiting."""
+
+    def __init__(self) -> None:
+        self._copy: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def of(self, value: Tensor) -> Tensor | None:
+        """What was copied before, once it is there, and None until then; the next copy is of `value`."""
+        seen = None
+        if self._copied is not None and self._copied.query():
+            assert self._copy is not None
+            seen = self._copy
+        if self._copied is None or seen is not None:
+            self._copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._copy.copy_(value, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return seen
+
+
+class LossReader:
+    """The loss of a step as a number: on a GPU that of a few steps ago, save the first and what is wanted at once."""
+
+    def __init__(self) -> None:
+        self._late = LateCopy()
+        self._last: float | None = None
+
+    def read(self, loss: Tensor, *, at_once: bool) -> float:
+        """The number; only the first one and `at_once` wait for a GPU."""
+        if at_once or self._last is None or loss.device.type != "cuda":
+            self._last = float(loss)
+        elif (seen := self._late.of(loss)) is not None:
+            self._last = float(seen)
+        return self._last
+
+
 class Metrics:
     """Sums of one epoch on the training device.
 
@@ -51,8 +88,7 @@ class Metrics:
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(6, dtype=torch.float64, device=device)
-        self._copy: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._late = LateCopy()
 
     @torch.no_grad()
     def count(self, out: StudentOutput, batch: Batch) -> None:
@@ -81,16 +117,8 @@ class Metrics:
         """The figures a few steps ago at the latest, without waiting for a GPU; None while there are none."""
         if self.counts.device.type != "cuda":
             return self.reading() if self.counts[_STEPS] else None
-        seen = None
-        if self._copied is not None and self._copied.query():
-            assert self._copy is not None
-            seen = _reading(self._copy)
-        if self._copied is None or seen is not None:
-            self._copy = torch.empty(6, dtype=torch.float64, pin_memory=True)
-            self._copy.copy_(self.counts, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        return seen
+        seen = self._late.of(self.counts)
+        return None if seen is None else _reading(seen)
 
     def row(self) -> dict[str, float | None]:
         """The part of the log's row that the batches tell; accuracies of rows that were not seen are None."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.attacks.objectives import cross_entropy, input_gradient
-from darht.attacks.pgd import ascend
+from darht.attacks.pgd import ascend, climb
 from darht.attacks.threat import LEVELS, to_levels
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.apply_views import apply_views
@@ -33,6 +33,7 @@ from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
 from darht.core.version import VERSION
 from darht.trainer.config import TeachConfig
+from darht.trainer.progress.metrics import LossReader
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.state.checkpoint import CHECKPOINT
 from darht.trainer.state.pause import Pause
@@ -182,7 +183,7 @@ def _fit(
     offsets = torch.from_numpy(crop_flip_offsets(config.padding, flip=config.flip)).to(images.device)
     forward = Compiled(teacher) if config.compile else teacher
     steps = max(1, len(images) // config.optim.batch_size)
-    total = steps * config.optim.epochs
+    total, losses = steps * config.optim.epochs, LossReader()
     for step, epoch, rows in _batches(labels, config, steps, start=checkpoints.load(teacher, optimizer)):
         views = draw_choices(rows, len(offsets), config.seed, epoch, "view")
         x = apply_views(images[rows], offsets[views]).float() / LEVELS
@@ -190,7 +191,7 @@ def _fit(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = outer_loss(forward, x, labels[rows], config, generator)
         descend(loss, teacher, optimizer, config.optim, step / total)
-        value = float(loss.detach())
+        value = losses.read(loss.detach(), at_once=(step + 1) % steps == 0)  # before the epoch's checkpoint
         check_finite(value, epoch + 1)
         if (step + 1) % steps == 0:
             checkpoints.save(teacher, optimizer, step + 1)
@@ -248,8 +249,11 @@ def craft(model: nn.Module, x: Tensor, y: Tensor, config: TeachConfig, generator
 
 
 def _friendly(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, config: TeachConfig) -> Tensor:
+    """FAT's perturbation in levels; on a CPU rows that have stopped cost nothing, elsewhere shapes stay as they are."""
     threat, clean = config.pgd().threat, to_levels(x)
     delta = (clean + delta).clamp(0, LEVELS) - clean
+    if x.device.type != "cpu":
+        return _friendly_in_one_shape(model, clean, y, delta, config)
     left = torch.full_like(y, config.tau)
     going = torch.arange(len(y), device=y.device)
     for _ in range(config.steps):
@@ -263,6 +267,19 @@ def _friendly(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, config: Tea
         gradient = input_gradient(partial(_loss, model, y[going]), levels / LEVELS)
         moved = threat.project(delta[going] + config.step * threat.direction(gradient))
         delta[going] = (clean[going] + moved).clamp(0, LEVELS) - clean[going]
+    return delta
+
+
+def _friendly_in_one_shape(model: nn.Module, clean: Tensor, y: Tensor, delta: Tensor, config: TeachConfig) -> Tensor:
+    """The same with every row in every step, so that a GPU is not asked how many are left; all in levels."""
+    threat, left, going = config.pgd().threat, torch.full_like(y, config.tau), torch.ones_like(y, dtype=torch.bool)
+    for _ in range(config.steps):
+        wrong = (_answers(model, clean + delta) != y) & going
+        going = going & (~wrong | (left > 0))
+        left = left - wrong.long()
+        gradient = input_gradient(partial(_loss, model, y), (clean + delta) / LEVELS)
+        moved = climb(clean, delta, threat.direction(gradient), threat=threat, step=config.step)
+        delta = torch.where(going[:, None, None, None], moved, delta)
     return delta
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from darht.trainer.progress.metrics import Metrics, Reading
+from darht.trainer.progress.metrics import LossReader, Metrics, Reading
 from darht.trainer.student.model import StudentOutput
 
 CPU = torch.device("cpu")
@@ -81,3 +81,43 @@ def test_a_glance_says_nothing_before_the_first_step():
     assert metrics.glance() is None
     metrics.add(torch.tensor(2.0))
     assert metrics.glance() == Reading(2.0, None, None)
+
+
+def test_a_loss_is_read_late_unless_it_is_the_first_or_wanted_at_once(monkeypatch):
+    """The branch of a GPU: a copy is on its way until its event has happened."""
+    arrived, losses = [False], LossReader()
+
+    class Event:
+        record = staticmethod(lambda: None)
+        query = staticmethod(lambda: arrived[0])
+
+    class OnGPU:
+        """A loss that says it lies on a GPU; `float` of it is what waits."""
+
+        device, shape, dtype = torch.device("cuda"), torch.Size([]), torch.float32
+
+        def __init__(self, value):
+            self.value, self.waits = value, 0
+
+        def __float__(self):
+            self.waits += 1
+            return self.value
+
+    class Pinned:
+        def copy_(self, loss, non_blocking):
+            assert non_blocking
+            self.value = loss.value
+
+        def __float__(self):
+            return self.value
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda shape, *, dtype, pin_memory: Pinned())
+    steps = [OnGPU(float(number)) for number in range(5)]
+    seen = []
+    for number, loss in enumerate(steps):
+        arrived[0] = number == 3
+        seen.append(losses.read(loss, at_once=number == 4))
+    assert seen == [0, 0, 0, 1, 4]  # the second was sent, and arrived with the fourth
+    assert [loss.waits for loss in steps] == [1, 0, 0, 0, 1]
+    assert LossReader().read(torch.tensor(3.0), at_once=False) == 3

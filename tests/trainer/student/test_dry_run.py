@@ -7,16 +7,27 @@ run asks for outside of its steps is replaced here by name, with the reason.
 import dataclasses
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from runs import changed
 
 import darht.trainer.student.setup as setup
 import darht.trainer.student.train as trainer
+import darht.trainer.teacher.train as teacher
 from darht.cache.read.reader import open_cache
 from darht.cache.read.stream import Feed
-from darht.trainer.config import AverageConfig, ComputeConfig, StudentConfig, TrainConfig, WarmConfig
-from darht.trainer.progress.metrics import Metrics, Reading
+from darht.cache.sources.load import Source
+from darht.trainer.config import (
+    AverageConfig,
+    ComputeConfig,
+    OptimConfig,
+    StudentConfig,
+    TeachConfig,
+    TrainConfig,
+    WarmConfig,
+)
+from darht.trainer.progress.metrics import LossReader, Metrics, Reading
 from darht.trainer.student.losses import RECIPES
 
 BUDGET = 9e-5  # GiB: holds some of the rows of `fine_cache`
@@ -55,6 +66,10 @@ def run(config: TrainConfig, cache, out, **more) -> int:
 def recipe(name: str, **changes) -> TrainConfig:
     if name == "darht":
         changes.setdefault("loss", {"phases": (0.0, 1.0), "clean_share": 0.0})
+    if name == "saad":
+        changes.setdefault("targets", "first-order")  # compares two points of an image
+    if RECIPES[name].uses_average:
+        changes.setdefault("average", AverageConfig(kind="ema"))
     student = dataclasses.replace(TINY, feature_map=RECIPES[name].needs_feature_map)
     return changed(PLAIN, recipe=name, student=changes.pop("student", student), **changes)
 
@@ -98,3 +113,15 @@ def test_a_step_that_asks_is_found(mixed_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "take_step", lambda model, *_: bool(next(model.parameters()).sum() > 0))
     with pytest.raises(RuntimeError, match="meta"):
         run(PLAIN, mixed_cache, tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", ["standard", "pgd-at", "trades", "fat"])
+def test_a_step_of_a_teacher_asks_for_no_value(algorithm, monkeypatch):
+    monkeypatch.setattr(teacher, "to_channels_last", lambda net, pixels: None)  # asks twice, once in a training
+    reads = []
+    monkeypatch.setattr(LossReader, "read", lambda losses, loss, *, at_once: reads.append(at_once) or 0.0)
+    source = Source("none", "train", np.zeros((24, 3, 8, 8), np.uint8), np.zeros(24, np.int64), ("a", "b"), "")
+    optim = OptimConfig(epochs=1, batch_size=8, clip_norm=1.0)
+    config = TeachConfig(algorithm=algorithm, optim=optim, steps=2, padding=1)
+    teacher.teach(config, source, TINY.arch, TINY.kwargs, device=META)
+    assert reads == [False, False, True]  # a copy of the loss that is on its way, and at the epoch's end the number

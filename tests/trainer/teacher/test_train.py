@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import darht.trainer.teacher.train as teacher_module
 from darht.attacks import PGD
 from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, save_teacher
 from darht.cache.sources.load import load_source
@@ -139,6 +140,9 @@ def test_friendly_examples_stop_tau_steps_after_they_are_misclassified_first(tau
     config, model = settings("fat", tau=tau, eps=24, step=3, steps=9), Linear()
     found = craft(model, x, y, config, generator)
     start = config.pgd().threat.random_start(x.shape, generator)
+    delta = (x * 255 + start).clamp(0, 255) - x * 255
+    in_one_shape = teacher_module._friendly_in_one_shape(model, x * 255, y, delta, config)  # as on a GPU
+    assert torch.equal((x * 255 + in_one_shape).round(), (found * 255).round())
     steps = []
     for row in range(len(x)):
         expected, taken = friendly_by_hand(model, images[row], int(y[row]), start[row], config)
