@@ -6,6 +6,7 @@
     ├── ConfigError           exit 2   a spec, recipe or option breaks a rule
     ├── DataError             exit 2   a source file is missing, cut or wrong
     ├── ModelError            exit 2   weights or an architecture do not fit
+    ├── UnreachableError      exit 75  a server did not answer for as long as it was waited for: try again
     └── CacheError            exit 2   a cache or run folder cannot be used as asked
         ├── SpecMismatchError exit 2   the folder holds something built from another spec
         ├── IncompleteError   exit 3   units are missing, or the cache is not sealed
@@ -29,6 +30,12 @@ class DataError(DarhtError):
 
 class ModelError(DarhtError):
     """Weights or an architecture do not fit."""
+
+
+class UnreachableError(DarhtError):
+    """A server did not answer for as long as it was waited for; what was kept before is whole, as after a kill."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it for "try again"
 
 
 class CacheError(DarhtError):

@@ -1,11 +1,13 @@
 """Servers on loopback: files over HTTP, and a proxy that fails as networks do, on a seeded schedule."""
 
 import contextlib
+import hashlib
 import http.client
 import http.server
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -126,3 +128,117 @@ class FaultProxy:
         request.close_connection = True
         request.wfile.flush()
         request.connection.shutdown(socket.SHUT_RDWR)
+
+
+class FileServer:
+    """Files of a folder over HTTP with ranges and ETags, that counts what it is asked and fails as it is told.
+
+    Attributes:
+        asked: method and path of every request, in order.
+        sent: bytes of files sent.
+        status: answer every request with this, unless it is 0.
+        failures: so many of the next requests get a 503.
+        latency: seconds before each answer.
+        hang: seconds before each answer to a request for a path that contains `hang_at`.
+        ranges: whether parts are sent where they are asked for.
+        flip: change a byte of every file that is large enough to be a shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked, self.sent = folder, list[str](), 0
+        self.status, self.failures, self.latency, self.hang, self.hang_at = 0, 0, 0.0, 0.0, ""
+        self.ranges, self.flip = True, False
+        self.authorization: list[str | None] = []
+        self._lock, self._connections = threading.Lock(), list[socket.socket]()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def setup(self) -> None:
+                super().setup()
+                outer._connections.append(self.connection)
+
+            def answer(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    outer.handle(self)
+
+            do_GET = do_HEAD = answer
+
+        self._handler = Handler
+        self._server: http.server.ThreadingHTTPServer | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """Where the folder's files are."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listen, at the same port as before."""
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
+        self._server.daemon_threads, self._port = True, self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections, and hang up those that are open."""
+        if self._server is not None:
+            while self._connections:
+                with contextlib.suppress(OSError):
+                    self._connections.pop().shutdown(socket.SHUT_RDWR)
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def __enter__(self) -> "FileServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def clear(self) -> None:
+        """Begin to count anew."""
+        self.asked, self.sent, self.authorization = [], 0, []
+
+    def handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """One request."""
+        with self._lock:
+            self.asked.append(f"{request.command} {request.path}")
+            self.authorization.append(request.headers.get("Authorization"))
+            status = self.status or (503 if self.failures > 0 else 0)
+            self.failures -= 1
+        time.sleep(self.hang if self.hang_at and self.hang_at in request.path else self.latency)
+        path = self.folder / request.path.lstrip("/")
+        if status or not path.is_file():
+            request.send_response(status or 404)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        data = path.read_bytes()
+        if self.flip and len(data) > 500:
+            data = data[:250] + bytes([data[250] ^ 1]) + data[251:]
+        tag, start, stop = f'"{hashlib.sha256(data).hexdigest()}"', 0, len(data)
+        asked = request.headers.get("Range", "").removeprefix("bytes=")
+        if asked and self.ranges:
+            first, _, last = asked.partition("-")
+            start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
+        if start >= len(data) > 0:
+            request.send_response(416)
+            start = stop = 0
+        elif asked and self.ranges and data:
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        else:
+            request.send_response(200)
+        request.send_header("ETag", tag)
+        request.send_header("Last-Modified", request.date_time_string(path.stat().st_mtime))
+        request.send_header("Content-Length", str(stop - start))
+        request.end_headers()
+        if request.command == "GET":
+            with self._lock:
+                self.sent += stop - start
+            request.wfile.write(data[start:stop])

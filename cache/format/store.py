@@ -14,46 +14,14 @@ from darht.cache.format.layout import ArrayLayout, shard_key
 from darht.cache.format.shards import Index, decode_rows, index_size, read_index
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Location, open_storage
+from darht.core.storage import Location, Readable, open_storage
 
 
-class Store:
-    """The arrays of one cache."""
+class ShardReader:
+    """The arrays of one cache, to be read."""
 
-    def __init__(self, location: Location) -> None:
-        self.storage = open_storage(location)
-
-    @staticmethod
-    def describe(arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
-        """The metadata of the group and of every array, by key."""
-        from darht.cache.format.zarr_arrays import metadata_files  # who reads needs no zarr
-
-        return metadata_files(arrays.values())
-
-    def create(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
-        """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
-        metadata = self.describe(arrays)
-        for key in sorted(metadata):
-            if self.storage.read(key) != metadata[key]:
-                self.storage.write(key, metadata[key])
-        return metadata
-
-    def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str]:
-        """Write one whole shard, read it back, and return its size in bytes and its sha256.
-
-        Raises:
-            CorruptError: the file system gave back other bytes than were written.
-        """
-        from darht.cache.format.zarr_arrays import encode_shard
-
-        data, key = encode_shard(array, shard, values), shard_key(array, shard)
-        self.storage.write(key, data)
-        expected, found = sha256_bytes(data), sha256_bytes(self.storage.read(key) or b"")
-        if found != expected:
-            raise CorruptError(
-                f"{self.storage.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
-            )
-        return len(data), expected
+    def __init__(self, files: Readable) -> None:
+        self._files = files
 
     def shard(self, array: ArrayLayout, shard: int) -> bytes:
         """The bytes of a shard.
@@ -62,7 +30,7 @@ class Store:
             IncompleteError: it is missing (zarr would give the fill value in silence).
             CorruptError: it is empty (zarr would give the fill value here too).
         """
-        data, name = self.storage.read(shard_key(array, shard)), self.storage.name(shard_key(array, shard))
+        data, name = self._files.read(shard_key(array, shard)), self._files.name(shard_key(array, shard))
         if data is None:
             raise IncompleteError(f"{name} is missing: run darht-cache build again")
         if not data:
@@ -132,9 +100,9 @@ class Store:
 
     def _piece(self, array: ArrayLayout, shard: int, start: int, stop: int) -> bytes:
         key = shard_key(array, shard)
-        data = self.storage.read(key, start, stop)
+        data = self._files.read(key, start, stop)
         if data is None:
-            raise IncompleteError(f"{self.storage.name(key)} is missing: run darht-cache build again")
+            raise IncompleteError(f"{self._files.name(key)} is missing: run darht-cache build again")
         return data
 
     @contextlib.contextmanager
@@ -146,5 +114,45 @@ class Store:
             rows = array.rows(shard)
             what = f"rows {rows.start}..{rows.stop - 1} of {array.name} do not decode: {error}"
             raise CorruptError(
-                f"{self.storage.name(shard_key(array, shard))}: {what}; run darht-cache build again"
+                f"{self._files.name(shard_key(array, shard))}: {what}; run darht-cache build again"
             ) from error
+
+
+class Store(ShardReader):
+    """The arrays of one cache, to be written and read."""
+
+    def __init__(self, location: Location) -> None:
+        self.storage = open_storage(location)
+        super().__init__(self.storage)
+
+    @staticmethod
+    def describe(arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        """The metadata of the group and of every array, by key."""
+        from darht.cache.format.zarr_arrays import metadata_files  # who reads needs no zarr
+
+        return metadata_files(arrays.values())
+
+    def create(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        """Write the metadata of the group and of every array where they are not there yet; gives them by key."""
+        metadata = self.describe(arrays)
+        for key in sorted(metadata):
+            if self.storage.read(key) != metadata[key]:
+                self.storage.write(key, metadata[key])
+        return metadata
+
+    def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str]:
+        """Write one whole shard, read it back, and return its size in bytes and its sha256.
+
+        Raises:
+            CorruptError: the file system gave back other bytes than were written.
+        """
+        from darht.cache.format.zarr_arrays import encode_shard
+
+        data, key = encode_shard(array, shard, values), shard_key(array, shard)
+        self.storage.write(key, data)
+        expected, found = sha256_bytes(data), sha256_bytes(self.storage.read(key) or b"")
+        if found != expected:
+            raise CorruptError(
+                f"{self.storage.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
+            )
+        return len(data), expected

@@ -1,7 +1,8 @@
 """Read a sealed cache."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import Store
+from darht.cache.format.store import ShardReader
+from darht.cache.read.local_copy import CopiedStorage
+from darht.cache.read.reach import Reach
+from darht.cache.read.steady import FileChanged, SteadyStorage
 from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
+
+_CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
 
 class Cache:
@@ -32,7 +38,8 @@ class Cache:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
         self.excluded: tuple[int, ...] = ()
-        self._store = Store(folder)
+        self._steady = SteadyStorage(folder)
+        self._store = ShardReader(self._steady)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
         self._checked: set[tuple[str, int]] = set()
         self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
@@ -100,9 +107,37 @@ class Cache:
             IncompleteError: it is missing.
             CorruptError: it was changed.
         """
+        self._steadily(name, shard, lambda: self._check(name, shard))
+
+    def prefetch(self, names: Iterable[str], shards: Iterable[int]) -> None:
+        """Begin to copy shards that are wanted soon, where there is a local copy at all."""
+        if isinstance(self.folder, CopiedStorage):
+            shards = list(shards)
+            self.folder.prefetch(dict.fromkeys(self._path(name, shard) for name in names for shard in shards))
+
+    def _path(self, name: str, shard: int) -> str:
+        """The key of the file that holds a shard of an array."""
+        return self._sealed[name, shard].path
+
+    def _steadily(self, name: str, shard: int, action: Callable[[], None]) -> None:
+        """An action on one file; again, from its sha256 on, when the file was replaced meanwhile."""
+        path = self._path(name, shard)
+        for _ in range(_CHANGES):
+            try:
+                return action()
+            except FileChanged:
+                self._steady.forget(path)
+                self._forget(name, shard)
+        raise CorruptError(f"{self.folder.name(path)} is replaced again and again while it is read: stop who writes it")
+
+    def _forget(self, name: str, shard: int) -> None:
+        self._checked.discard((name, shard))
+        self._indices.pop((name, shard), None)
+
+    def _check(self, name: str, shard: int) -> None:
         if (name, shard) not in self._checked:
             sealed = self._sealed[name, shard]
-            with open_file(self.folder, sealed.path, sealed.size) as file:
+            with open_file(self._steady, sealed.path, sealed.size) as file:
                 self._accept(name, shard, hashlib.file_digest(file, "sha256").hexdigest())
 
     def _array(self, name: str) -> ArrayLayout:
@@ -111,6 +146,9 @@ class Cache:
         return self.arrays[name]
 
     def _decode(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
+        self._steadily(array.name, shard, lambda: self._decode_once(array, shard, part, out))
+
+    def _decode_once(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
         rows = array.rows(shard)
         if part == slice(0, rows.stop - rows.start):
             data = self._store.shard(array, shard)
@@ -118,7 +156,7 @@ class Cache:
                 self._accept(array.name, shard, sha256_bytes(data))
             self._store.decode_into(array, shard, data, part, out)
             return
-        self.check(array.name, shard)
+        self._check(array.name, shard)
         key = (array.name, shard)
         if key not in self._indices:
             self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
@@ -126,6 +164,10 @@ class Cache:
 
     def _accept(self, name: str, shard: int, sha256: str) -> None:
         if sha256 != self._sealed[name, shard].sha256:
+            if isinstance(self.folder, CopiedStorage) and self.folder.drop(self._path(name, shard)):
+                raise FileChanged(self._path(name, shard))  # the copy went bad on the disk, and is fetched again
+            if self.folder.size(self._path(name, shard)) is None:
+                raise IncompleteError(f"{self.folder.name(self._path(name, shard))} is missing: build or push it again")
             array = self.arrays[name]
             span, path = array.rows(shard), self.folder.name(shard_key(array, shard))
             raise CorruptError(
@@ -167,17 +209,32 @@ def _absolute(value: Any, folder: Path) -> Any:
     return str((folder / value).resolve()) if isinstance(value, str) else value
 
 
-def open_cache(location: Location) -> Cache:
+def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
     """Open a sealed cache in a folder or behind a URL.
+
+    On a disk every shard is looked for and every description compared; a server is asked for spec and manifest alone,
+    and a shard that is missing there, or is not what was sealed, is noticed when it is touched first.
+
+    Args:
+        location: of the cache.
+        reach: how a URL is read.
 
     Raises:
         CacheError: it is not a cache.
         IncompleteError: it is not sealed, or a shard is missing.
         CorruptError: the manifest is not the spec's, or a shard has another size than recorded.
+        UnreachableError: a server does not answer.
     """
-    folder = open_storage(location)
+    folder = open_storage(location, retry_for=reach.retry_for)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
+    if isinstance(folder, LocalStorage):
+        _check_files(folder, manifest)
+    files = ((shard.path, shard.size, shard.sha256) for shard in manifest.shards)
+    return Cache(reach.through_copy(folder, files), spec, manifest)
+
+
+def _check_files(folder: Storage, manifest: Manifest) -> None:
     found = sizes(folder, [shard.path for shard in manifest.shards])
     for shard, size in zip(manifest.shards, found, strict=True):
         if size is None:
@@ -190,4 +247,3 @@ def open_cache(location: Location) -> Cache:
         if sha256_bytes(folder.read(file.path) or b"") != file.sha256:
             name = folder.name(file.path)
             raise CorruptError(f"{name} is not what was sealed: run darht-cache seal again, which writes it anew")
-    return Cache(folder, spec, manifest)

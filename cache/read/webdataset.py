@@ -4,6 +4,7 @@ A tar is compared with its sha256 when it is touched first, and its headers are 
 then on the entries that hold some rows are one read, so that an export can be streamed and is never held whole.
 """
 
+import functools
 import hashlib
 import io
 import tarfile
@@ -11,17 +12,20 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from braceexpand import braceexpand
 
 from darht.cache.format.manifest import check_table
 from darht.cache.format.tar_index import INDEX, Index, TarRecord, tar_name
+from darht.cache.read.local_copy import CopiedStorage
+from darht.cache.read.reach import Reach
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.steady import FileChanged
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.storage import Location, Storage, open_file, open_storage, sizes
+from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
 
 Arrays = dict[str, np.ndarray]
 _BROKEN = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError)
@@ -65,21 +69,24 @@ class ExportedCache(Cache):
         for shard in arrays[0].shards_of(rows):
             part, wanted = arrays[0].overlap(shard, rows)
             tar, first = self._index.tars[shard], arrays[0].rows(shard).start
+            span, at = slice(first + part.start, first + part.stop), wanted.start
+            read = functools.partial(self._read_tar, shard, span, out, at)
             try:
-                self._read_tar(shard, slice(first + part.start, first + part.stop), out, wanted.start)
+                self._steadily(arrays[0].name, shard, read)
             except _BROKEN as error:
                 raise CorruptError(f"{self.folder.name(tar.path)} does not decode: {error}; export again") from error
         for name, values in out.items():
             self._check_finite(name, values, rows)
 
-    def check(self, name: str, shard: int) -> None:
-        """Compare a tar with the sha256 of the index, once.
-
-        Raises:
-            IncompleteError: it is missing.
-            CorruptError: it was changed.
-        """
+    def _check(self, name: str, shard: int) -> None:
+        """Compare a tar with the sha256 of the index, once."""
         self._table(shard)
+
+    def _path(self, name: str, shard: int) -> str:
+        return self._index.tars[shard].path
+
+    def _forget(self, name: str, shard: int) -> None:
+        self._tables.pop(shard, None)
 
     def origin(self) -> dict[str, Any]:
         """Empty: an export travels, so it does not say where data and teachers lay."""
@@ -99,7 +106,7 @@ class ExportedCache(Cache):
         table = self._table(shard)
         low = int(np.searchsorted(table.firsts, rows.start, "right")) - 1
         high = int(np.searchsorted(table.firsts, rows.stop, "left"))
-        data = self.folder.read(self._index.tars[shard].path, int(table.offsets[low]), int(table.offsets[high]))
+        data = self._steady.read(self._index.tars[shard].path, int(table.offsets[low]), int(table.offsets[high]))
         for key, entry in _entries(data or b""):
             first = int(key)
             found = _block(entry, out) if self._index.layout == "blocks" else self._sample(entry, first, out)
@@ -111,8 +118,21 @@ class ExportedCache(Cache):
 
     def _table(self, shard: int) -> _Table:
         if shard not in self._tables:
-            self._tables[shard] = _checked(self.folder, self._index.tars[shard])
+            self._tables[shard] = self._checked_table(self._index.tars[shard])
         return self._tables[shard]
+
+    def _checked_table(self, tar: TarRecord) -> _Table:
+        """The table of a tar whose bytes are those that the index names."""
+        name = self.folder.name(tar.path)
+        with open_file(self._steady, tar.path, tar.size) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != tar.sha256:
+                if isinstance(self.folder, CopiedStorage) and self.folder.drop(tar.path):
+                    raise FileChanged(tar.path)  # the copy went bad on the disk, and is fetched again
+                if self.folder.size(tar.path) is None:
+                    raise IncompleteError(f"{name} is missing: export or push the cache again")
+                raise CorruptError(f"{name} does not have the sha256 that the index names; export again")
+            file.seek(0)
+            return _table_of(file, tar, name)
 
     def _sample(self, entry: dict[str, bytes], row: int, names: Iterable[str]) -> Arrays:
         found: Arrays = {}
@@ -167,53 +187,54 @@ def _entries(data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
     yield key, files
 
 
-def _checked(folder: Storage, tar: TarRecord) -> _Table:
-    """The table of a tar whose bytes are those that the index names.
+def _table_of(file: IO[bytes], tar: TarRecord, name: str) -> _Table:
+    """Where entries begin, by the headers of a tar.
 
     Raises:
-        CorruptError: they are not, or the tar holds other entries.
+        CorruptError: it holds other entries than the index says.
     """
-    name = folder.name(tar.path)
-    with open_file(folder, tar.path, tar.size) as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != tar.sha256:
-            raise CorruptError(f"{name} does not have the sha256 that the index names; export again")
-        file.seek(0)
-        firsts: list[int] = []
-        offsets: list[int] = []
-        with tarfile.open(fileobj=file) as archive:
-            for member in archive:
-                first = int(member.name.partition(".")[0])
-                if not firsts or firsts[-1] != first:
-                    firsts.append(first)
-                    offsets.append(member.offset)
-            end = archive.offset
+    firsts: list[int] = []
+    offsets: list[int] = []
+    with tarfile.open(fileobj=file) as archive:
+        for member in archive:
+            first = int(member.name.partition(".")[0])
+            if not firsts or firsts[-1] != first:
+                firsts.append(first)
+                offsets.append(member.offset)
+        end = archive.offset
     if len(firsts) != tar.entries or firsts[0] != tar.rows[0]:
         raise CorruptError(f"{name} holds {len(firsts)} entries, the index says {tar.entries}; export again")
     return _Table(np.array(firsts), np.array([*offsets, end]))
 
 
-def open_shards(location: Location) -> Cache:
+def open_shards(location: Location, reach: Reach = Reach()) -> Cache:
     """Open a sealed cache or an export of one.
 
     Args:
         location: a folder or a URL; of an export also a pattern of its tars, `DIR/shard-{00000..00003}.tar`, with
             `index.json` beside them.
+        reach: how a URL is read.
 
     Raises:
         CacheError: it is neither.
         ConfigError: a pattern that does not name every tar of the index.
         IncompleteError: the cache is not sealed, or something is missing.
         CorruptError: the index or the manifest is not what was written, or a tar is cut.
+        UnreachableError: a server does not answer.
     """
     pattern = str(location)
     if "{" not in pattern or Path(pattern).is_dir():  # a folder may be called c{1,2}
-        folder = open_storage(location)
-        return open_cache(folder) if folder.read(INDEX) is None else _open_export(folder)
+        folder = open_storage(location, retry_for=reach.retry_for)
+        data = folder.read(INDEX)
+        return open_cache(folder, reach) if data is None else _open_export(folder, data, reach)
     parts = _expand(pattern)
-    folder = open_storage(parts[0][0] or ".")
+    folder = open_storage(parts[0][0] or ".", retry_for=reach.retry_for)
     if len({part[0] for part in parts}) > 1:
         raise ConfigError(f"{pattern} names tars in several folders; an export lies in one")
-    cache = _open_export(folder)
+    data = folder.read(INDEX)
+    if data is None:
+        raise CacheError(f"{folder} is not an export: {folder.name(INDEX)} is missing; darht-cache export writes it")
+    cache = _open_export(folder, data, reach)
     named, held = {part[2] for part in parts}, {tar.path for tar in cache.tars}
     if named != held:
         wrong = [f"lacks {name}" for name in sorted(held - named)] + [
@@ -234,10 +255,8 @@ def _expand(pattern: str) -> list[tuple[str, str, str]]:
         raise ConfigError(f"{pattern} is no folder and no pattern of tars: {error}") from error
 
 
-def _open_export(folder: Storage) -> ExportedCache:
-    data, name = folder.read(INDEX), folder.name(INDEX)
-    if data is None:
-        raise CacheError(f"{folder} is not an export: {name} is missing; darht-cache export writes it")
+def _open_export(folder: Storage, data: bytes, reach: Reach) -> ExportedCache:
+    name = folder.name(INDEX)
     try:
         index = parse_canonical(Index, data, INDEX)
     except ConfigError as error:
@@ -247,12 +266,19 @@ def _open_export(folder: Storage) -> ExportedCache:
     if index.manifest.fingerprint != fingerprint(index.spec):
         raise CorruptError(f"{name} holds a manifest of another spec; export again")
     check_table(index.manifest, index.spec, name)
-    cache = ExportedCache(folder, index)
+    files = ((tar.path, tar.size, tar.sha256) for tar in index.tars)
+    cache = ExportedCache(reach.through_copy(folder, files), index)
     rows = cache.arrays["label"]
     if [tar.rows for tar in index.tars] != [(rows.rows(k).start, rows.rows(k).stop) for k in range(rows.shards)]:
         raise CorruptError(f"{name} does not list one tar for each shard of rows; export again")
     if [tar.path for tar in index.tars] != [tar_name(k) for k in range(rows.shards)]:
         raise CorruptError(f"{name} must name {tar_name(0)} and so on, which lie beside it; export again")
+    if isinstance(folder, LocalStorage):
+        _check_sizes(folder, index)
+    return cache
+
+
+def _check_sizes(folder: Storage, index: Index) -> None:
     for tar, size in zip(index.tars, sizes(folder, [tar.path for tar in index.tars]), strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(tar.path)} is missing: export the cache again")
@@ -260,4 +286,3 @@ def _open_export(folder: Storage) -> ExportedCache:
             raise CorruptError(
                 f"{folder.name(tar.path)} has {size} bytes, the index says {tar.size}: it is cut; export again"
             )
-    return cache

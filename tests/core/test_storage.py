@@ -6,16 +6,16 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from servers import served
 
-from darht.core import storage
-from darht.core.errors import ConfigError, DarhtError
-from darht.core.storage import LocalStorage, RemoteStorage, Storage, open_storage
+from darht.core import retry, storage_fsspec
+from darht.core.errors import ConfigError, DarhtError, UnreachableError
+from darht.core.storage import LocalStorage, Storage, open_file, open_storage
+from darht.core.storage_fsspec import FsspecStorage
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -74,7 +74,7 @@ def test_which_place_a_location_is(tmp_path: Path):
         == LocalStorage(tmp_path)
     )
     remote = open_storage("memory://x")
-    assert remote == RemoteStorage("memory://x") and open_storage(remote) is remote
+    assert remote == FsspecStorage("memory://x") and open_storage(remote) is remote
     assert open_storage("~/x") == LocalStorage(Path.home() / "x")
 
 
@@ -85,12 +85,12 @@ def test_a_protocol_that_nobody_knows():
 
 def test_a_protocol_without_its_package(monkeypatch: pytest.MonkeyPatch):
     def missing(*arguments, **options):
-        raise ImportError("Install s3fs to access S3")
+        raise ImportError("Install memoryfs")
 
-    storage._file_system.cache_clear()
+    storage_fsspec._file_system.cache_clear()
     monkeypatch.setattr(fsspec, "url_to_fs", missing)
-    with pytest.raises(ConfigError, match=r"s3:// URLs need a package that is not .*: pip install 'darht\[s3\]'"):
-        open_storage("s3://bucket/cache")
+    with pytest.raises(ConfigError, match=r"memory://x needs a package that is not installed: Install memoryfs"):
+        open_storage("memory://x").read("a")
 
 
 class Flaky:
@@ -109,34 +109,40 @@ class Flaky:
 @pytest.mark.parametrize("error", [OSError("reset"), TimeoutError(), ValueError("half an answer")])
 def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, error: Exception):
     flaky = Flaky(4, error)
-    monkeypatch.setattr(RemoteStorage, "_system", flaky)
-    assert RemoteStorage("s3://b/c").read("x") == b"data" and flaky.calls == 5
+    monkeypatch.setattr(FsspecStorage, "_system", flaky)
+    assert FsspecStorage("memory://b/c").read("x") == b"data" and flaky.calls == 5
 
 
 def test_what_goes_on_failing_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(RemoteStorage, "_system", Flaky(5, OSError("reset")))
-    with pytest.raises(DarhtError, match=r"cannot read s3://b/c/x after 5 tries \(OSError: reset\); run again later"):
-        RemoteStorage("s3://b/c").read("x")
+    monkeypatch.setattr(FsspecStorage, "_system", Flaky(10**6, OSError("reset")))
+    with pytest.raises(
+        UnreachableError, match=r"cannot read memory://b/c/x: \d+ tries .* \(OSError: reset\); see that"
+    ):
+        FsspecStorage("memory://b/c", retry_for=0.02).read("x")
 
 
 def test_what_is_forbidden_is_not_tried_again(monkeypatch: pytest.MonkeyPatch):
     flaky = Flaky(5, PermissionError("Access Denied"))
-    monkeypatch.setattr(RemoteStorage, "_system", flaky)
-    with pytest.raises(DarhtError, match=r"cannot read s3://b/c/x: permission denied \(Access Denied\)"):
-        RemoteStorage("s3://b/c").read("x")
+    monkeypatch.setattr(FsspecStorage, "_system", flaky)
+    with pytest.raises(DarhtError, match=r"cannot read memory://b/c/x: permission denied \(Access Denied\)"):
+        FsspecStorage("memory://b/c").read("x")
     assert flaky.calls == 1
 
 
-def test_http_can_be_read_and_not_written(tmp_path: Path):
-    pytest.importorskip("aiohttp")
-    (tmp_path / "file").write_bytes(b"0123456789")
-    with served(tmp_path) as url:
-        there = open_storage(url)
-        assert there.read("file") == b"0123456789" and there.size("file") == 10
-        assert there.read("file", 2, 5) == b"234"  # this server sends everything
-        assert there.read("other") is None and there.size("other") is None
-        with pytest.raises(DarhtError, match=r"cannot write http://.*: http:// does not replace files at once; give"):
-            there.write("x", b"")
+def test_a_file_is_a_stream(somewhere: Storage):
+    somewhere.write("x", bytes(range(100)))
+    with open_file(somewhere, "x", 100) as file:
+        file.seek(90)
+        assert file.read() == bytes(range(90, 100))
+
+
+def test_a_tag_tells_a_replaced_file_from_the_one_before(tmp_path: Path):
+    place = LocalStorage(tmp_path)
+    place.write("x", b"0123")
+    before = place.read_tagged("x")
+    place.write("x", b"4567")
+    assert before is not None and place.read_tagged("x") not in (None, (b"4567", before[1]))
+    assert place.read_tagged("y") is None
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,16 @@ from darht.cache.builder.seal import seal
 from darht.cache.format.commit import State
 from darht.cache.read.dataset import CacheDataset
 from darht.cache.read.loader import GIB, load_training_set, needed_bytes
+from darht.cache.read.reach import Reach
 from darht.cache.read.reader import open_cache
 from darht.cache.read.webdataset import open_shards
-from darht.core import storage
-from darht.core.errors import CorruptError, DarhtError
+from darht.core import retry
+from darht.core.errors import CorruptError, DarhtError, UnreachableError
 from darht.core.storage import open_storage
+from darht.core.storage_remote import _open
 
 moto_server = pytest.importorskip("moto.server")
-pytest.importorskip("s3fs")
+boto3 = pytest.importorskip("boto3")
 
 CPU = torch.device("cpu")
 
@@ -39,8 +41,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def network() -> Iterator[FaultProxy]:
     """An S3 server with the bucket `bucket`, behind a proxy that is told when to fail."""
-    import fsspec
-
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -51,20 +51,19 @@ def network() -> Iterator[FaultProxy]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": proxy.url,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "1",  # the storage tries again itself
         }.items():
             patch.setenv(name, value)
-        storage._file_system.cache_clear()
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+        _open.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="bucket")
         yield proxy
-        storage._file_system.cache_clear()
+        _open.cache_clear()
     server.stop()
 
 
 @pytest.fixture
 def failing(network: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The network, which a test may let fail; it works again afterwards."""
-    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.01)
     yield network
     network.rate, network.flip = 0.0, False
 
@@ -144,11 +143,10 @@ def test_a_network_that_changes_bytes_is_noticed(failing: FaultProxy, tiny_cache
     assert cache.read("image").shape == (100, 3, 8, 8)
 
 
-def test_a_network_that_is_gone(failing: FaultProxy, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage, "_TRIES", 2)
+def test_a_network_that_is_gone(failing: FaultProxy):
     failing.rate = 1.0
-    with pytest.raises(DarhtError, match=r"cannot read s3://bucket/tiny/index\.json after 2 tries .*; run again later"):
-        open_shards("s3://bucket/tiny")
+    with pytest.raises(UnreachableError, match=r"cannot read s3://bucket/tiny/index\.json: \d+ tries within 0\.1 s"):
+        open_shards("s3://bucket/tiny", Reach(retry_for=0.1))
 
 
 def test_damage_behind_a_url(network: FaultProxy, tiny_cache: Path):
@@ -206,14 +204,17 @@ def test_training_reads_from_a_url(network: FaultProxy, tiny_cache: Path, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("share", [1.0, 0.8])
-def test_workers_that_are_forked_beside_the_threads_of_a_url_read_it_too(network: FaultProxy, fine_cache: Path, share):
-    local, cache = open_cache(fine_cache), open_cache(upload(fine_cache, f"s3://bucket/forked-{share}"))
-    options = {"batch_size": 8, "memory_gib": share * needed_bytes(local, adversarial=False) / GIB}
+@pytest.mark.parametrize("context", ["spawn", "fork"])
+def test_workers_are_spawned_and_a_forked_one_says_so(network: FaultProxy, fine_cache: Path, context: str):
+    local, cache = open_cache(fine_cache), open_cache(upload(fine_cache, f"s3://bucket/{context}"))
+    options = {"batch_size": 8, "memory_gib": 0.8 * needed_bytes(local, adversarial=False) / GIB}
     dataset = CacheDataset(cache, **options)
-    assert (dataset.plan.kind == "streamed") is (share < 1)
-    next(iter(dataset))  # the threads of fsspec and of the feed run while this process forks
-    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=120)
+    assert dataset.plan.kind == "streamed"
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=context, timeout=120)
+    if context == "fork":
+        with pytest.raises(DarhtError, match="was forked from one that has read s3://bucket/fork, .*: spawn it, with"):
+            next(iter(loader))
+        return
     for found, expected in zip(loader, CacheDataset(local, **options), strict=True):
         assert torch.equal(found.rows, expected.rows) and torch.equal(found.teacher_logits, expected.teacher_logits)
 
