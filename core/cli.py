@@ -25,7 +25,7 @@ from rich.table import Column, Table
 from darht.core import stopping
 from darht.core.bars import Bar
 from darht.core.bounded import read_json
-from darht.core.errors import ConfigError, DarhtError
+from darht.core.errors import ConfigError, DarhtError, UnreachableError
 from darht.core.version import VERSION
 
 version_option = click.version_option(VERSION, prog_name="darht")
@@ -219,6 +219,9 @@ class Command(_Main, click.Command):
             return super().invoke(ctx)
         except DarhtError as error:
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            if isinstance(error, UnreachableError):
+                click.echo(f"go on with: {command_again(ctx)}", err=True)
+                sys.exit(error.exit_code)
             sys.exit(self.exit_code(error))
 
     def exit_code(self, error: DarhtError) -> int:
@@ -285,3 +288,9 @@ def _given(ctx: click.Context) -> list[str]:
 def resuming_command(ctx: click.Context, *words: str) -> str:
     """The command that goes on with this: the same options, and --resume."""
     return shlex.join([*words, *_given(ctx), "--resume"])
+
+
+def command_again(ctx: click.Context) -> str:
+    """The command to type once what it waited for is there: with --resume where it knows that."""
+    again = same_command(ctx)
+    return f"{again} --resume" if any(parameter.name == "resume" for parameter in ctx.command.params) else again

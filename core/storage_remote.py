@@ -218,6 +218,8 @@ class RemoteStorage:
             except (FileNotFoundError, exceptions.NotFoundError):
                 return None
             except (exceptions.BaseError, OSError) as error:
+                if "status code: 404" in str(error):  # listing what is not there, which obstore knows no class for
+                    return None
                 raise self._explained(error, what, key) from error
 
         return patiently(once, f"{what} {self.name(key)}", self.host, self.retry_for)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from darht.cache.read.cli import chosen_reach, reach_options
 from darht.core import stopping
 from darht.core.cli import (
     FOLDER,
@@ -195,6 +196,7 @@ def train() -> None:
 @click.option("--exclude", type=FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
+@reach_options
 @device_option
 @click.pass_context
 def train_run(
@@ -208,6 +210,7 @@ def train_run(
     resume: bool,
     teachers: tuple[str, ...],
     device: str,
+    **reach: Any,
 ) -> None:
     """Train a student from a cache, without any teacher in memory unless the recipe says teachers: live."""
     from darht.cache.read.webdataset import open_shards
@@ -220,7 +223,7 @@ def train_run(
 
     look_here(*(text.partition("=")[2] for text in assignments))
     config, where, folders = load_recipe(recipe, assignments), pick_device(device), named_folders(teachers)
-    cache = open_shards(shards)
+    cache = open_shards(shards, chosen_reach(shards, **reach))
     rank, world = rank_and_world()
     monitor = Monitor(out, config.optim.epochs, shown=rank == 0)
     if exclude is not None:

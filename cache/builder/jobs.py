@@ -183,7 +183,7 @@ def _reachable(folder: Storage) -> Storage:
     """The same storage, as another process can open it."""
     if isinstance(folder, LocalStorage):
         return LocalStorage(folder.folder.resolve())
-    if folder.url.startswith("memory://"):
+    if str(folder).startswith("memory://"):
         raise ConfigError(
             f"{folder} lies in the memory of one process: leave out --workers and --engine, or give a folder"
         )

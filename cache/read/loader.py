@@ -243,6 +243,7 @@ def load_training_set(
         )
     data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
     label = cache.arrays["label"]
+    cache.prefetch(array_names(data), range(label.shards))
     with ThreadPoolExecutor(THREADS) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]
         list(pool.map(lambda rows: fill(cache, data, rows.start, rows), shards))

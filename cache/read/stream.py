@@ -283,6 +283,7 @@ class Feed:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards = np.unique(blocks[:, 0] // per_shard).tolist()
         units = [(name, shard) for name in array_names(into) for shard in shards]
+        self.cache.prefetch(array_names(into), shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
         starts = len(window.carried) + np.cumsum(sizes) - sizes

@@ -212,7 +212,7 @@ def test_workers_are_spawned_and_a_forked_one_says_so(network: FaultProxy, fine_
     assert dataset.plan.kind == "streamed"
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=context, timeout=120)
     if context == "fork":
-        with pytest.raises(DarhtError, match="was forked from one that has read s3://bucket/fork, .*: spawn it, with"):
+        with pytest.raises(DarhtError, match=r"was forked from one that has read s3://bucket/fork, .*: spawn it, with"):
             next(iter(loader))
         return
     for found, expected in zip(loader, CacheDataset(local, **options), strict=True):
