@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import TextColumn, TimeRemainingColumn
 
+from darht.cache.admin.cli import pull, push
 from darht.core.cli import (
     FOLDER,
     StateGroup,
@@ -351,3 +352,7 @@ def serve(folders: tuple[Path, ...], host: str, port: int, token_file: Path | No
     for name in catalogue.names():
         click.echo(f"http://{host}:{port}/{name}")
     serve_catalogue(catalogue, host=host, port=port, token=token)
+
+
+cache.add_command(pull)
+cache.add_command(push)

@@ -178,16 +178,16 @@ class RemoteStorage:
 
         self._try("remove", key, lambda: obstore.delete(self._store(), key))
 
-    def listing(self, prefix: str = "") -> dict[str, int]:
-        """The bytes of every file under a folder of the place, by key in order: one request for a thousand."""
+    def listing(self, prefix: str = "") -> dict[str, tuple[int, str]]:
+        """Bytes and ETag of every file under a folder of the place, by key in order: one request for a thousand."""
         import obstore
 
         if self.url.startswith("http"):
             raise DarhtError(f"cannot list {self.url}: HTTP servers list no files; use a folder or an s3:// URL")
 
-        def ask() -> dict[str, int]:
+        def ask() -> dict[str, tuple[int, str]]:
             listed = (item for items in obstore.list(self._store(), prefix or None) for item in items)
-            return {str(item["path"]): int(item["size"]) for item in listed}
+            return {item["path"]: (item["size"], (item["e_tag"] or "").strip('"')) for item in listed}
 
         return dict(sorted((self._try("list", prefix, ask) or {}).items()))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darht.cache.format.commit import State, read_commit, unit_state
+from darht.cache.format.commit import State, commit_key, unit_state
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.spec import AttackSpec, CacheSpec
@@ -47,7 +47,9 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
     ]
     sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
     # Under a wrong description nothing can be decoded: then only bytes are compared.
-    verifier = _Verifier(folder, spec, arrays, Store(folder), described=not problems)
+    # Records stay behind when a cache is pulled or served: then the manifest alone says what the bytes are.
+    recorded = any(folder.read(commit_key(array, 0)) is not None for array in arrays.values())
+    verifier = _Verifier(folder, spec, arrays, Store(folder), described=not problems, recorded=recorded)
     try:
         read_origin(folder)
     except CorruptError as error:
@@ -79,6 +81,7 @@ class _Verifier:
     arrays: dict[str, ArrayLayout]
     store: Store
     described: bool
+    recorded: bool
 
     @property
     def views(self) -> np.ndarray:
@@ -87,24 +90,23 @@ class _Verifier:
 
     def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
-        state, reason = unit_state(self.folder, array, shard, check_bytes=True)
-        if state is not State.DONE:
-            return [reason]
         path, rows = self.folder.name(shard_key(array, shard)), array.rows(shard)
-        if sealed != self.recorded(array, shard):
+        if self.recorded:
+            state, reason = unit_state(self.folder, array, shard, check_bytes=True)
+            if state is not State.DONE:
+                return [reason]
+        data = self.folder.read(shard_key(array, shard))
+        if data is None:
+            return [f"{path} is missing"]
+        if sha256_bytes(data) != sealed:
             return [f"{path} does not have the sha256 of the manifest"]
         if not self.described:
             return []
         try:
-            found = list(self.values(array, rows, self.store.read(array, rows)))
+            found = list(self.values(array, rows, self.store.decode(array, shard, data)))
         except CacheError as error:
             return [str(error)]
         return [f"{path}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
-
-    def recorded(self, array: ArrayLayout, shard: int) -> str | None:
-        """The sha256 in a unit's record, which its bytes were compared with."""
-        commit = read_commit(self.folder, array, shard)
-        return None if commit is None else commit.sha256
 
     def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
         """What the numbers themselves break, whoever wrote them and whatever their hashes say."""

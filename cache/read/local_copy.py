@@ -189,38 +189,51 @@ class CopiedStorage:
                 Path(file.name).unlink(missing_ok=True)
                 return None
             try:
-                self._download(key, size, sha256, file)
+                download(self.remote, key, size, sha256, file)
                 Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
         return path
 
-    def _download(self, key: str, size: int, sha256: str, file: Any) -> None:
-        for _ in range(2):  # a proxy on the way may have spoilt the first
-            file.truncate(size)
-            self._pieces(key, size, file.fileno())
-            file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                return
-        raise CorruptError(
-            f"{self.name(key)} does not have the sha256 that was sealed, and was fetched twice: it was changed there; "
-            "run darht-cache verify where it lies"
-        )
 
-    def _pieces(self, key: str, size: int, descriptor: int) -> None:
-        def take(start: int) -> None:
-            part = self.remote.part(key, start, min(start + PIECE, size))
-            if part is None:
-                raise IncompleteError(f"{self.name(key)} is missing: run darht-cache build again, or push it again")
-            os.pwrite(descriptor, part.data, start)
+def download(remote: RemoteStorage, key: str, size: int, sha256: str, file: Any) -> None:
+    """Fetch a file in pieces, many at a time, into an open local one, and compare its sha256.
 
-        if not self.remote.sends_ranges:
-            os.pwrite(descriptor, (self.remote.read(key) or b"")[:size], 0)
-        elif size <= PIECE:
-            take(0)
-        else:
-            list(piece_pool(os.getpid()).map(take, range(0, size, PIECE)))
+    Raises:
+        IncompleteError: it is not there.
+        CorruptError: it is not what was sealed.
+    """
+    for _ in range(2):  # a proxy on the way may have spoilt the first
+        file.truncate(size)
+        _pieces(remote, key, size, file.fileno())
+        file.seek(0)
+        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            return
+    raise CorruptError(
+        f"{remote.name(key)} does not have the sha256 that was sealed, and was fetched twice: it was changed there; "
+        "run darht-cache verify where it lies"
+    )
+
+
+def _pieces(remote: RemoteStorage, key: str, size: int, descriptor: int) -> None:
+    missing = f"{remote.name(key)} is missing: run darht-cache build again, or push it again"
+
+    def take(start: int) -> None:
+        part = remote.part(key, start, min(start + PIECE, size))
+        if part is None:
+            raise IncompleteError(missing)
+        os.pwrite(descriptor, part.data, start)
+
+    if not remote.sends_ranges:
+        data = remote.read(key)
+        if data is None:
+            raise IncompleteError(missing)
+        os.pwrite(descriptor, data[:size], 0)
+    elif size <= PIECE:
+        take(0)
+    else:
+        list(piece_pool(os.getpid()).map(take, range(0, size, PIECE)))
 
 
 class _Room:

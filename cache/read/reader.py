@@ -20,6 +20,7 @@ from darht.core.errors import ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
 
+PART = "part.json"
 _CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
 
@@ -32,12 +33,14 @@ class Cache:
         manifest: its shards and root hash.
         arrays: the layout of every array by name.
         excluded: rows that are not trained on, though they are not held out for selection either.
+        part: the arrays that are here, where the folder is a part of a cache, pulled by `darht-cache pull --arrays`.
     """
 
     def __init__(self, folder: Storage, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self.arrays: dict[str, ArrayLayout] = layouts(spec)
         self.excluded: tuple[int, ...] = ()
+        self.part: tuple[str, ...] | None = None
         self._steady = SteadyStorage(folder)
         self._store = ShardReader(self._steady)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
@@ -143,6 +146,10 @@ class Cache:
     def _array(self, name: str) -> ArrayLayout:
         if name not in self.arrays:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
+        if self.part is not None and name not in self.part:
+            raise IncompleteError(
+                f"{self.folder} is a part of a cache, without {name}; it has {', '.join(self.part)}: pull the rest too"
+            )
         return self.arrays[name]
 
     def _decode(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
@@ -228,15 +235,24 @@ def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
     folder = open_storage(location, retry_for=reach.retry_for)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
+    part = _read_part(folder) if isinstance(folder, LocalStorage) else None
     if isinstance(folder, LocalStorage):
-        _check_files(folder, manifest)
+        _check_files(folder, manifest, part)
     files = ((shard.path, shard.size, shard.sha256) for shard in manifest.shards)
-    return Cache(reach.through_copy(folder, files), spec, manifest)
+    cache = Cache(reach.through_copy(folder, files), spec, manifest)
+    cache.part = part
+    return cache
 
 
-def _check_files(folder: Storage, manifest: Manifest) -> None:
-    found = sizes(folder, [shard.path for shard in manifest.shards])
-    for shard, size in zip(manifest.shards, found, strict=True):
+def _read_part(folder: Storage) -> tuple[str, ...] | None:
+    data = folder.read(PART)
+    return None if data is None else tuple(json.loads(data)["arrays"])
+
+
+def _check_files(folder: Storage, manifest: Manifest, part: tuple[str, ...] | None) -> None:
+    shards = [shard for shard in manifest.shards if part is None or shard.array in part]
+    found = sizes(folder, [shard.path for shard in shards])
+    for shard, size in zip(shards, found, strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
         if size != shard.size:

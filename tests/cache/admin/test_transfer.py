@@ -1,0 +1,105 @@
+"""Caches from a URL into a folder: whole, in part, again, after damage and after the cache grew; and to a URL."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fsspec.implementations.memory import MemoryFileSystem
+from servers import FileServer
+
+from darht.cache.admin.transfer import _expected_tag, pull, push
+from darht.cache.admin.verify import verify
+from darht.cache.cli import cache
+from darht.cache.export.webdataset import export_webdataset
+from darht.cache.read.reader import open_cache
+from darht.cache.read.webdataset import open_shards
+from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+
+
+@pytest.fixture
+def server(fine_cache: Path, tmp_path: Path) -> Iterator[FileServer]:
+    shutil.copytree(fine_cache, tmp_path / "served" / "cache")
+    with FileServer(tmp_path / "served") as server:
+        yield server
+
+
+def test_what_is_pulled_is_the_cache(server: FileServer, fine_cache: Path, tmp_path: Path):
+    found = pull(f"{server.url}/cache", tmp_path / "out")
+    assert found.root_hash == open_cache(tmp_path / "out").root_hash == open_cache(fine_cache).root_hash
+    assert verify(tmp_path / "out") == [] and not (tmp_path / "out" / "commits").exists()
+    assert found.there == 0 and found.bytes == sum(
+        path.stat().st_size for path in (tmp_path / "out" / "data.zarr").rglob("*") if path.is_file()
+    )
+
+
+def test_only_what_lacks_is_fetched(server: FileServer, tmp_path: Path):
+    out = tmp_path / "out"
+    pull(f"{server.url}/cache", out)
+    shards = open_cache(out).manifest.shards
+    (out / shards[0].path).unlink()
+    (out / shards[1].path).write_bytes(bytes(shards[1].size))
+    (out / "manifest.json").unlink()
+    server.clear()
+    assert pull(f"{server.url}/cache", out).files == 2 and verify(out) == []
+    assert sum("data.zarr" in path for path in server.asked) == 2
+
+
+def test_a_pull_that_fails_leaves_nothing_that_looks_whole(server: FileServer, tmp_path: Path):
+    out = tmp_path / "out"
+    path = server.folder / "cache" / open_cache(server.folder / "cache").manifest.shards[3].path
+    data = path.read_bytes()
+    path.write_bytes(bytes(len(data)))
+    with pytest.raises(CorruptError, match="was fetched twice"):
+        pull(f"{server.url}/cache", out)
+    with pytest.raises(CacheError):
+        open_cache(out)
+    path.write_bytes(data)
+    pull(f"{server.url}/cache", out)
+    assert verify(out) == []
+
+
+def test_a_part_says_that_it_is_one(server: FileServer, tmp_path: Path):
+    out = tmp_path / "out"
+    words = ["pull", f"{server.url}/cache", "--out", str(out), "--arrays", "image,label"]
+    said = CliRunner().invoke(cache, words)
+    assert said.exit_code == 0 and "; a part: image, label" in said.output
+    opened = open_cache(out)
+    assert opened.read("image").shape[0] == 100
+    with pytest.raises(IncompleteError, match=r"is a part of a cache, without delta/pgd-vit; it has image, label"):
+        opened.read("delta/pgd-vit")
+    with pytest.raises(CacheError, match="is a part of a cache"):
+        push(out, "memory://part/cache")
+    pull(f"{server.url}/cache", out)
+    assert open_cache(out).part is None and verify(out) == []
+
+
+def test_an_export_is_pulled_too(server: FileServer, tmp_path: Path):
+    export_webdataset(open_cache(server.folder / "cache"), server.folder / "tars", "blocks")
+    pull(f"{server.url}/tars", tmp_path / "out")
+    assert open_shards(tmp_path / "out").root_hash == open_cache(server.folder / "cache").root_hash
+
+
+def test_what_cannot_be_pulled(server: FileServer, fine_cache: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="pull copies from a URL"):
+        pull(str(fine_cache), tmp_path / "out")
+    with pytest.raises(ConfigError, match="has no array 'nonsense'"):
+        pull(f"{server.url}/cache", tmp_path / "out", arrays=["nonsense"])
+    with pytest.raises(CacheError, match="holds a cache that was built there"):
+        pull(f"{server.url}/cache", server.folder / "cache")
+
+
+def test_a_push_goes_to_a_url(fine_cache: Path):
+    assert push(fine_cache, "memory://pushed/cache").root_hash == open_cache("memory://pushed/cache").root_hash
+    assert verify("memory://pushed/cache") == []
+    MemoryFileSystem.store.clear()
+
+
+def test_a_served_cache_is_verified_by_its_manifest(server: FileServer):
+    shutil.rmtree(server.folder / "cache" / "commits")
+    assert verify(f"{server.url}/cache") == []
+
+
+def test_the_tags_of_s3():
+    assert _expected_tag(b"abc") == "900150983cd24fb0d6963f7d28e17f72" and _expected_tag(bytes(6 << 20)).endswith("-2")
