@@ -156,7 +156,8 @@ def _files(cache: Cache, arrays: Sequence[str]) -> list[_File]:
     if unknown := [name for name in arrays if name not in cache.arrays]:
         raise ConfigError(f"{cache.folder} has no array '{unknown[0]}'; it has {', '.join(cache.arrays)}")
     shards = [shard for shard in cache.manifest.shards if not arrays or shard.array in arrays]
-    return [_File(file.path, file.size, file.sha256) for file in (*shards, *cache.manifest.metadata)]
+    described = [_File(file.path, file.size, file.sha256) for file in cache.manifest.metadata]
+    return [*(_File(shard.path, shard.size, shard.sha256) for shard in shards), *described]
 
 
 def _described(cache: Cache) -> tuple[str, ...]:
