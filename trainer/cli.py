@@ -201,6 +201,7 @@ def train() -> None:
 @click.pass_context
 def train_run(
     ctx: click.Context,
+    /,
     shards: str,
     out: Path,
     recipe: Path | None,
