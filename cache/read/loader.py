@@ -14,9 +14,15 @@ from darht.cache.format.layout import JACOBIAN_PARTS
 from darht.cache.read.reader import Cache
 from darht.core.device import send
 from darht.core.errors import ConfigError
+from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
 GIB = 2**30
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
+
+
+def reading_threads(cache: Cache) -> int:
+    """Threads that read a cache: a core's work each, or a request's where nothing is copied from a URL."""
+    return IN_FLIGHT if isinstance(cache.folder, RemoteStorage) else THREADS
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ def load_training_set(
     data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
     label = cache.arrays["label"]
     cache.prefetch(array_names(data), range(label.shards))
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(reading_threads(cache)) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]
         list(pool.map(lambda rows: fill(cache, data, rows.start, rows), shards))
     return data.to(device)

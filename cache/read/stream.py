@@ -19,12 +19,12 @@ from torch import Tensor
 from darht.cache.format.layout import block_rows, row_blocks
 from darht.cache.read.loader import (
     GIB,
-    THREADS,
     TrainingSet,
     allocate,
     array_names,
     fill,
     load_training_set,
+    reading_threads,
     row_bytes,
 )
 from darht.cache.read.reader import Cache
@@ -83,7 +83,7 @@ def plan_feed(
     batch: int,
     budget_gib: float,
     jacobians: bool = False,
-    threads: int = THREADS,
+    threads: int | None = None,
     logits: bool = True,
 ) -> FeedPlan:
     """Decide where the rows will be.
@@ -95,7 +95,7 @@ def plan_feed(
         batch: rows of a step.
         budget_gib: the most memory that the cache may take.
         jacobians: whether the teachers' Jacobians are needed.
-        threads: that may read.
+        threads: that may read; None for `reading_threads`.
         logits: whether the teachers' logits are needed.
 
     Raises:
@@ -105,6 +105,7 @@ def plan_feed(
         raise ConfigError(
             f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
         )
+    threads = threads or reading_threads(cache)
     row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
     budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
