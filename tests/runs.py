@@ -7,6 +7,7 @@ import torch
 
 from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, StudentConfig, TrainConfig, WarmConfig
 from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST
+from darht.trainer.student.losses import RECIPES
 
 CPU = torch.device("cpu")
 TIMINGS = ("seconds", "images_per_second")
@@ -24,6 +25,8 @@ def changed(config=CONFIG, **changes):
     """The recipe with changes, those of `optim` and `inner` given as dictionaries; another recipe drops its `loss`."""
     if changes.get("recipe", config.recipe) != config.recipe:
         changes.setdefault("loss", {})
+        if RECIPES[changes["recipe"]].uses_average:
+            changes.setdefault("average", None)
     nested = {
         key: dataclasses.replace(getattr(config, key), **value) if isinstance(value, dict) and key != "loss" else value
         for key, value in changes.items()

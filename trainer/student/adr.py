@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ class Adr(Recipe):
         """The soft labels `[B, C]`."""
         assert step.average is not None
         said = F.softmax(step.average / annealed(self.temperature, step.done), dim=-1)
-        label = F.one_hot(step.y, said.shape[-1]).to(said)
+        label = torch.zeros_like(said).scatter(-1, step.y[:, None], 1.0)
         gap = said.amax(-1) - (said * label).sum(-1)
         share = (annealed(self.trust, step.done) - gap).clamp(0, 1)[:, None]
         return share * said + (1 - share) * label

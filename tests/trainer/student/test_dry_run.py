@@ -78,6 +78,12 @@ ROWS = {"clean_share": 0.5, "clean_by": "row"}
 CASES = {
     **{f"{name}-pgd": recipe(name) for name in RECIPES},
     **{f"{name}-warm": recipe(name, inner=WARM) for name in ("darht", "trades")},
+    "adr-warm": recipe("adr", inner=WARM),
+    "label": recipe("at", inner=WARM | {"warm": WarmConfig(start="label")}),
+    "n-fgsm": recipe("at", inner={"kind": "n-fgsm", "eps": 8.0, "step": None}),
+    "awp": recipe("trades", loss={"awp": 0.01, "smoothing": 0.1}, inner=WARM),
+    "saad-beta": recipe("saad", loss={"beta": 1.0}, compute=ComputeConfig(channels_last=True)),
+    "gradient": recipe("adaad", loss={"gradient": 1.0}, targets="first-order"),
     "warm-noise": recipe("at", inner=WARM | {"warm": WarmConfig(start="noise")}),
     **{f"{name}-cached": recipe(name, inner={"kind": "cached", "eps": 32.0}) for name in ("mtard", "at")},
     **{f"adaad-{targets}": recipe("adaad", targets=targets) for targets in ("nearest", "first-order")},

@@ -154,7 +154,7 @@ def test_adaad_matches_the_teacher_s_input_gradient_by_hand(net):
         want += float((x.grad.flatten() - theirs).square().sum()) / B
     net.zero_grad()
     plain, matched = (RECIPES["adaad"](gradient=weight).loss(net, step, net(step.x), {}).value for weight in (0.0, 2.0))
-    assert float(matched - plain) == pytest.approx(2 * want, rel=1e-8)
+    assert (matched - plain).item() == pytest.approx(2 * want, rel=1e-8)
     matched.backward()
     assert all(value.grad.abs().sum() > 0 for value in net.first.parameters())
     assert RECIPES["adaad"](gradient=1.0).compares_points() == "gradient"
