@@ -12,7 +12,7 @@ def test_the_facts(tiny_cache: Path):
     total = sum(
         path.stat().st_size for path in (tiny_cache / "data.zarr").rglob("*") if path.name.isdigit() and path.is_file()
     )
-    assert facts["data"] == "digits train, 100 rows, 11 of them held out"
+    assert facts["data"] == "digits train, 100 rows, 10 of them held out"
     assert facts["classes"] == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert facts["views"] == "9 (crop-flip, padding 1, mirrored: False)"
     assert facts["teacher cnn"] == f"resnet18, robust, weights {cache.spec.teachers['cnn'].weights_sha256[:12]}"

@@ -35,7 +35,7 @@ FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 
 @pytest.fixture(scope="module")
 def cache(fine_cache: Path) -> Cache:
-    """89 rows to train on, 11 held out, one attack on two views."""
+    """90 rows to train on, 10 held out, one attack on two views."""
     return open_cache(fine_cache)
 
 
