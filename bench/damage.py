@@ -112,11 +112,12 @@ def prepare(folder: Path) -> None:
     from darht.core.nets import build
     from darht.tools.index import IndexSettings, build_indexes
     from darht.tools.vectors import cache_spaces
-    from darht.trainer.config import OptimConfig, TeachConfig, load_recipe
+    from darht.trainer.config import OptimConfig, load_recipe
     from darht.trainer.evaluation.config import EvalConfig
     from darht.trainer.evaluation.run import evaluate
     from darht.trainer.export.export import export_run
     from darht.trainer.student.train import Callbacks, train
+    from darht.trainer.teacher.config import TeachConfig
     from darht.trainer.teacher.train import teach
 
     torch.manual_seed(0)

@@ -83,10 +83,10 @@ def teacher_train(
     from darht.core.class_names import check_class_names
     from darht.core.config import override, parse
     from darht.core.device import pick_device
-    from darht.trainer.config import TeachConfig
     from darht.trainer.state.checkpoint import CHECKPOINT
     from darht.trainer.state.interrupt import STOPPING, InterruptHandler
     from darht.trainer.teacher import train as teach
+    from darht.trainer.teacher.config import TeachConfig
 
     settings, where = override({"algorithm": algorithm}, assignments, TeachConfig), pick_device(device)
     config = parse(TeachConfig, settings, "training")

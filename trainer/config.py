@@ -1,4 +1,4 @@
-"""Recipes as data: what `darht-train` and `darht-teacher train` do, as frozen dataclasses."""
+"""Recipes as data: what `darht-train` does, as frozen dataclasses."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -297,51 +297,6 @@ class TrainConfig:
             ConfigError: a setting that this recipe does not have, or one that breaks its rule.
         """
         return parse(RECIPES[self.recipe], self.loss, f"loss of recipe {self.recipe}")
-
-
-@dataclass(frozen=True)
-class TeachConfig:
-    """How a teacher is trained.
-
-    Attributes:
-        algorithm: `standard`, `pgd-at` (Madry et al. 2018), `trades` (Zhang et al. 2019), `fat` (Zhang et al. 2020).
-        optim: the optimizer and its schedule.
-        eps, step, steps: of the PGD inside, in pixel levels.
-        beta: `trades`: weight of the robust term; 6 in the paper.
-        tau: `fat`: steps that an example may go on after it is misclassified first.
-        padding: of the random crop; 0 for none.
-        flip: whether images are mirrored at random; digits and text must not be.
-        precision: `bf16` for autocast; weights stay float32.
-        compile: through `torch.compile`.
-        seed: of everything random.
-    """
-
-    algorithm: Literal["standard", "pgd-at", "trades", "fat"] = "pgd-at"
-    optim: OptimConfig = OptimConfig()
-    eps: float = 8.0
-    step: float = 2.0
-    steps: int = 10
-    beta: float = 6.0
-    tau: int = 1
-    padding: int = 4
-    flip: bool = True
-    precision: Literal["float32", "bf16"] = "float32"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.pgd()
-        check_seed(self.seed)
-        if self.tau < 0:
-            raise ConfigError(f"tau counts steps and is at least 0; got {self.tau}")
-        if self.beta < 0:
-            raise ConfigError(f"beta must be at least 0; got {self.beta:g}")
-        if not 0 <= self.padding <= 127:
-            raise ConfigError(f"padding must lie in 0..127 pixels; got {self.padding}")
-
-    def pgd(self) -> PGD:
-        """The attack's settings, checked."""
-        return PGD(eps=self.eps, step=self.step, steps=self.steps)
 
 
 def load_recipe(path: Path | None, assignments: tuple[str, ...]) -> TrainConfig:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from darht.core.errors import DarhtError
     from darht.core.nets.classifier import Classifier
     from darht.trainer.api import evaluate, load_student, load_teacher, train
-    from darht.trainer.config import TeachConfig, TrainConfig
+    from darht.trainer.config import TrainConfig
     from darht.trainer.evaluation.config import EvalConfig
     from darht.trainer.evaluation.report.write import EvalReport
+    from darht.trainer.teacher.config import TeachConfig
 
 if not (Path(__file__).parent / "core").is_dir():
     raise ImportError(
@@ -40,7 +41,7 @@ _HOMES = {
     "DarhtError": "darht.core.errors",
     "EvalConfig": "darht.trainer.evaluation.config",
     "EvalReport": "darht.trainer.evaluation.report.write",
-    "TeachConfig": "darht.trainer.config",
+    "TeachConfig": "darht.trainer.teacher.config",
     "TrainConfig": "darht.trainer.config",
     "build_cache": "darht.cache.builder.api",
     "evaluate": "darht.trainer.api",

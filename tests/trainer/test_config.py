@@ -10,12 +10,12 @@ from darht.trainer.config import (
     InnerConfig,
     OptimConfig,
     StudentConfig,
-    TeachConfig,
     TrainConfig,
     WarmConfig,
     load_recipe,
 )
 from darht.trainer.student.losses import RECIPES, Ard, Darht, Kd, Mtard, Rslad
+from darht.trainer.teacher.config import TeachConfig
 
 
 def test_no_file_and_no_assignments_give_the_defaults():
@@ -54,7 +54,7 @@ def test_plain_form_parses_back_to_the_same_recipe(config):
     [
         ("optim.epoch=3", "recipe.optim: unknown key 'epoch'; did you mean 'epochs'?"),
         ("recpie=at", "recipe: unknown key 'recpie'; did you mean 'recipe'?"),
-        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, kd, at, trades; got 'sard'"),
+        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, saad, kd, at, trades, adr; got 'sard'"),
         ("inner.kind=hot", "recipe.inner.kind must be one of cached, warm, n-fgsm, pgd; got 'hot'"),
         ("inner.warm.start=hot", "recipe.inner.warm.start must be one of cached, zero, noise, label; got 'hot'"),
         ("inner.warm.momentum=0.2", "inner.warm sets up inner.kind: warm; got pgd"),

@@ -32,7 +32,6 @@ from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng, borrowed_generator
 from darht.core.tensors import load_tensors, save_tensors
 from darht.core.version import VERSION
-from darht.trainer.config import TeachConfig
 from darht.trainer.progress.metrics import LossReader
 from darht.trainer.schedule import descend, make_optimizer
 from darht.trainer.state.checkpoint import CHECKPOINT
@@ -41,6 +40,7 @@ from darht.trainer.student.distances import kl_rows
 from darht.trainer.student.distributed import rank_and_world
 from darht.trainer.student.setup import normalisation
 from darht.trainer.student.train import check_finite
+from darht.trainer.teacher.config import TeachConfig
 
 OnStep = Callable[[int, int, int, float], None]
 

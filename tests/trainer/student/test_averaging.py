@@ -14,7 +14,7 @@ from torch import nn
 
 from darht.cache.read.reader import open_cache
 from darht.trainer.config import AverageConfig, load_recipe
-from darht.trainer.state.checkpoint import identity_diff, load_student, read_run
+from darht.trainer.state.checkpoint import identity_diff, load_student, read_run, write_run
 from darht.trainer.student.averaging import averaged_model, default_average, is_due
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.setup import with_average
@@ -70,9 +70,9 @@ def test_a_run_records_what_the_default_came_to_and_goes_on_with_it(tiny_cache, 
     kept = load_student(tmp_path / "last", CPU)[0].state_dict()
     assert all(torch.equal(checkpoint["average"][f"module.{name}"], value) for name, value in kept.items())
     assert not torch.equal(checkpoint["student"]["head.weight"], kept["head.weight"])
-    record = json.loads((tmp_path / "run.json").read_text())
-    record["identity"]["recipe"]["average"] = {"kind": "ema", "decay": 0.5, "start": 0.75}  # the rule of another day
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    identity = read_run(tmp_path)["identity"]
+    identity["recipe"]["average"] = {"kind": "ema", "decay": 0.5, "start": 0.75}  # the rule of another day
+    write_run(tmp_path, identity, {})
     assert with_average(config, cache, tmp_path).average == AverageConfig(kind="ema", decay=0.5)
     assert with_average(CONFIG, cache, tmp_path).average == AverageConfig(kind="none")
 

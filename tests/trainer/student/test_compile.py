@@ -10,8 +10,9 @@ from runs import CPU, changed
 from torch._dynamo.utils import counters
 
 from darht.cache.sources.load import Source
-from darht.trainer.config import ComputeConfig, OptimConfig, StudentConfig, TeachConfig, WarmConfig
+from darht.trainer.config import ComputeConfig, OptimConfig, StudentConfig, WarmConfig
 from darht.trainer.student.train import Callbacks, train
+from darht.trainer.teacher.config import TeachConfig
 from darht.trainer.teacher.train import teach
 
 NET = {"width": 2, "blocks": [1, 1, 1, 1]}

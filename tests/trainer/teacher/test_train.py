@@ -15,8 +15,9 @@ from darht.cache.sources.load import load_source
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.core.rng import RowRng
-from darht.trainer.config import OptimConfig, TeachConfig
+from darht.trainer.config import OptimConfig
 from darht.trainer.state.checkpoint import CHECKPOINT
+from darht.trainer.teacher.config import TeachConfig
 from darht.trainer.teacher.train import check_free, craft, expected_card, is_finished, outer_loss, teach
 
 CPU = torch.device("cpu")
