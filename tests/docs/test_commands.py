@@ -16,7 +16,8 @@ from darht.core.cli import json_mapping
 from darht.core.config import override
 from darht.core.config import parse as build_config
 from darht.tools.experiment import load_experiment, plan_stages
-from darht.trainer.config import TeachConfig, load_recipe
+from darht.trainer.config import load_recipe
+from darht.trainer.teacher.config import TeachConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
