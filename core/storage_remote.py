@@ -20,7 +20,7 @@ from darht.core.errors import ConfigError, DarhtError
 from darht.core.retry import LOG, RETRY_FOR, TransientError, patiently
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "adl", "http", "https")
-PIECE = 1 << 20  # bytes of one request: docs/benchmarks-remote.md
+PIECE = 1 << 20  # bytes of one request
 IN_FLIGHT = 32  # requests of one process at a time for pieces of files
 _TIMEOUT, _CONNECT, _WHOLE = 30, 10, 600  # seconds: a request, its connection, and a file from a server without ranges
 _LASTING = re.compile(r"status code: (4(?!08|25|29)\d\d)|certificate|redirect without LOCATION", re.IGNORECASE)
