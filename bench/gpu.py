@@ -74,7 +74,7 @@ def miniature(config: ExperimentConfig) -> ExperimentConfig:
         "optim.batch_size": 32,
     }
     teachers = {
-        name: TeacherPlan(plan.arch, TINY_KWARGS[name], None, plan.algorithm, {**plan.set, **shorter})
+        name: TeacherPlan(plan.arch, TINY_KWARGS[name], None, plan.algorithm, {**plan.set, **shorter}, allow=True)
         for name, plan in config.teachers.items()
     }
     attacks = {name: {**attack, "eps": EPS, "step": 16, "steps": 1} for name, attack in config.cache["attacks"].items()}

@@ -124,6 +124,9 @@ def test_a_spec_that_claims_too_much_is_one_line(copied: Path, command, old, new
     assert len(done.stderr.splitlines()) == 1 and len(done.stderr) < 1000
 
 
+ALLOWED = ("--allow", "cnn", "--allow", "vit")  # which guess
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Ten classes of three 8x8 images below `photos/train`, two of which are broken, and a file that is no image."""
@@ -147,7 +150,7 @@ def test_broken_files_are_refused_or_left_out_and_noted(invoke, variant, photos:
     spec, out = variant(change), tmp_path / "out"
     refused = invoke("build", spec, "--out", out, "--device", "cpu")
     assert refused.exit_code == 2 and "2 files: " in refused.output and "--skip-broken" in refused.output
-    built = invoke("build", spec, "--out", out, "--device", "cpu", "--skip-broken")
+    built = invoke("build", spec, "--out", out, "--device", "cpu", "--skip-broken", *ALLOWED)
     assert built.exit_code == 0, built.output
     assert "2 files cannot be decoded and are left out" in built.output and "passed over: 1 x .gif" in built.output
     data = json.loads((out / "spec.json").read_text())["data"]
@@ -174,11 +177,11 @@ def test_a_cache_of_rules_1_keeps_its_rows(invoke, variant, photos: Path, tmp_pa
     spec, out = variant(change), tmp_path / "out"
     with monkeypatch.context() as before:
         before.setattr(builder, "RULES", 1)
-        assert invoke("build", spec, "--out", out, "--device", "cpu").exit_code == 0
+        assert invoke("build", spec, "--out", out, "--device", "cpu", *ALLOWED).exit_code == 0
     manifest = (out / "manifest.json").read_bytes()
     assert "rules" not in json.loads((out / "spec.json").read_text())["data"]
     next(out.rglob("logits/cnn/clean/c/0/0/0")).unlink()
-    assert "1 units computed" in invoke("build", spec, "--out", out, "--device", "cpu").output
+    assert "1 units computed" in invoke("build", spec, "--out", out, "--device", "cpu", *ALLOWED).output
     assert (out / "manifest.json").read_bytes() == manifest
     assert invoke("verify", out, "--recompute", "100%", "--device", "cpu").exit_code == 0
     assert invoke("diff", out, spec).exit_code == 0
@@ -195,10 +198,10 @@ def test_a_stopped_build_says_how_to_go_on(invoke, variant, tmp_path: Path, monk
         compute(*arguments, on_unit=lambda *_: os.kill(os.getpid(), number), **options)
 
     monkeypatch.setattr(build, "build_block", stopped)
-    result = invoke("build", spec, "--out", out, "--device", "cpu")
+    result = invoke("build", spec, "--out", out, "--device", "cpu", *ALLOWED)
     monkeypatch.undo()
     assert result.exit_code == code, result.output
     kept, again = result.output.strip().splitlines()[-2:]
     assert kept == "stopped: every unit that was done is kept, nothing is half written"
-    assert again.endswith(f"build {spec} --out {out} --device cpu")
+    assert again.endswith(f"build {spec} --out {out} --device cpu --allow cnn --allow vit")
     assert invoke(*shlex.split(again.partition("cache ")[2])).output.splitlines()[-2].endswith(", 1 reused; sealed")

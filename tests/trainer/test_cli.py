@@ -263,7 +263,7 @@ def test_a_recipe_file(tiny_cache, tmp_path):
     [
         ("optim.epoch=1", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("inner.eps=0.03", "eps is in whole pixel levels of 255; got 0.03, which is 7.65 levels: write eps: 8"),
-        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, kd, at, trades; got 'sard'"),
+        ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, saad, kd, at, trades, adr; got 'sard'"),
         ("loss.tau=4", "loss of recipe darht: unknown key 'tau'"),
         ("optim.lr", "an assignment reads key=value"),
         ("student.arch=resnet19", "unknown architecture 'resnet19'; did you mean 'resnet18'?"),

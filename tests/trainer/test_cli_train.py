@@ -157,6 +157,9 @@ def test_no_option_lets_test_images_choose(run, tiny_cache, monkeypatch, tmp_pat
         "--resume",
         "--teacher",
         "--device",
+        "--cache-dir",
+        "--cache-size",
+        "--retry-for",
     }
     keys = set(options(TrainConfig))
     assert {f"optim.{field.name}" for field in dataclasses.fields(OptimConfig)} <= keys

@@ -321,7 +321,7 @@ def test_workers_end_with_their_builder(how, quick_config, tmp_path, invoke):
         builder.kill()
     printed = b"".join(builder.communicate())
     assert b"Traceback" not in printed
-    assert builder.returncode == (1 if how == signal.SIGINT else -how)
+    assert builder.returncode == (130 if how == signal.SIGINT else -how)
     wait_for(lambda: all(gone(pid) for pid in workers), "the end of the workers")
     for folder in (out, tmp_path / "whole"):
         assert invoke("build", config, "--out", folder, "--device", "cpu", "--allow", "cnn").exit_code == 0

@@ -368,16 +368,12 @@ def test_an_export_gives_the_same_batches(cache, tmp_path, layout, size):
     assert same(drawn(CacheDataset(open_shards(tmp_path / "out"), **options)), drawn(CacheDataset(cache, **options)))
 
 
-@FORKS
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [1.0, 0.8])
-def test_a_url_gives_the_same_batches_also_to_forked_workers(cache, fine_cache, size, workers):
+def test_a_url_gives_the_same_batches(cache, fine_cache, size):
     options = {"batch_size": 8, "memory_gib": memory(cache, size)}
-    context = {"multiprocessing_context": "fork", "timeout": 120} if workers else {}
     with served(fine_cache.parent) as root:
         dataset = CacheDataset(open_shards(f"{root}/{fine_cache.name}"), **options)
-        loader = DataLoader(dataset, batch_size=None, num_workers=workers, **context)
-        assert same(list(loader), drawn(CacheDataset(cache, **options)))
+        assert same(drawn(dataset), drawn(CacheDataset(cache, **options)))
 
 
 def test_a_memory_place(cache, fine_cache):

@@ -16,7 +16,7 @@ CONFIG = changed(
     recipe="at",
     loss={"clean_share": 0.25},
     inner={"kind": "warm", "warm": WarmConfig(check_rows=16)},
-    optim={"epochs": 4, "batch_size": 16},
+    optim={"epochs": 4, "batch_size": 20},
 )
 
 

@@ -34,7 +34,7 @@ CONFIG = TrainConfig(
     recipe="at",
     student=StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs=VIT, feature_map=False),
     inner=InnerConfig(kind="warm", eps=32, steps=2, warm=WarmConfig(check_rows=0)),
-    optim=OptimConfig(epochs=2, batch_size=15, lr=0.05, schedule="constant"),
+    optim=OptimConfig(epochs=2, batch_size=16, lr=0.05, schedule="constant"),
 )
 
 
@@ -227,7 +227,7 @@ def test_every_process_draws_dropout_for_itself():
     assert Ranks().own == Ranks(0, 4).own == () and {Ranks(rank, 4).own for rank in (1, 2, 3)} == {(1,), (2,), (3,)}
 
 
-MTARD = dataclasses.replace(CONFIG, recipe="mtard", optim=dataclasses.replace(CONFIG.optim, epochs=3))
+MTARD = dataclasses.replace(CONFIG, recipe="mtard", optim=dataclasses.replace(CONFIG.optim, epochs=3, batch_size=15))
 
 
 def test_what_a_recipe_learns_is_the_same_everywhere_after_an_epoch(

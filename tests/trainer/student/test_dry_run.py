@@ -23,12 +23,12 @@ from darht.trainer.config import (
     ComputeConfig,
     OptimConfig,
     StudentConfig,
-    TeachConfig,
     TrainConfig,
     WarmConfig,
 )
 from darht.trainer.progress.metrics import LossReader, Metrics, Reading
 from darht.trainer.student.losses import RECIPES
+from darht.trainer.teacher.config import TeachConfig
 
 BUDGET = 9e-5  # GiB: holds some of the rows of `fine_cache`
 META = torch.device("meta")

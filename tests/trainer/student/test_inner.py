@@ -24,11 +24,13 @@ def clean_step(data, rows):
     x = data.images[rows].float() / 255
     targets = data.clean[rows, 0].float()
     supervises = data.robust.expand(len(rows), T)
-    return Step(x, x, data.labels[rows], clean_answer(targets), targets, targets, supervises, data.robust, 0.0)
+    step = Step(x, x, data.labels[rows], clean_answer(targets), targets, targets, supervises, data.robust, 0.0)
+    return step._replace(average=targets[:, 0])
 
 
 def draw(student, data, rows, config, *, epoch=0, number=0, done=0.0, pgd_share=0.0, memory=None):
-    examples = Examples(config, config.objective(), memory)
+    average = student if RECIPES[config.recipe].uses_average else None
+    examples = Examples(config, config.objective(), memory, average=average)
     return examples.draw(student, data, rows, epoch=epoch, number=number, done=done, pgd_share=pgd_share)
 
 
@@ -182,7 +184,8 @@ def test_a_coin_decides_between_clean_and_adversarial(student, data):
 
 @pytest.mark.parametrize("recipe", ALWAYS)
 def test_recipes_with_both_kinds_of_images_toss_no_coin(student, data, recipe):
-    config = TrainConfig(recipe=recipe, inner=InnerConfig(kind="cached"))
+    kind = "pgd" if RECIPES[recipe].uses_average else "cached"
+    config = TrainConfig(recipe=recipe, inner=InnerConfig(kind=kind, steps=1))
     steps = [draw(student, data, torch.arange(N), config, number=n) for n in range(6)]
     assert not any(torch.equal(step.x, step.clean) for step in steps)
 
@@ -238,7 +241,8 @@ def test_a_single_row_takes_no_warm_step(student, data):
     clean = RowRng.create(3, "coin", 0, rows=rows).uniform((1,))[:, 0] < 0.4
     pair = torch.cat([rows[clean][:3], rows[~clean][:1]])
     memory = WarmMemory.create(N, tuple(data.images.shape[1:]), data.offsets, torch.device("cpu"))
-    examples = Examples(config, config.objective(), memory)
+    average = student if RECIPES[config.recipe].uses_average else None
+    examples = Examples(config, config.objective(), memory, average=average)
     step = examples.draw(student.train(), data, pair, epoch=0, number=0, done=0.5, pgd_share=0.0)
     assert torch.equal(step.x, step.clean) and len(step.y) == 4
     more = torch.cat([rows[clean][:3], rows[~clean][:2]])
