@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo docs test lint clean
+.PHONY: demo docs test suite lint clean
 
 # The stamps make a second `make` start at once, and install again when the dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,8 +27,12 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/house_rules.py
 
+# Both at a time: mypy has work for one core only.
+test: $(VENV)/.dev
+	$(MAKE) --no-print-directory -j2 lint suite
+
 # One process for each core, each with one thread: threads of several processes on the same cores wait for each other.
-test: lint
+suite: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # The page of commands, written from the commands themselves, and the site in build/site; warnings are errors.

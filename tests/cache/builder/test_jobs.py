@@ -240,8 +240,8 @@ def mortal(folder: Path) -> Callable[..., object]:
     return partial(plan_of_a_mortal, marker=folder / "marker")
 
 
-def test_three_workers_one_of_which_is_killed(built, reference, tmp_path):
-    out, notices = built(mortal(tmp_path), workers=3)
+def test_two_workers_one_of_which_is_killed(built, reference, tmp_path):
+    out, notices = built(mortal(tmp_path), workers=2)
     assert len(notices) == 1
     assert notices[0].startswith("worker ") and "was killed by SIGKILL in row block" in notices[0]
     assert multiprocessing.active_children() == []

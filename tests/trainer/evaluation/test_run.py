@@ -203,7 +203,9 @@ def test_a_source_swapped_under_its_name_gives_its_own_numbers(runs, tiny_teache
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(tiny_teachers[name], place)
         for out in ("same", name):  # in one folder, and in one of its own
-            report, _ = ask(runs / "pgd", teachers={"cnn": str(place)}, surrogates=(str(place),), out=tmp_path / out)
+            report, _ = ask(
+                runs / "pgd", limit=16, teachers={"cnn": str(place)}, surrogates=(str(place),), out=tmp_path / out
+            )
             scores = {score.name: score for score in report.scores}
             told = [score for name, score in scores.items() if name.startswith(("transfer:cnn", "surrogate:"))]
             found[name, out] = [(score.name, score.attack["weights"], score.correct) for score in told]
