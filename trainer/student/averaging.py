@@ -10,7 +10,7 @@ from darht.trainer.config import AverageConfig
 from darht.trainer.student.step import Recipe
 
 DECAY = 0.9995  # the most: what the field uses in runs of 100,000 steps, a horizon of 2,000 of them
-SPAN = 20  # a run is as long as this many horizons of its mean; measured, see docs/usage.md
+SPAN = 20  # a run is as long as this many horizons of its mean; 10 to 40 do alike: docs/usage.md
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 Update = Callable[[Tensors, Tensors, Tensor | int], None]
