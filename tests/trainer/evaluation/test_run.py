@@ -204,7 +204,7 @@ def test_a_source_swapped_under_its_name_gives_its_own_numbers(runs, tiny_teache
         shutil.copytree(tiny_teachers[name], place)
         for out in ("same", name):  # in one folder, and in one of its own
             report, _ = ask(
-                runs / "pgd", limit=16, teachers={"cnn": str(place)}, surrogates=(str(place),), out=tmp_path / out
+                runs / "pgd", limit=24, teachers={"cnn": str(place)}, surrogates=(str(place),), out=tmp_path / out
             )
             scores = {score.name: score for score in report.scores}
             told = [score for name, score in scores.items() if name.startswith(("transfer:cnn", "surrogate:"))]
