@@ -28,16 +28,16 @@ def whole(tiny_cache, tmp_path_factory):
     return out
 
 
-def test_killed_at_ten_random_moments(server, whole, tmp_path):
+def test_killed_at_six_random_moments(server, whole, tmp_path):
     """A run that is killed again and again; one that ends before its kill is followed by another."""
     spent = server.train(tmp_path / "0").seconds
     assert_same_bits(tmp_path / "0", whole)  # another process, the same bits
     draw, killed, number = random.Random(5), 0, 1
-    for _ in range(10):
+    for _ in range(6):
         ended = server.train(tmp_path / str(number), kill_after=draw.uniform(0, spent / 2))
         killed += ended.signal == signal.SIGKILL
         number += not ended.signal
-    assert killed >= 5  # the other lives were shorter than they were to be
+    assert killed >= 3  # the other lives were shorter than they were to be
     assert server.train(tmp_path / str(number)).error == ""
     for run in range(1, number + 1):
         assert_same_bits(tmp_path / str(run), whole)
