@@ -37,9 +37,9 @@ except SystemExit as end:
 
 
 PUBLIC = [
-    "Cache", "CacheConfig", "CacheDataset", "Classifier", "DarhtError", "EvalConfig", "EvalReport", "TeachConfig",
-    "TrainConfig", "__version__", "attacks", "build_cache", "evaluate", "load_student", "load_teacher", "open_cache",
-    "train",
+    "Cache", "CacheConfig", "CacheDataset", "Classifier", "DarhtError", "EvalConfig", "EvalReport", "Reach",
+    "TeachConfig", "TrainConfig", "__version__", "attacks", "build_cache", "default_copy", "evaluate", "load_student",
+    "load_teacher", "open_cache", "train",
 ]  # fmt: skip
 
 

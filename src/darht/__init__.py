@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from darht.cache.builder.api import build_cache
     from darht.cache.builder.config import CacheConfig
     from darht.cache.read.dataset import CacheDataset
+    from darht.cache.read.local_copy import default_copy
+    from darht.cache.read.reach import Reach
     from darht.cache.read.reader import Cache
     from darht.cache.read.webdataset import open_shards as open_cache
     from darht.core.errors import DarhtError
@@ -41,9 +43,11 @@ _HOMES = {
     "DarhtError": "darht.core.errors",
     "EvalConfig": "darht.trainer.evaluation.config",
     "EvalReport": "darht.trainer.evaluation.report.write",
+    "Reach": "darht.cache.read.reach",
     "TeachConfig": "darht.trainer.teacher.config",
     "TrainConfig": "darht.trainer.config",
     "build_cache": "darht.cache.builder.api",
+    "default_copy": "darht.cache.read.local_copy",
     "evaluate": "darht.trainer.api",
     "load_student": "darht.trainer.api",
     "load_teacher": "darht.trainer.api",
@@ -58,11 +62,13 @@ __all__ = [
     "DarhtError",
     "EvalConfig",
     "EvalReport",
+    "Reach",
     "TeachConfig",
     "TrainConfig",
     "__version__",
     "attacks",
     "build_cache",
+    "default_copy",
     "evaluate",
     "load_student",
     "load_teacher",
