@@ -12,7 +12,6 @@ has been run on a GPU yet.
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -23,16 +22,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
 from darht.cache.builder.teachers import read_card
 from darht.cache.cli import cache as cache_command
-from darht.core.config import canonical_json
 from darht.core.errors import DarhtError
 from darht.core.files import write_atomic
+from darht.core.sealed import read_sealed, write_sealed
 from darht.tools.experiment import (
     STAGES,
     ExperimentConfig,
@@ -40,6 +38,7 @@ from darht.tools.experiment import (
     TeacherPlan,
     load_experiment,
     plan_stages,
+    read_stages,
     write_inputs,
 )
 from darht.trainer import cli as trainer
@@ -145,8 +144,7 @@ def run_step(stage: Stage, minutes: float) -> bool:
 
 def work_off(names: list[str], steps: dict[str, Stage], out: Path, minutes: float) -> int:
     """Run the named steps that are not done with these words yet; the exit code."""
-    path = out / STAGES
-    done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    done = read_stages(out)
     for name in names:
         stage, noted = steps[name], done.get(name, {})
         spent = noted["seconds"] if noted.get("line") == stage.line else 0.0
@@ -158,7 +156,7 @@ def work_off(names: list[str], steps: dict[str, Stage], out: Path, minutes: floa
         finished = run_step(stage, minutes)
         spent += time.perf_counter() - start
         done[name] = {"line": stage.line, "seconds": round(spent, 1), "done": finished}
-        write_atomic(path, canonical_json(done).encode())
+        write_sealed(out / STAGES, done)
         if not finished:
             again = shlex.join(["python", *sys.argv])
             print(f"stopped in step '{name}' after {spent:.0f} s in all; go on with: {again}", file=sys.stderr)
@@ -177,8 +175,7 @@ def hardware() -> str:
 
 def results(config: ExperimentConfig, steps: dict[str, Stage], out: Path, *, smoke: bool) -> str:
     """The tables of what is done so far."""
-    path = out / STAGES
-    done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    done = read_stages(out)
     kept = {name: done[name] for name in steps if name in done}
     lines = ["| teacher | network | trained by | clean | PGD-20 |", "|---|---|---|---|---|"]
     for name in config.teachers:
@@ -190,7 +187,7 @@ def results(config: ExperimentConfig, steps: dict[str, Stage], out: Path, *, smo
     lines += ["", "| student | inner | clean | AutoAttack | worst case | images |", "|---|---|---|---|---|---|"]
     for name in config.students:
         if kept.get(f"eval {name}", {}).get("done"):
-            report = json.loads((out / "run" / name / "eval.json").read_text())
+            report = read_sealed(out / "run" / name / "eval.json", "run darht-eval again").value
             scores = {score["name"]: score["accuracy"] for score in report["scores"]}
             figures = (f"{scores[key]:.1f}" for key in ("clean", "autoattack", "worst case"))
             kind = report["recipe"]["inner"]["kind"]

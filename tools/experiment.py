@@ -16,11 +16,13 @@ import yaml
 
 from darht.cache.builder.config import load_config
 from darht.cache.builder.teachers import read_card
-from darht.core.config import canonical_json, load_mapping, parse
+from darht.cache.read.reader import open_cache
+from darht.core.config import load_mapping, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.core.keys import check_seed
 from darht.core.recipes import find_recipe
+from darht.core.sealed import read_sealed, write_sealed
 from darht.trainer.config import load_recipe
 
 STAGES = "stages.json"
@@ -198,8 +200,7 @@ def run_experiment(
     rows = config.data.get("limit")
     if rows is not None and not 0 <= config.row < rows:
         raise ConfigError(f"row must lie in 0..{rows - 1}, the rows that data.limit takes; got {config.row}")
-    path = out / STAGES
-    done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    done = read_stages(out)
     for stage in plan_stages(config, out, root):
         if done.get(stage.name, {}).get("line") == stage.line:
             tell(f"# done before: {stage.line}")
@@ -208,8 +209,18 @@ def run_experiment(
         start = time.perf_counter()
         call(stage.words)
         done[stage.name] = {"line": stage.line, "seconds": round(time.perf_counter() - start, 2)}
-        write_atomic(path, canonical_json(done).encode())
+        write_sealed(out / STAGES, done)
     return {name: stage["seconds"] for name, stage in done.items()}
+
+
+def read_stages(out: Path) -> dict[str, dict[str, Any]]:
+    """The stages that were noted in `out`, by name; none where nothing has run.
+
+    Raises:
+        CorruptError: the note was changed after it was written.
+    """
+    path = out / STAGES
+    return read_sealed(path, "remove it, and every stage asks its command again").value if path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -236,11 +247,11 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
         figures = f"{measured['clean']:.1f}", f"{measured['pgd-20']:.1f}"
         teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
     students = [_student_row(name, out, seconds) for name in config.students]
-    manifest = json.loads((out / "cache" / "manifest.json").read_text())
-    size = sum(shard["size"] for shard in manifest["shards"])
+    cache = open_cache(out / "cache")
+    size = sum(shard.size for shard in cache.manifest.shards)
     facts = [
-        f"cache: {size / 1e6:.2f} MB, {size / manifest['rows']:.0f} bytes a row, built in {seconds['cache']:.0f} s, "
-        f"root hash {manifest['root_hash'][:16]}",
+        f"cache: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds['cache']:.0f} s, "
+        f"root hash {cache.root_hash[:16]}",
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
         f"together {sum(seconds.values()):.0f}",
         f"teachers: {out / 'teachers'}   spec: {out / 'cache.yaml'}   cache: {out / 'cache'}   runs: {out / 'run'}",
@@ -251,7 +262,7 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
 
 
 def _student_row(name: str, out: Path, seconds: dict[str, float]) -> tuple[str, ...]:
-    report = json.loads((out / "run" / name / "eval.json").read_text())
+    report = read_sealed(out / "run" / name / "eval.json", "run darht-eval again").value
     scores = {score["name"]: score["accuracy"] for score in report["scores"]}
     transfer = min((value for key, value in scores.items() if key.startswith("transfer:")), default=None)
     recipe = report["recipe"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from darht.tools.experiment import STAGES, load_experiment
+from darht.tools.experiment import load_experiment, read_stages
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "gpu.py"
 
@@ -30,7 +30,7 @@ def call(gpu, monkeypatch, *words):
 def test_every_step_in_miniature(gpu, monkeypatch, tmp_path, capsys):
     work = tmp_path / "work"
     assert call(gpu, monkeypatch, "--smoke", "--work", work) == 0
-    done = json.loads((work / STAGES).read_text())
+    done = read_stages(work)
     kinds = sorted(name.split()[0] for name in done)
     assert kinds == ["cache", "eval", "eval", "teacher", "teacher", "teacher", "train", "train"]
     assert all(step["done"] for step in done.values())
@@ -60,9 +60,9 @@ def test_a_step_that_takes_too_long_is_stopped_and_gone_on_with(gpu, monkeypatch
     names = ["train darht-warm"]
     assert gpu.work_off(names, steps, tmp_path, 0.0) == gpu.STOPPED
     assert "go on with: python" in capsys.readouterr().err
-    assert not json.loads((tmp_path / STAGES).read_text())[names[0]]["done"]
+    assert not read_stages(tmp_path)[names[0]]["done"]
     assert gpu.work_off(names, steps, tmp_path, 0.0) == 0
-    assert json.loads((tmp_path / STAGES).read_text())[names[0]]["done"]
+    assert read_stages(tmp_path)[names[0]]["done"]
     assert gpu.work_off(names, steps, tmp_path, 0.0) == 0
     assert len(ran) == 2 and "--resume" in ran[0]
 

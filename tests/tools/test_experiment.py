@@ -1,6 +1,7 @@
 """Whole experiments: the commands that are run, what is skipped, and the main job on a handful of digits."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 from darht.cache.builder.config import load_config
-from darht.core.errors import ConfigError
+from darht.core.errors import ConfigError, CorruptError
 from darht.tools.cli import experiment
-from darht.tools.experiment import collect, load_experiment, plan_stages, run_experiment, write_inputs
+from darht.tools.experiment import STAGES, collect, load_experiment, plan_stages, run_experiment, write_inputs
 from darht.trainer.config import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -133,6 +134,13 @@ def test_a_finished_stage_is_not_run_again_but_a_changed_one_is(tiny_recipe: Pat
         "darht-eval",
     ]
     assert sum(line.startswith("# done before: ") for line in told) == 3
+    noted = bytearray((out / STAGES).read_bytes())
+    noted[40] ^= 1
+    (out / STAGES).write_bytes(noted)
+    with pytest.raises(CorruptError, match="remove it, and every stage asks its command again"):
+        run_experiment(config, out, root=None, call=again.append, tell=told.append)
+    noted[40] ^= 1
+    (out / STAGES).write_bytes(noted)
     assert len(seconds) == 8
 
     again.clear()
@@ -185,7 +193,9 @@ def test_what_a_later_stage_would_refuse_is_told_before_the_first(tmp_path: Path
     assert refuse({"row": 80}) == "row must lie in 0..79, the rows that data.limit takes; got 80"
 
 
-def test_an_experiment_without_transfer_ends_with_its_table(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_an_experiment_without_transfer_ends_with_its_table(
+    tiny_recipe: Path, tmp_path: Path, tiny_cache: Path
+) -> None:
     config = load_experiment(tiny_recipe)
     bare = replace(config, teachers={}, cache={"views": {"padding": 1}})
     assert [stage.name for stage in plan_stages(bare, tmp_path, None)] == [
@@ -201,9 +211,7 @@ def test_an_experiment_without_transfer_ends_with_its_table(tiny_recipe: Path, t
     run.mkdir(parents=True)
     report = {"scores": scores, "recipe": {"recipe": "at", "inner": {"kind": "pgd"}}}
     (run / "eval.json").write_text(json.dumps(report))
-    (tmp_path / "cache").mkdir()
-    manifest = {"shards": [{"size": 10}], "rows": 10, "root_hash": "ab" * 32}
-    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(tiny_cache, tmp_path / "cache")
     result = collect(bare, tmp_path, {"cache": 1.0, "train cached": 2.0})
     assert result.students == [("cached", "at", "pgd", "50.0", "-", "20.0", "-", "20.0", "2")]
     assert not any("pictures" in fact for fact in result.facts)
