@@ -33,7 +33,7 @@ test: $(VENV)/.dev
 
 # One process for each core, each with one thread: threads of several processes on the same cores wait for each other.
 suite: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The page of commands, written from the commands themselves, and the site in build/site; warnings are errors.
 docs: $(VENV)/.dev
