@@ -290,7 +290,11 @@ def _locked(path: Path) -> Iterator[Any]:
     while True:
         with path.open("a+b") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(opened.fileno()), path.stat()):
+            try:
+                is_current = os.path.samestat(os.fstat(opened.fileno()), path.stat())
+            except FileNotFoundError:  # who had it has given the file its name
+                is_current = False
+            if is_current:
                 with path.open("r+b") as file:  # "a" writes at the end alone
                     yield file
                 return
