@@ -268,9 +268,9 @@ class StateGroup(_Main, click.Group):
     command_class = StateCommand
 
 
-def same_command(ctx: click.Context) -> str:
-    """The command as it was given."""
-    return shlex.join([*ctx.command_path.split(), *_given(ctx)])
+def same_command(ctx: click.Context, *name: str) -> str:
+    """The command as it was given, under another name where one is given."""
+    return shlex.join([*(name or ctx.command_path.split()), *_given(ctx)])
 
 
 def _given(ctx: click.Context) -> list[str]:
@@ -285,12 +285,7 @@ def _given(ctx: click.Context) -> list[str]:
     return words
 
 
-def resuming_command(ctx: click.Context, *words: str) -> str:
-    """The command that goes on with this: the same options, and --resume."""
-    return shlex.join([*words, *_given(ctx), "--resume"])
-
-
-def command_again(ctx: click.Context) -> str:
-    """The command to type once what it waited for is there: with --resume where it knows that."""
-    again = same_command(ctx)
+def command_again(ctx: click.Context, *name: str) -> str:
+    """The command that goes on with this: the same options, and --resume where it knows that."""
+    again = same_command(ctx, *name)
     return f"{again} --resume" if any(parameter.name == "resume" for parameter in ctx.command.params) else again

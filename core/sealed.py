@@ -3,7 +3,7 @@
 A JSON file ends with two keys: `files`, the sha256 of each file that belongs to it and lies in the same folder, and
 `sha256`, that of all its bytes before this key. Such a file is written after those that it names. A zip, as torch and
 numpy write them, has as its comment the sha256 of all bytes before the comment. A file and its own sha256 get their
-name together, so a kill leaves both or neither. Files of versions before 0.2 carry none: they are read, and a line
+name together, so a kill leaves both or neither. Earlier files carry none: they are read, and a line
 says so once for each folder.
 """
 

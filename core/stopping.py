@@ -3,10 +3,12 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 BY_HAND, BY_SCHEDULER = 130, 143  # exit codes of a stopped command, as shells have them
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _heard: list[int] = []
+_before: dict[int, Any] = {}  # what a signal did before it was listened to
 
 
 def listen() -> None:
@@ -14,14 +16,14 @@ def listen() -> None:
     _heard.clear()
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            signal.signal(number, _pass_on)
+            _before[number] = signal.signal(number, _pass_on)
 
 
 def stop_listening() -> None:
-    """Let them end the process again."""
+    """Let them do what they did before."""
     if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in _before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def exit_code() -> int:

@@ -191,6 +191,8 @@ def open_storage(location: Location, *, retry_for: float = RETRY_FOR) -> Storage
         return LocalStorage(Path(text.removeprefix("file://")))
     # Others that fsspec has chain URLs, unpack archives or read lists of further URLs, so that a cache's name alone
     # could do more than read a folder; ftp has no encryption.
+    if text.startswith("gcs://"):  # Google's other name for it
+        text = "gs://" + text.removeprefix("gcs://")
     scheme, url = text.split("://", 1)[0], text.rstrip("/")
     if "::" not in text and scheme in storage_remote.SCHEMES:
         return storage_remote.RemoteStorage(url, retry_for)

@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -98,7 +98,7 @@ class RemoteStorage:
                 return b"".join([first.data, *(part.data for part in rest if part is not None)]), first.tag
         else:
             raise DarhtError(f"{self.name(key)} changes while it is read; see that nobody writes it, and run again")
-        found = self._whole(key)
+        found = self._try("read", key, lambda: self._get(key))
         return None if found is None else (found.data[start:stop], found.tag)
 
     def part(self, key: str, start: int, stop: int) -> Part | None:
@@ -120,8 +120,8 @@ class RemoteStorage:
             except obstore.exceptions.BaseError as error:
                 if "status code: 416" not in str(error):  # the file ends before, or is empty
                     raise
-            found = obstore.get(_open(self.url, _WHOLE, os.getpid()), key)
-            return Part(bytes(found.bytes())[start:stop], found.meta["size"], _tag(found.meta))
+            whole = self._get(key)
+            return replace(whole, data=whole.data[start:stop])
 
         return self._try("read", key, fetch)
 
@@ -140,16 +140,12 @@ class RemoteStorage:
             _without_ranges.add(self.host)
             LOG.warning(f"{self.host} sends whole files where a part is asked for: a local copy fetches each file once")
 
-    def _whole(self, key: str) -> Part | None:
-        """A file in one request, or None where there is none: for servers that send no less."""
+    def _get(self, key: str) -> Part:
+        """A file in one request: for servers that send no less."""
+        import obstore
 
-        def fetch() -> Part:
-            import obstore
-
-            found = obstore.get(_open(self.url, _WHOLE, os.getpid()), key)
-            return Part(bytes(found.bytes()), found.meta["size"], _tag(found.meta))
-
-        return self._try("read", key, fetch)
+        found = obstore.get(_open(self.url, _WHOLE, os.getpid()), key)
+        return Part(bytes(found.bytes()), found.meta["size"], _tag(found.meta))
 
     def size(self, key: str) -> int | None:
         """The bytes of a file, or None where there is none."""
@@ -296,10 +292,8 @@ def _open(url: str, timeout: float, process: int) -> Any:
                 "with multiprocessing_context='spawn' for a DataLoader"
             )
         _used_by.add(process)
-    scheme, endpoint = (
-        urlsplit(url).scheme,
-        os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")),
-    )
+    scheme = urlsplit(url).scheme
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
     client: dict[str, Any] = {
         "timeout": timedelta(seconds=timeout),
         "connect_timeout": timedelta(seconds=_CONNECT),

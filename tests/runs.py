@@ -5,11 +5,14 @@ import json
 
 import torch
 
+from darht.core.preprocessing import Preprocessing
 from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, StudentConfig, TrainConfig, WarmConfig
-from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST
+from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, save_student
 from darht.trainer.student.losses import RECIPES
+from darht.trainer.student.model import Student
 
 CPU = torch.device("cpu")
+NETWORK = {"arch": "resnet18", "kwargs": {"width": 2, "blocks": [1, 1, 1, 1]}}
 TIMINGS = ("seconds", "images_per_second")
 CONFIG = TrainConfig(
     student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
@@ -71,6 +74,27 @@ def assert_same_bits(one, other):
             assert torch.equal(value, expected[path]), path
         elif not path.endswith(TIMINGS):
             assert value == expected[path], path
+
+
+def write_student(folder, teachers):
+    """A student that nobody trained, in `folder`, with a map for so many teachers."""
+    said = Preprocessing(mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student = Student(**NETWORK, teachers=teachers, num_classes=10, preprocessing=said)
+    names = tuple(f"t{number}" for number in range(teachers))
+    card = StudentCard(
+        **NETWORK,
+        teachers=names,
+        num_classes=10,
+        preprocessing=said,
+        classes=tuple("0123456789"),
+        cache_root_hash="c",
+        recipe={"recipe": "at"},
+        epoch=1,
+    )
+    save_student(folder, student, card)
+    return folder
 
 
 class Stopped(Exception):

@@ -24,9 +24,8 @@ from darht.tools.vectors import Floats, blocks, image_vectors, logit_vectors, re
 PIXELS, DETAIL = 0.85, 0.65
 _THUMB, _CLOSE, _NEAR = 8, 0.8, 5  # side of a thumbnail, correlation of a candidate, candidates for a test image
 _NULL_ROWS, _FEWEST = 500, 30  # rows whose nearest rows are looked at, and the fewest that say how alike rows are
-_DEVIATIONS = (
-    4.0  # above the median; of rows without a duplicate one in 30,000 is so alike to another, were they normal
-)
+# Above the median; of rows without a duplicate one in 30,000 is so alike to another, were they normal.
+_DEVIATIONS = 4.0
 _TELLABLE = 0.999  # noise of one level in 255 leaves a correlation of that
 _PAIRS = 2000  # compared at once: 50 MB of float32 for 32x32 pixels, several times over
 

@@ -243,8 +243,8 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
     teachers = []
     for name, plan in config.teachers.items():
         card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
-        measured = card.accuracy[f"{config.data['source']} test"]
-        figures = f"{measured['clean']:.1f}", f"{measured['pgd-20']:.1f}"
+        measured = card.accuracy.get(f"{config.data['source']} test", {})  # a run's files are left as they are
+        figures = (f"{measured[key]:.1f}" if key in measured else "-" for key in ("clean", "pgd-20"))
         teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
     students = [_student_row(name, out, seconds) for name in config.students]
     cache = open_cache(out / "cache")

@@ -13,6 +13,7 @@ from darht.core.cli import (
     FOLDER,
     DefaultGroup,
     Group,
+    command_again,
     data_options,
     device_option,
     json_mapping,
@@ -20,7 +21,6 @@ from darht.core.cli import (
     named_folders,
     numbers,
     progress_bar,
-    resuming_command,
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
@@ -114,7 +114,7 @@ def teacher_train(
         click.echo(describe_eps(config.eps))
         report_check(out, model, test, eps=config.eps, device=where)
     except KeyboardInterrupt:
-        click.echo(f"stopped; go on with: {resuming_command(ctx, 'darht-teacher', 'train')}", err=True)
+        click.echo(f"stopped; go on with: {command_again(ctx, 'darht-teacher', 'train')}", err=True)
         sys.exit(stopping.exit_code())
     (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
 
@@ -249,7 +249,7 @@ def train_run(
             if monitor.finished is not None:
                 kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
             among = "" if world == 1 else f" {world} processes of"
-            click.echo(f"{kept}\ngo on with{among}: {resuming_command(ctx, 'darht-train')}", err=True)
+            click.echo(f"{kept}\ngo on with{among}: {command_again(ctx, 'darht-train')}", err=True)
         else:
             time.sleep(_SPEAKS)
         leave(stopping.exit_code())

@@ -14,7 +14,7 @@ from darht.core.cli import FOLDER, StateCommand, transient_bar
 from darht.core.units import parse_seconds
 
 if TYPE_CHECKING:
-    from darht.cache.admin.transfer import Transfer
+    from darht.cache.admin.copies import Copied
 
 
 @click.command(cls=StateCommand, kept="what was fetched is there")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @retry_option
 def pull(url: str, out: Path, arrays: str | None, retry_for: str) -> None:
     """Copy a sealed cache or an export from URL into a folder; what is there already is not fetched again."""
-    from darht.cache.admin.transfer import pull as pull_cache
+    from darht.cache.admin.copies import pull as pull_cache
     from darht.cache.read.reach import Reach
 
     chosen = tuple(name.strip() for name in arrays.split(",")) if arrays else ()
@@ -39,7 +39,7 @@ def pull(url: str, out: Path, arrays: str | None, retry_for: str) -> None:
 @click.argument("url")
 def push(folder: Path, url: str) -> None:
     """Copy a sealed cache or an export from CACHE to URL; what is there already is not sent again."""
-    from darht.cache.admin.transfer import push as push_cache
+    from darht.cache.admin.copies import push as push_cache
 
     with _bar("pushing") as (total, done):
         found = push_cache(folder, url, on_total=total, on_bytes=done)
@@ -53,6 +53,6 @@ def _bar(what: str) -> Iterator[tuple[Callable[[int], None], Callable[[int], Non
         yield (lambda total: bar.update(task, total=total)), (lambda size: bar.advance(task, size))
 
 
-def _told(found: "Transfer") -> str:
+def _told(found: "Copied") -> str:
     copied = f"{found.files} files, {found.bytes / 1e6:.2f} MB copied"
     return f"{copied}, {found.there} were there; root hash {found.root_hash}"

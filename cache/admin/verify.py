@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darht.cache.format.commit import State, commit_key, unit_state
+from darht.cache.format.commit import State, commit_key, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.spec import AttackSpec, CacheSpec
@@ -92,9 +92,11 @@ class _Verifier:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
         path, rows = self.folder.name(shard_key(array, shard)), array.rows(shard)
         if self.recorded:
-            state, reason = unit_state(self.folder, array, shard, check_bytes=True)
-            if state is not State.DONE:
+            state, reason, record = inspect_unit(self.folder, array, shard)
+            if record is None or state is not State.DONE:
                 return [reason]
+            if record.sha256 != sealed:
+                return [f"{self.folder.name(commit_key(array, shard))} has another sha256 than the manifest"]
         data = self.folder.read(shard_key(array, shard))
         if data is None:
             return [f"{path} is missing"]

@@ -24,11 +24,18 @@ class Difference:
 
 
 def compare(first: Tensor, second: Tensor) -> Difference:
-    """Two answers `[B, C]`; a constant added to a row's logits, which changes no softmax, does not count."""
+    """Two answers `[B, C]` to the same images."""
+    return Difference(float(distances(first, second).max()), int((first.argmax(1) != second.argmax(1)).sum()))
+
+
+def distances(first: Tensor, second: Tensor) -> Tensor:
+    """How far apart two answers `[B, C]` are, `[B]`, each as a share of the first's norm; infinite without numbers.
+
+    A constant added to a row's logits, which changes no softmax, does not count.
+    """
     one, other = (logits.double() - logits.double().mean(1, keepdim=True) for logits in (first, second))
-    apart = (one - other).norm(dim=1) / (one.norm(dim=1) + 1e-10)
-    size = float(apart.nan_to_num(nan=float("inf")).max())
-    return Difference(size, int((first.argmax(1) != second.argmax(1)).sum()))
+    apart: Tensor = (one - other).norm(dim=1) / (one.norm(dim=1) + 1e-10)
+    return apart.nan_to_num(nan=float("inf"))
 
 
 def is_distribution(logits: Tensor) -> bool:

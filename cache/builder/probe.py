@@ -88,10 +88,8 @@ class TeacherProbe:
         return [*self._answer_problems(classes), *self._steadiness_problems()]
 
     def _answer_problems(self, classes: tuple[str, ...]) -> list[str]:
-        found, share = (
-            [],
-            f"clean accuracy is {100 * self.right / self.asked:.1f} %, {self.right} of {self.asked} images",
-        )
+        found = []
+        share = f"clean accuracy is {100 * self.right / self.asked:.1f} %, {self.right} of {self.asked} images"
         if self.right < self.bound <= self.asked:
             found.append(
                 f"{share}: guessing among {self.classes} classes reaches {self.bound - 1} once in 1,000 times: mend "
@@ -248,10 +246,8 @@ def _short(attack: Any) -> tuple[Any, str]:
         eps = max(1.0, float(int(ball.eps)))
         attack = PGD(eps=eps, step=max(1.0, eps // 4), steps=_STEPS, norm=ball.norm)
     steps = f"-{attack.steps}" if isinstance(attack, PGD | MIM) else ""
-    return (
-        attack,
-        f"{type(attack).__name__}{steps} at {attack.eps:g}/255 {'' if attack.norm == 'linf' else attack.norm}".rstrip(),
-    )
+    norm = "" if attack.norm == "linf" else f" {attack.norm}"
+    return attack, f"{type(attack).__name__}{steps} at {attack.eps:g}/255{norm}"
 
 
 def _better(model: Classifier, x: Tensor, y: Tensor, right: Tensor) -> tuple[str, int] | None:

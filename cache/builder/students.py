@@ -14,7 +14,8 @@ from darht.core.config import parse
 from darht.core.errors import ConfigError, CorruptError, ModelError
 from darht.core.files import sha256_file
 from darht.core.nets import build, fold_head, head_name
-from darht.core.nets.weights import _load_safetensors
+from darht.core.nets.head import folded
+from darht.core.nets.weights import load_safetensors
 from darht.core.preprocessing import Preprocessing
 from darht.core.sealed import check_named, read_sealed
 
@@ -44,8 +45,9 @@ def student_facts(place: Path) -> dict[str, Any]:
             "arch": str(said["arch"]),
             "kwargs": dict(said["kwargs"]),
             "num_classes": int(said["num_classes"]),
+            "classes": tuple(map(str, said["classes"])),
             "preprocessing": parse(Preprocessing, said["preprocessing"], f"{path}: preprocessing"),
-            "training": {"student": str(said["recipe"]["recipe"]), "cache_root_hash": str(said["cache_root_hash"])},
+            "training": {"algorithm": str(said["recipe"]["recipe"]), "cache_root_hash": str(said["cache_root_hash"])},
             "weights_sha256": sha256_file(place / WEIGHTS),
         }
     except (CorruptError, ValueError, KeyError, TypeError, ConfigError) as error:
@@ -59,18 +61,15 @@ def load_folded(place: Path, arch: str, num_classes: int, kwargs: dict[str, Any]
         ModelError: the weights do not fit.
     """
     path = place / WEIGHTS
-    state, net = _load_safetensors(path), build(arch, num_classes, kwargs)
+    state, net = load_safetensors(path), build(arch, num_classes, kwargs)
     name, own = head_name(net, num_classes), net.state_dict()
     head = {f"{name}.weight", f"{name}.bias"}
     wrong = [key for key, value in own.items() if key not in head and _shape(state, f"backbone.{key}") != value.shape]
     if wrong or "head.weight" not in state or "head.bias" not in state:
         raise ModelError(f"{path} does not fit {arch}: {', '.join(wrong[:3]) or 'its head is missing'}; train it again")
     net.load_state_dict({key: value if key in head else state[f"backbone.{key}"] for key, value in own.items()})
-    weight, bias = state["head.weight"].double(), state["head.bias"].double()
-    if "map.weight" in state:
-        bias = weight @ state["map.bias"].double() + bias
-        weight = weight @ state["map.weight"].double()
-    fold_head(net, name, weight.to(state["head.weight"].dtype), bias.to(state["head.bias"].dtype))
+    mapped = (state["map.weight"], state["map.bias"]) if "map.weight" in state else None
+    fold_head(net, name, *folded((state["head.weight"], state["head.bias"]), mapped))
     return net
 
 

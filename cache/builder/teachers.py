@@ -26,23 +26,13 @@ from darht.core.nets.classifier import Classifier
 from darht.core.nets.head import find_head
 from darht.core.nets.identify import Network, identify
 from darht.core.nets.logits import find_logits, wrap_logits
-from darht.core.nets.weights import _load_safetensors, fit_state
+from darht.core.nets.weights import fit_state, load_safetensors
 from darht.core.preprocessing import Preprocessing
 from darht.core.sealed import read_sealed, write_sealed
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
-SIZES = (
-    32,
-    224,
-    64,
-    28,
-    8,
-    16,
-    96,
-    128,
-    256,
-    384,
-)  # side in pixels that an imported network is asked about, one after the other
+# Sides in pixels that an imported network is asked about, one after the other.
+SIZES = (32, 224, 64, 28, 8, 16, 96, 128, 256, 384)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +121,7 @@ def load_teacher(folder: Path, device: torch.device) -> tuple[Classifier, Card]:
     if found != card.weights_sha256:
         raise ModelError(f"{path} has sha256 {found[:12]}, its card says {card.weights_sha256[:12]}: not these weights")
     net = build(card.arch, card.num_classes, card.kwargs)
-    fit_state(net, _load_safetensors(path), str(path))
+    fit_state(net, load_safetensors(path), str(path))
     net = wrap_logits(net, card.training.get("logits"))
     teacher = Classifier(net, card.preprocessing).to(device).eval()
     return teacher.requires_grad_(False), card

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from darht.cache.format.spec import RULES
 from darht.cache.sources.rows import one_line, rows_to_take, shown
 from darht.core.errors import DataError
 from darht.core.images import check_pixel_count
@@ -45,7 +46,7 @@ class Decoding:
 
     image_size: int | None = None
     skip_broken: bool = False
-    rules: int = 2
+    rules: int = RULES
 
 
 class Decoded(NamedTuple):

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from darht.core.errors import ModelError
-from darht.core.nets.weights import _strip_prefixes, listed, load_file, misfit
+from darht.core.nets.weights import listed, load_file, misfit, strip_prefixes
 
 Which = Literal["raw", "ema"]
 _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow", "polyak"}
-_RAW_BESIDE = (
-    "unaveraged_"  # DeepMind's code and its followers keep the raw weights under this, and the averaged without
-)
+# DeepMind's code and its followers keep the raw weights under this, and the averaged without.
+_RAW_BESIDE = "unaveraged_"
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|module)\.")
 _COUNTERS = ("n_averaged", "num_batches_tracked", "total_ops", "total_params")  # that no answer depends on
 _NORMALISATIONS = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
@@ -289,7 +288,7 @@ def check_said(said: Mapping[str, Any], found: Normalisation | None, path: Path 
 
 def _refusal(net: nn.Module, checkpoint: Checkpoint) -> str:
     own = net.state_dict()
-    stripped = {label: _strip_prefixes(tensors, own) for label, tensors in checkpoint.sets.items()}
+    stripped = {label: strip_prefixes(tensors, own) for label, tensors in checkpoint.sets.items()}
     label = max(stripped, key=lambda label: (len(stripped[label].keys() & own.keys()), len(stripped[label])))
     text = f"{checkpoint.path} does not fit the architecture: {misfit(net, stripped[label]) or _NO_FLOATS}"
     return text if label == "" else f"{text}; these are of {label}, {checkpoint.about()}"

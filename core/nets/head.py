@@ -114,6 +114,22 @@ def fold_head(plain: nn.Module, name: str, weight: Tensor, bias: Tensor) -> None
         layer.bias.copy_(bias)
 
 
+def folded(head: tuple[Tensor, Tensor], mapped: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Weight `[C, D]` and bias `[C]` of the one layer that does what a feature map and a head on it do.
+
+    `W = W_head W_map` and `b = W_head b_map + b_head`; products are taken in float64.
+
+    Args:
+        head: weight and bias.
+        mapped: those of the map, or None where there is none.
+    """
+    weight, bias = head[0].double(), head[1].double()
+    if mapped is not None:
+        bias = weight @ mapped[1].double() + bias
+        weight = weight @ mapped[0].double()
+    return weight.to(head[0].dtype), bias.to(head[1].dtype)
+
+
 def _find(model: nn.Module, num_classes: int | None) -> str | None:
     """The name of the classifier with `num_classes` outputs (any number if None), or None."""
     layers = [(name, layer) for name, layer in model.named_modules() if name and _is_classifier(layer, num_classes)]

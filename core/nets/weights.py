@@ -17,26 +17,7 @@ from torch import Tensor, nn
 from darht.core.errors import ModelError
 from darht.core.tensors import first_sentence
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "ema")
-
-
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-
-
-def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
-    """Read the weights of a foreign file (`.pt`, `.pth`, `.th`, `.safetensors`) without executing anything in it.
-
-    Containers such as `{"state_dict": ...}` are opened and prefixes such as `module.` are stripped where every key
-    has them.
-
-    Args:
-        path: the file.
-        own: the names in the network that the weights are for; a prefix that they all have is its own and stays.
-
-    Raises:
-        ModelError: a missing file, a web page saved under the name of weights, or something else than tensors.
-    """
-    return _strip_prefixes(_open_containers(load_file(path), path), own)
 
 
 def load_file(path: Path) -> Any:
@@ -53,14 +34,20 @@ def load_file(path: Path) -> Any:
         raise ModelError(
             f"{path} is a web page, not weights: the download link gave an HTML page; fetch the file again"
         )
-    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    return load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
 
 
-def _load_safetensors(path: Path) -> Any:
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        ModelError: it is missing, or damaged.
+    """
     try:
-        return safetensors.torch.load_file(path)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
+    return tensors
 
 
 def _load_torch(path: Path) -> Any:
@@ -89,20 +76,17 @@ def _harmless() -> list[Any]:
     return [*functions, np.ndarray, np.dtype, *types, argparse.Namespace, _codecs.encode]
 
 
-def _open_containers(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for key in _CONTAINERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ModelError(f"{path} holds {type(loaded).__name__}, not a state_dict of tensors: save model.state_dict()")
-    return dict(loaded)
+def strip_prefixes(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Tensors without the prefixes, such as `module.`, that all names have.
 
-
-def _strip_prefixes(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    Args:
+        state: by name.
+        own: the names in the network that they are for; a prefix that they all have is its own and stays.
+    """
     for prefix in _PREFIXES:
         is_own = bool(own) and all(name.startswith(prefix) for name in own)
         if not is_own and all(name.startswith(prefix) for name in state):
-            return _strip_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()}, own)
+            return strip_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()}, own)
     return state
 
 

@@ -1,6 +1,5 @@
 """Real networks and images, where they are there."""
 
-import importlib.util
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 from torch import Tensor, nn
 
 from darht.core.vision import torchvision
@@ -33,11 +33,7 @@ def zoo() -> Callable[[str], nn.Module]:
     path = WEIGHTS / "zoo.py"
     if not path.is_file():
         pytest.skip(f"no networks in {WEIGHTS}")
-    spec = importlib.util.spec_from_file_location("zoo", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load
+    return load_script(path).load
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,16 @@
 """One flipped bit in every class of file that a command reads back is noticed, and none ends in a traceback."""
 
 import dataclasses
-import importlib.util
 import random
 from pathlib import Path
 
 import pytest
-
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "damage.py"
+from scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_damage", BENCH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path("bench/damage.py"))
 
 
 def test_every_class_of_file(bench, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The experiment for a GPU: in miniature on a CPU, stopped, gone on with, and refused where there is no GPU."""
 
-import importlib.util
 import json
 import signal
 import sys
@@ -8,18 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 
 from darht.tools.experiment import load_experiment, read_stages
-
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path("bench/gpu.py"))
 
 
 def call(gpu, monkeypatch, *words):

@@ -34,3 +34,12 @@ def test_a_stopped_command(number, code):
         "stopped: all that was done\ngo on with: darht-x work 'a folder' --size 1 --size 2 --fast\n"
     )
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+
+def test_what_a_signal_did_before_it_does_again():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        assert CliRunner().invoke(command(signal.SIGTERM), ["work", "a folder"]).exit_code == 143
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -145,6 +145,10 @@ def test_a_tag_tells_a_replaced_file_from_the_one_before(tmp_path: Path):
     assert place.read_tagged("y") is None
 
 
+def test_googles_other_name_is_known():
+    assert open_storage("gcs://bucket/c/") == open_storage("gs://bucket/c")
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from runs import write_student
 
 from darht.cache.builder.config import load_config
 from darht.core.errors import ConfigError, CorruptError
 from darht.tools.cli import experiment
-from darht.tools.experiment import STAGES, collect, load_experiment, plan_stages, run_experiment, write_inputs
+from darht.tools.experiment import (
+    STAGES,
+    TeacherPlan,
+    collect,
+    load_experiment,
+    plan_stages,
+    run_experiment,
+    write_inputs,
+)
 from darht.trainer.config import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -215,3 +224,9 @@ def test_an_experiment_without_transfer_ends_with_its_table(
     result = collect(bare, tmp_path, {"cache": 1.0, "train cached": 2.0})
     assert result.students == [("cached", "at", "pgd", "50.0", "-", "20.0", "-", "20.0", "2")]
     assert not any("pictures" in fact for fact in result.facts)
+
+    write_student(tmp_path / "before" / "student", 2)
+    (tmp_path / "before" / "run.json").write_text("{}")  # a run that serves as a teacher keeps no measurement
+    later = replace(bare, teachers={"before": TeacherPlan(path=str(tmp_path / "before"), role="robust")})
+    result = collect(later, tmp_path, {"teacher before": 3.0, "cache": 1.0, "train cached": 2.0})
+    assert result.teachers == [("before", "resnet18", "at", "-", "-", "3")]

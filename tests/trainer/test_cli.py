@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, read_card
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.reader import open_cache
-from darht.core.cli import resuming_command
+from darht.core.cli import command_again
 from darht.core.nets import build
 from darht.trainer.cli import evaluate, teacher, train
 from darht.trainer.teacher import check
@@ -184,7 +184,7 @@ def test_the_command_that_goes_on_has_flags_and_repeated_options():
         "a b",
     ]
     ctx = teacher.commands["train"].make_context("train", list(words))
-    again = shlex.split(resuming_command(ctx, "darht-teacher", "train"))
+    again = shlex.split(command_again(ctx, "darht-teacher", "train"))
     assert again[:2] == ["darht-teacher", "train"] and again[-1] == "--resume"
     assert sorted(again[2:-1]) == sorted(words)
 

@@ -10,11 +10,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from darht.cache.builder import students
 from darht.core.bounded import read_json
 from darht.core.config import canonical_json, fingerprint, parse, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
 from darht.core.files import is_free, sha256_bytes, write_atomic
-from darht.core.nets.weights import fit_state, read_state
+from darht.core.nets.weights import fit_state, load_safetensors
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
@@ -23,9 +24,9 @@ from darht.trainer.config import TrainConfig
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Dropout, Student
 
-WEIGHTS, CONFIG, RUN, CHECKPOINT = "model.safetensors", "config.json", "run.json", "checkpoint.pt"
+WEIGHTS, CONFIG, RUN, CHECKPOINT = students.WEIGHTS, students.CONFIG, students.RUN, "checkpoint.pt"
 PAUSED = "paused.pt"  # a checkpoint in the middle of an epoch; gone when that epoch is finished
-BEST, LAST = "student", "last"
+BEST, LAST = students.BEST, "last"
 _AGAIN = "restore it, or go on with darht-train --resume, which writes it with the next epoch that it keeps"
 _RUN_AGAIN = "restore it, or remove it and give the same darht-train command with another --out"
 
@@ -129,7 +130,7 @@ def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCa
             preprocessing=card.preprocessing,
             dropout=Dropout(card.mc_dropout, card.mc_samples),
         )
-    fit_state(student, read_state(folder / WEIGHTS, student.state_dict()), str(folder / WEIGHTS))
+    fit_state(student, load_safetensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return student.to(device).eval().requires_grad_(False), card
 
 

@@ -64,14 +64,9 @@ class Adr(Recipe):
 
     def loss(self, student: nn.Module, step: Step, out: StudentOutput, learned: Learned) -> Loss:
         """Cross-entropy with the soft labels."""
-        return Loss(soft_cross_entropy(self.target(step), out.logits).mean())
+        return Loss(F.cross_entropy(out.logits, self.target(step)))
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """The same of each row."""
         target = self.target(step)
-        return lambda logits, x: soft_cross_entropy(target, logits)
-
-
-def soft_cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
-    """`-sum target log softmax(logits)` over the last axis."""
-    return -(target * F.log_softmax(logits, dim=-1)).sum(-1)
+        return lambda logits, x: F.cross_entropy(logits, target, reduction="none")

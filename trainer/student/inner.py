@@ -175,10 +175,8 @@ class _Draw:
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
         data, config = self.data, self.config
-        attack, at = (
-            choose_attack(len(data.attacks), seed=config.seed, number=self.number),
-            send(at, data.images.device),
-        )
+        attack = choose_attack(len(data.attacks), seed=config.seed, number=self.number)
+        at = send(at, data.images.device)
         views = self.examples.views(data, at, self.epoch, attack)
         pixels = view_pixels(data, at, views)
         x = adversarial_levels(data, at, views, attack, pixels) / LEVELS

@@ -24,7 +24,18 @@ from darht.trainer.student.distances import (
 )
 from darht.trainer.student.model import StudentOutput
 from darht.trainer.student.saad import Saad
-from darht.trainer.student.step import LabelRecipe, Learned, Loss, Objective, Per, Recipe, Step, TeachersNeeded, When
+from darht.trainer.student.step import (
+    LabelRecipe,
+    Learned,
+    Loss,
+    Objective,
+    Per,
+    Recipe,
+    Step,
+    TeachersNeeded,
+    When,
+    indirect_gradient_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +265,7 @@ class AdaAd(Recipe):
             target, kept = self._target(step.clean_targets, step)
             loss = loss + (1 - self.alpha) * mean_kept(kl_rows(target, clean.logits), kept)
         if self.igdm:
-            mirrored = 2 * step.clean - step.x
-            theirs = step.only(step.targets - step.answer(mirrored), robust=True).mean(1)
-            loss = loss + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits).mean()
+            loss = loss + self.igdm * step.done * indirect_gradient_rows(student, step, out).mean()
         if self.gradient:
             loss = loss + self.gradient * self._gradient_distance(student, step)
         return Loss(loss, clean)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import backbone, build, fold_head, head_name
 from darht.core.nets.classifier import Classifier
+from darht.core.nets.head import folded
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 
@@ -156,12 +157,8 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def _folded_head(self) -> tuple[Tensor, Tensor]:
-        """`W = W_head W_map` and `b = W_head b_map + b_head`; products are taken in float64."""
-        weight, bias = self.head.weight.double(), self.head.bias.double()
-        if self.teachers:
-            bias = weight @ self.map.bias.double() + bias
-            weight = weight @ self.map.weight.double()
-        return weight.to(self.head.weight.dtype), bias.to(self.head.bias.dtype)
+        mapped = (self.map.weight, self.map.bias) if self.teachers else None
+        return folded((self.head.weight, self.head.bias), mapped)
 
 
 class DropoutClassifier(nn.Module):

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from darht.trainer.student.distances import check_number, kl_rows, mean_log_probabilities
 from darht.trainer.student.model import StudentOutput
-from darht.trainer.student.step import Learned, Loss, Objective, Recipe, Step, TeachersNeeded, When
+from darht.trainer.student.step import (
+    Learned,
+    Loss,
+    Objective,
+    Recipe,
+    Step,
+    TeachersNeeded,
+    When,
+    indirect_gradient_rows,
+)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -57,9 +66,7 @@ class Saad(Recipe):
         weights = self.scale * (unsure - unsure.min())
         rows = kl_rows(target, out.logits)
         if self.igdm:
-            mirrored = 2 * step.clean - step.x
-            theirs = step.only(step.targets - step.answer(mirrored), robust=True).mean(1)
-            rows = rows + self.igdm * step.done * kl_rows(theirs, out.logits - student(mirrored).logits)
+            rows = rows + self.igdm * step.done * indirect_gradient_rows(student, step, out)
         loss = (weights * rows).mean()
         if not self.beta:
             return Loss(loss)

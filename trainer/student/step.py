@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from darht.core.device import constant
 from darht.core.errors import ConfigError
-from darht.trainer.student.distances import check_number
+from darht.trainer.student.distances import check_number, kl_rows
 from darht.trainer.student.model import StudentOutput
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (student's logits [B, C], pixels [B, 3, H, W]) -> [B], maximised
@@ -65,6 +65,16 @@ class Loss(NamedTuple):
 
     value: Tensor
     clean: StudentOutput | None = None
+
+
+def indirect_gradient_rows(student: nn.Module, step: Step, out: StudentOutput) -> Tensor:
+    """IGDM's distance of each row (Lee et al. 2025, arXiv 2312.03286), `[B]`: between what teachers and student change.
+
+    `KL(softmax(T(x+d) - T(x-d)) || softmax(S(x+d) - S(x-d)))`, T the mean of the robust teachers' logits.
+    """
+    mirrored = 2 * step.clean - step.x
+    theirs = step.only(step.targets - step.answer(mirrored), robust=True).mean(1)
+    return kl_rows(theirs, out.logits - student(mirrored).logits)
 
 
 @dataclass(frozen=True, kw_only=True)

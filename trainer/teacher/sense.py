@@ -15,7 +15,15 @@ from darht.cache.builder.probe import (
     steadiness_warning,
 )
 from darht.cache.builder.sense import check_allowed, refuse, tell_probe
-from darht.cache.builder.teachers import CARD, SIZES, WEIGHTS, load_teacher, read_card, write_card
+from darht.cache.builder.teachers import (
+    CARD,
+    SIZES,
+    WEIGHTS,
+    is_teacher_folder,
+    load_teacher,
+    read_card,
+    write_card,
+)
 from darht.cache.sources.load import Source
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError, DarhtError, ModelError
@@ -63,7 +71,7 @@ def check_sense(
     probe = probe_teacher(model, source, attack=pgd_20(Threat(eps=eps)), device=device)
     tell_probe(name, probe, on_line)
     refuse({name: probe}, source.classes, allow)
-    if not card.classes and not probe.problems(source.classes):
+    if not card.classes and is_teacher_folder(folder) and not probe.problems(source.classes):
         write_card(folder, replace(card, classes=source.classes))
     return probe
 

@@ -3,45 +3,21 @@
 import pytest
 import torch
 from reseal import rewrite
-from runs import CPU
+from runs import CPU, write_student
 
 from darht.cache.builder.build import build, plan_build
 from darht.cache.builder.seal import seal
 from darht.cache.builder.students import student_folder
 from darht.cache.builder.teachers import load_teacher, read_card
 from darht.core.errors import ModelError
-from darht.core.preprocessing import Preprocessing
-from darht.trainer.state.checkpoint import StudentCard, load_student, save_student
-from darht.trainer.student.model import Student
-
-NETWORK = {"arch": "resnet18", "kwargs": {"width": 2, "blocks": [1, 1, 1, 1]}}
-
-
-def write(folder, teachers):
-    said = Preprocessing(mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.3))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        student = Student(**NETWORK, teachers=teachers, num_classes=10, preprocessing=said)
-    names = tuple(f"t{number}" for number in range(teachers))
-    card = StudentCard(
-        **NETWORK,
-        teachers=names,
-        num_classes=10,
-        preprocessing=said,
-        classes=tuple("0123456789"),
-        cache_root_hash="c",
-        recipe={"recipe": "at"},
-        epoch=1,
-    )
-    save_student(folder, student, card)
-    return folder
+from darht.trainer.state.checkpoint import load_student
 
 
 @pytest.mark.parametrize("teachers", [0, 2])
 def test_a_student_s_folder_and_a_run_are_read_as_the_folded_student(tmp_path, teachers):
     run = tmp_path / "run"
-    write(run / "student", teachers)
-    write(run, teachers)  # what lies beside run.json is not what a run means
+    write_student(run / "student", teachers)
+    write_student(run, teachers)  # what lies beside run.json is not what a run means
     (run / "config.json").write_text("{}")
     (run / "run.json").write_text("{}")
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -51,12 +27,12 @@ def test_a_student_s_folder_and_a_run_are_read_as_the_folded_student(tmp_path, t
         network, card = load_teacher(folder, CPU)
         assert torch.equal(network(x), want)
         assert not network.training and not any(value.requires_grad for value in network.parameters())
-        assert card.preprocessing.mean == (0.3, 0.4, 0.5) and card.training["student"] == "at"
+        assert card.preprocessing.mean == (0.3, 0.4, 0.5) and card.training["algorithm"] == "at"
         assert read_card(folder) == card
 
 
 def test_a_cache_is_built_from_a_run(tmp_path):
-    write(tmp_path / "run/student", 2)
+    write_student(tmp_path / "run/student", 2)
     (tmp_path / "run/run.json").write_text("{}")
     (tmp_path / "c.yaml").write_text(
         "data: {source: digits, limit: 60, holdout: 0}\n"
@@ -70,7 +46,7 @@ def test_what_is_no_student_is_refused(tmp_path):
     assert student_folder(tmp_path) is None
     with pytest.raises(ModelError, match="is not a teacher folder"):
         load_teacher(tmp_path, CPU)
-    folder = write(tmp_path / "s", 0)
+    folder = write_student(tmp_path / "s", 0)
     rewrite(folder / "config.json", kwargs={"width": 4, "blocks": [1, 1, 1, 1]})
     with pytest.raises(ModelError, match="does not fit resnet18"):
         load_teacher(folder, CPU)

@@ -17,7 +17,7 @@ from darht.cache.sources.load import load_source
 from darht.core.errors import ModelError
 from darht.core.files import sha256_file
 from darht.core.nets import build
-from darht.core.nets.weights import read_state
+from darht.core.nets.checkpoint import read_checkpoint
 from darht.core.preprocessing import Preprocessing
 from darht.core.stats import wilson
 
@@ -267,11 +267,11 @@ def test_a_damaged_file_is_one_error_or_the_weights(whole_files, tmp_path, data)
     path = tmp_path / name
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     try:
-        state = read_state(path)
+        sets = read_checkpoint(path).sets
     except ModelError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+        assert all(isinstance(tensor, torch.Tensor) for state in sets.values() for tensor in state.values())
 
 
 @pytest.mark.real_data

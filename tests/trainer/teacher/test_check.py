@@ -1,7 +1,6 @@
 """A teacher measured, and the figures noted in its card."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
@@ -15,16 +14,6 @@ from darht.core.rng import RowRng
 from darht.trainer.teacher.check import check_teacher, forward_speed
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_source("digits", None, "test", limit=60)
-
-
-@pytest.fixture
-def folder(tiny_teachers, tmp_path):
-    return shutil.copytree(tiny_teachers["cnn"], tmp_path / "cnn")
 
 
 def test_accuracies_are_measured_and_noted_in_the_card(folder, digits):

@@ -1,32 +1,19 @@
 """One teacher asked where it is imported, and before it is measured."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from runs import CPU, write_student
 
 from darht.cache.builder.teachers import load_teacher, read_card, write_card
-from darht.cache.sources.load import load_source
 from darht.core.errors import ConfigError
 from darht.trainer.cli import teacher
 from darht.trainer.evaluation.target import ModelOptions, check_classes, load
 from darht.trainer.teacher.check import check_teacher, transfer_between
 from darht.trainer.teacher.sense import check_import, check_sense
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_source("digits", None, "test", limit=60)
-
-
-@pytest.fixture
-def folder(tiny_teachers, tmp_path):
-    return shutil.copytree(tiny_teachers["cnn"], tmp_path / "cnn")
 
 
 @pytest.fixture
@@ -65,6 +52,23 @@ def test_a_card_keeps_the_names_whose_order_was_shown(folder, digits, answered):
     if len(set(answered.labels.tolist())) > 1:
         assert read_card(folder).classes == answered.classes
     assert lines[0].startswith("cnn: clean 100.0 % of 60 images")
+
+
+def test_a_run_s_files_are_left_as_they_are(tmp_path, digits):
+    run = tmp_path / "run"
+    write_student(run / "student", 2)
+    (run / "run.json").write_text("{}")
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    words = ["check", run, "--data", "digits", "--limit", 60, "--device", "cpu", "--allow", "run"]
+    for _ in range(2):
+        taken = CliRunner().invoke(teacher, [str(word) for word in words])
+        assert taken.exit_code == 0 and "PGD-20" in taken.stdout, taken.output
+    model, card = load_teacher(run, CPU)
+    with torch.no_grad():
+        labels = model(torch.from_numpy(digits.images).float() / 255).argmax(1).numpy()
+    answered = dataclasses.replace(digits, labels=labels.astype(np.int64), classes=card.classes)
+    check_sense(run, model, answered, device=CPU, allow=("run",), on_line=str)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
 
 
 def test_names_are_compared_wherever_data_is_met(folder, answered):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from darht.attacks.engine.query_model import NoGradientError
 from darht.attacks.threat import LEVELS
+from darht.cache.builder.answers import distances
 from darht.core.rng import RowRng
 from darht.trainer.evaluation.attacks.suite import pgd_20, step_of
 from darht.trainer.evaluation.checks.fresh import Fresh
@@ -118,6 +119,4 @@ def _attack(m: Measurement, fresh: Fresh, x: Tensor, y: Tensor, stream: RowRng) 
 
 def _differing(one: Tensor, other: Tensor) -> int:
     """Rows whose logits differ by more than rounding, or are not numbers."""
-    one, other = (part.double() - part.double().mean(1, keepdim=True) for part in (one, other))
-    far = (one - other).norm(dim=1) > _ROUNDING * (one.norm(dim=1) + 1e-10)
-    return int((far | ~other.isfinite().all(1)).sum())
+    return int((distances(one, other) > _ROUNDING).sum())

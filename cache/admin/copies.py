@@ -27,7 +27,7 @@ OnFile = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Copied:
     """What was done: files and bytes that were copied, those that were there, and the cache's identity."""
 
     files: int
@@ -51,7 +51,7 @@ def pull(
     reach: Reach = Reach(),
     on_total: OnFile = lambda total: None,
     on_bytes: OnFile = lambda size: None,
-) -> Transfer:
+) -> Copied:
     """Copy a cache or an export from a URL into a folder; what is there with the right sha256 is not fetched again.
 
     Args:
@@ -93,12 +93,12 @@ def pull(
         place.remove(PART)
     for key, data in last.items():
         place.write(key, data)
-    return Transfer(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash)
+    return Copied(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash)
 
 
 def push(
     folder: Path, url: str, *, on_total: OnFile = lambda total: None, on_bytes: OnFile = lambda size: None
-) -> Transfer:
+) -> Copied:
     """Copy a sealed cache or an export into an object store; what is there with the right ETag is not sent again.
 
     Afterwards every file is compared: by its ETag, or read back where that is no MD5.
@@ -144,7 +144,7 @@ def push(
     _in_parallel(compare, [file for file, size in zip(files, copied, strict=True) if size])
     for key in described:
         there.write(key, _needed(here, key))
-    return Transfer(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash)
+    return Copied(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash)
 
 
 def _files(cache: Cache, arrays: Sequence[str]) -> list[_File]:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import FileServer
 
-from darht.cache.admin.transfer import _expected_tag, pull, push
+from darht.cache.admin.copies import _expected_tag, pull, push
 from darht.cache.admin.verify import verify
 from darht.cache.cli import cache
 from darht.cache.export.webdataset import export_webdataset
