@@ -162,8 +162,8 @@ def angle_figure(report: CacheReport) -> Figure:
     drawing.update_yaxes(title="angle in degrees", range=[0, 92])
     reading = (
         f"Each attack's subspace is spanned by the {found.k} directions that hold most energy of {found.rows:,} "
-        "perturbations. 0 degrees: a shared direction; 90: none. Grey lines: two halves of one attack's own rows, "
-        "what sampling alone makes of an angle."
+        "perturbations. 0 degrees: a shared direction; 90: none. Lines without markers: two halves of one attack's own "
+        "rows, what sampling alone makes of an angle."
     )
     return Figure(_angle_finding(report), drawing, reading)
 
