@@ -101,7 +101,7 @@ class _Verifier:
         if data is None:
             return [f"{path} is missing"]
         if sha256_bytes(data) != sealed:
-            return [f"{path} does not have the sha256 of the manifest"]
+            return [f"{path} does not have the sha256 of {'its record' if self.recorded else 'the manifest'}"]
         if not self.described:
             return []
         try:
