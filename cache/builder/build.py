@@ -36,6 +36,7 @@ from darht.core.nets.classifier import Classifier
 from darht.core.sealed import seal_json
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 from darht.core.version import VERSION
+from darht.core.zoo import absolute, in_zoo, teacher_at
 
 OnUnit = Callable[[ArrayLayout, int, float], None]
 
@@ -82,7 +83,7 @@ def plan_build(
     data = dataclasses.replace(config.data, skip_broken=True) if skip_broken else config.data
     rules = RULES if known is None else known.data.rules
     root, source = data_root(data, base), load_images(data, base, download=download, rules=rules)
-    folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
+    folders = {name: teacher_at(teacher.path, base) for name, teacher in config.teachers.items()}
     loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))
     spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views, rules)
@@ -103,7 +104,7 @@ def plan_build(
             "data_root": None if root is None else str(root.resolve()),
             "image_size": config.data.image_size,
             **({"skipped": source.skipped} if source.skipped else {}),
-            "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
+            "teachers": {name: absolute(folder) for name, folder in folders.items()},
         },
     )
 
@@ -120,7 +121,8 @@ def spec_in(out: Location) -> CacheSpec | None:
 def _load_or_recall(
     name: str, folder: Path, device: torch.device, known: CacheSpec | None
 ) -> tuple[Classifier | None, Card]:
-    if known is None or name not in known.teachers or is_teacher_folder(folder) or student_folder(folder):
+    there = in_zoo(folder) or is_teacher_folder(folder) or student_folder(folder) is not None
+    if known is None or name not in known.teachers or there:
         return load_teacher(folder, device)
     return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
 
