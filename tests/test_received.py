@@ -89,7 +89,7 @@ def test_urls_in_what_was_received_are_not_fetched(tiny_cache, tmp_path, monkeyp
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     url, copy = "http://127.0.0.1:1/x", shutil.copytree(tiny_cache, tmp_path / "cache")
-    rewrite(copy / "origin.json", data_root=url, teachers={"cnn": url, "vit": url})
+    rewrite(copy / "origin.json", teachers={"cnn": url, "vit": url})
     write_run(tmp_path / "run", {"recipe": {"recipe": "at"}}, {"cache": url})
     write_student(tmp_path / "run" / BEST, 0)
     for command, words, answer in (
