@@ -18,6 +18,7 @@ from darht.core.cli import (
     named_folders,
     print_table,
     transient_bar,
+    trust_option,
     version_option,
 )
 from darht.core.errors import ConfigError
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
     from darht.tools.index import Indexes
     from darht.tools.live import Loaded
 
-_teachers_option = click.option(
-    "--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from."
-)
+
+def _teachers_option(function: Any) -> Any:
+    help_text = "NAME=FOLDER, when not where the cache was built from."
+    return trust_option(click.option("--teacher", "teachers", multiple=True, help=help_text)(function))
+
+
 _index_option = click.option("--index", "folder", type=FOLDER, help="Where the index lies; CACHE/index by default.")
 
 
@@ -96,6 +100,7 @@ def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":
 @click.option("--kind", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw", "ivfpq"]))
 @click.option("--exact-below", default=100_000, show_default=True, help="Vectors from which on auto takes hnsw.")
 @click.option("--student", type=FOLDER, help="A run of darht-train, whose features are indexed too.")
+@trust_option
 def index(location: str, out: Path | None, student: Path | None, **settings: Any) -> None:
     """Build FAISS indexes over perturbations, images, logits and features; what fits is kept."""
     from darht.cache.read.webdataset import open_shards

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from darht.core.cli import FOLDER, Command, print_table, version_option
+from darht.core.cli import FOLDER, Command, print_table, trust_option, version_option
 
 
 def call(words: tuple[str, ...]) -> None:
@@ -37,6 +37,7 @@ def call(words: tuple[str, ...]) -> None:
     type=click.IntRange(min=1),
     help="Stages at a time, each with its share of the cores and its log below OUT/logs.",
 )
+@trust_option
 def experiment(recipe: Path, out: Path, root: Path | None, jobs: int) -> None:
     """Run teachers, cache, inspection, students and evaluation from one file."""
     from darht.tools.experiment import load_experiment, run_experiment

@@ -17,6 +17,7 @@ from pathlib import Path
 from darht.core import stopping
 from darht.core.errors import DarhtError
 from darht.core.parent import end_with_parent
+from darht.core.trust import is_trusting, trusting
 
 _PRELOADED = ["torch", "darht.cache.builder.build", "darht.trainer.student.train", "darht.trainer.evaluation.run"]
 Call = Callable[[tuple[str, ...]], None]
@@ -77,7 +78,9 @@ def run_side_by_side(
                 stage = ready.pop(0)
                 left.remove(stage)
                 log = str(logs / f"{stage.name.replace(' ', '-')}.log")
-                process: BaseProcess = context.Process(target=_run, args=(call, stage.words, log, threads))
+                process: BaseProcess = context.Process(
+                    target=_run, args=(call, stage.words, log, threads, is_trusting())
+                )
                 process.start()
                 running[stage] = process
                 on_start(stage)
@@ -116,7 +119,7 @@ def _stopped_together(running: dict[Stage, BaseProcess]) -> Iterator[None]:
         raise
 
 
-def _run(call: Call, words: tuple[str, ...], log: str, threads: int) -> None:
+def _run(call: Call, words: tuple[str, ...], log: str, threads: int, trust_code: bool) -> None:
     """In the stage's process: output goes to the log, and the exit code is the command's."""
     import torch
 
@@ -126,7 +129,8 @@ def _run(call: Call, words: tuple[str, ...], log: str, threads: int) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
-        call(words)
+        with trusting(trust_code):
+            call(words)
     except DarhtError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

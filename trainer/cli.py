@@ -21,6 +21,7 @@ from darht.core.cli import (
     named_folders,
     numbers,
     progress_bar,
+    trust_option,
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
@@ -199,6 +200,7 @@ def train() -> None:
 @click.option("--exclude", type=FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
+@trust_option
 @reach_options
 @device_option
 @click.pass_context

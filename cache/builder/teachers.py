@@ -29,7 +29,8 @@ from darht.core.nets.logits import find_logits, wrap_logits
 from darht.core.nets.weights import fit_state, load_safetensors
 from darht.core.preprocessing import Preprocessing
 from darht.core.sealed import read_sealed, write_sealed
-from darht.core.zoo import teacher_path
+from darht.core.trust import check_trusted, remember
+from darht.core.zoo import in_zoo, teacher_path
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
 # Sides in pixels that an imported network is asked about, one after the other.
@@ -67,8 +68,10 @@ class Card:
 def save_teacher(folder: Path, net: nn.Module, card: Card) -> Card:
     """Write weights and card, each atomically, the card last; returns the card with the weights' sha256 filled in.
 
-    Layers that share their weights are written under each of their names.
+    Layers that share their weights are written under each of their names. Who saves a teacher has made its network, so
+    its card is trusted on this machine from now on.
     """
+    remember(card.arch, card.num_classes, card.kwargs)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
     write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
     card = dataclasses.replace(card, weights_sha256=sha256_file(folder / WEIGHTS))
@@ -111,10 +114,13 @@ def load_teacher(folder: Path, device: torch.device) -> tuple[Classifier, Card]:
     """The frozen teacher in eval mode, and its card; of a run its best student, folded.
 
     Raises:
-        ModelError: files are missing, the weights are not the ones the card names, or they do not fit.
+        ModelError: files are missing, the weights are not the ones the card names, or they do not fit; or the card
+            names code and is not trusted.
     """
-    folder = teacher_path(folder)
+    ours, folder = in_zoo(folder), teacher_path(folder)
     card, place = read_card(folder), None if (folder / CARD).is_file() else student_folder(folder)
+    if not ours:
+        check_trusted(card.arch, card.num_classes, card.kwargs, str(folder / CARD if place is None else place))
     if place is not None:
         net = load_folded(place, card.arch, card.num_classes, card.kwargs)
         return Classifier(net, card.preprocessing).to(device).eval().requires_grad_(False), card

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from darht.core.cli import FOLDER, Command, data_options, device_option, echo_notes, print_table
+from darht.core.cli import FOLDER, Command, data_options, device_option, echo_notes, print_table, trust_option
 
 required_data = data_options(
     required=True,
@@ -26,6 +26,7 @@ allow_option = click.option(
 @click.option("--limit", type=int, help="The first N rows only.")
 @click.option("--eps", default="8", show_default=True, help="Radius of PGD-20 in pixel levels, 8 or 8/255.")
 @allow_option
+@trust_option
 def check(
     folder: Path,
     data: str,
@@ -66,6 +67,7 @@ def check(
 @click.option("--eps", default="8", show_default=True, help="Radius in pixel levels; 8/255 is read as well.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--out", type=FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
+@trust_option
 def transfer(
     folders: tuple[Path, ...],
     data: str,

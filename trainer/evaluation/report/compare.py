@@ -21,6 +21,7 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import write_atomic
 from darht.core.keys import derive_seed
+from darht.core.markdown import escape
 from darht.core.sealed import check_named, read_sealed
 from darht.trainer.evaluation.report.charts import compared, compared_axis
 from darht.trainer.evaluation.report.page import render
@@ -98,7 +99,8 @@ class Comparison:
         """Write `compare.json`, `compare.md` and `compare.html`; returns their paths."""
         paths = [folder / f"compare.{ending}" for ending in ("json", "md", "html")]
         head = ["model", "clean %", "worst case %", "behind the first, points", "p", *self.shared]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *self.cells())]
+        named = [[escape(name), *values] for name, *values in self.cells()]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (map(escape, head), ["---"] * len(head), *named)]
         write_atomic(paths[0], (json.dumps(to_plain(self), indent=2) + "\n").encode())
         write_atomic(paths[1], ("\n".join([*lines, "", self.note]) + "\n").encode())
         bars = [Markup(compared(row.accuracies["clean"], row.accuracies[WORST], row.interval)) for row in self.rows]
