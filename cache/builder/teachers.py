@@ -1,7 +1,7 @@
 """Teachers: a frozen network with its preprocessing inside, and the card that says what it is.
 
 A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (the card); `zoo:NAME` is one of the
-folders that come with darht. A run of `darht-train`, or a student's folder, is read as a teacher too; see `students.py`.
+folders that come with darht. A run of `darht-train` or a student's folder is a teacher too, see `students.py`.
 """
 
 import dataclasses
