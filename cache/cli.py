@@ -81,7 +81,7 @@ def build(
     pool_config = PoolConfig(engine=engine, workers=workers, device=device)
     where = pick_device(device if pool_config.alone else "cpu")  # the others load the teachers where they compute
     known = builder.spec_in(out)
-    reading: Any = {"download": download, "skip_broken": skip_broken, "known": known}
+    reading: Any = {"download": download, "skip_broken": skip_broken, "known": known, "out": out}
     plan = builder.plan_build(spec, device=where, **reading)
     echo_notes(plan.source.notes)
     if part := None if shard is None else choose_part(shard, plan.shards, os.environ):
@@ -95,7 +95,7 @@ def build(
         if pool_config.alone:
             report = builder.build(plan, out, device=where, **common)
         else:
-            load = partial(builder.plan_build, spec.resolve(), skip_broken=skip_broken, known=known)
+            load = partial(builder.plan_build, spec.resolve(), **(reading | {"download": False}))
             report = build_shared(plan, load, out, pool_config, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
     left = units_left(out, plan.arrays)

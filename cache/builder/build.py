@@ -28,6 +28,8 @@ from darht.cache.format.manifest import ORIGIN, SPEC
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
+from darht.cache.sources.encoded import INDEX, read_index, write_index
+from darht.cache.sources.load import FileSource
 from darht.core.bounded import read_json
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
@@ -63,6 +65,7 @@ def plan_build(
     download: bool = False,
     skip_broken: bool = False,
     known: CacheSpec | None = None,
+    out: Location | None = None,
 ) -> Plan:
     """Load data and teachers and resolve the spec.
 
@@ -74,6 +77,7 @@ def plan_build(
         skip_broken: leave image files out that cannot be decoded, as `skip_broken: true` under `data` says.
         known: what the cache to be continued was made from; it stands in for teachers whose folders are gone, and
             its images are read by the rules of that time.
+        out: the cache, whose index of images spares reading again what did not change since.
 
     Raises:
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
@@ -81,7 +85,9 @@ def plan_build(
     config, base = (load_config(wanted), wanted.parent) if isinstance(wanted, Path) else (wanted, Path.cwd())
     data = dataclasses.replace(config.data, skip_broken=True) if skip_broken else config.data
     rules = RULES if known is None else known.data.rules
-    root, source = data_root(data, base), load_images(data, base, download=download, rules=rules)
+    root = data_root(data, base)
+    index = None if out is None else read_index(open_storage(out).read(INDEX), root)
+    source = load_images(data, base, download=download, rules=rules, index=index)
     folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
     loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))
@@ -210,7 +216,15 @@ def claim_folder(out: Storage, plan: Plan) -> None:
     Store(out).create(plan.arrays)
     origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalStorage) else plan.origin
     out.write(ORIGIN, seal_json(origin))
+    if isinstance(plan.source, FileSource):
+        _write_index(out, plan.source)
     _check_teachers(out, plan)
+
+
+def _write_index(out: Storage, source: FileSource) -> None:
+    data = write_index(source.images)
+    if out.read(INDEX) != data:
+        out.write(INDEX, data)
 
 
 def _same_but_rules(out: Storage, spec: CacheSpec) -> bool:
