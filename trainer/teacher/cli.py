@@ -10,7 +10,7 @@ from darht.core.cli import FOLDER, Command, data_options, device_option, echo_no
 
 required_data = data_options(
     required=True,
-    data="digits, cifar10, cifar100, tiny-imagenet, imagefolder or npz.",
+    data="digits, cifar10, cifar100, tiny-imagenet, imagefolder, webdataset, parquet or npz.",
     root="Where the data set lies; none for digits.",
 )
 allow_option = click.option(
