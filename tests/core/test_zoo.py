@@ -49,7 +49,7 @@ def test_a_zoo_of_none_says_so(monkeypatch):
 
 
 def test_every_teacher_that_comes_along_has_measured_accuracies_and_loads():
-    """Of whatever the package holds: a card without figures, or weights that are not the card's, must not be given out."""
+    """A card without figures, or weights that are not the card's, must not be given out."""
     assert sum(path.stat().st_size for folder in zoo.zoo().values() for path in folder.iterdir()) < 6_000_000
     for name in zoo.zoo():
         try:

@@ -1,4 +1,4 @@
-"""Teachers packed to be given to others: half of the bytes, nearly the same answers, a card that says where it is from."""
+"""Teachers packed to be given to others: half of the bytes, nearly the same answers, a card that says where from."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, read_card
 from darht.cache.read.webdataset import open_shards
 from darht.core import zoo
 from darht.core.errors import CacheError
-from darht.trainer.student.train import train
 from darht.trainer.cli import teacher
+from darht.trainer.student.train import train
 from darht.trainer.teacher.pack import pack_teacher
 
 
