@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from darht.cache.read.loader import TrainingSet
 from darht.trainer.config import TrainConfig, WarmConfig
 from darht.trainer.progress.metrics import Metrics
+from darht.trainer.student.distances import mean_square
 from darht.trainer.student.distributed import Ranks
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.run import TrainState
@@ -74,7 +75,7 @@ def _add(state: TrainState, examples: Examples, step: Step, metrics: Metrics | N
         value = loss.value
         if step.start is not None:
             value = value + _consistency(config.inner.warm, step.start, out.logits, step.done)
-    (value * share).backward()
+    (value if share == 1 else value * share).backward()
     if metrics is None:
         return
     metrics.count(out, step)
@@ -91,7 +92,7 @@ def _consistency(warm: WarmConfig, start: Tensor, logits: Tensor, done: float) -
     end = logits[-len(start) :]
     if warm.start == "label":
         return warm.consistency * done * jensen_shannon(start, end).mean()
-    return warm.consistency * (end - start).square().mean()
+    return warm.consistency * mean_square(end, start)
 
 
 @contextmanager

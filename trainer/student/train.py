@@ -20,6 +20,7 @@ from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
 from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
+from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
@@ -126,6 +127,7 @@ def train(
     deterministic, epochs = config.compute.deterministic, config.optim.epochs
     with (
         arithmetic(device, deterministic=deterministic),
+        fusing("cuda" if config.compute.compile else ""),  # a CPU has no launches to save, and compiles for minutes
         joined(device) as ranks,
         Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
     ):
