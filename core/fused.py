@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def fused(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate
         compiled: Callable[Concatenate[Tensor, P], R] = compile_function(function)
         return compiled(first, *args, **kwargs)
 
-    return call
+    return cast(Callable[Concatenate[Tensor, P], R], call)
 
 
 @functools.cache

@@ -37,8 +37,9 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
-    stored = data.clean if attack is None else data.adversarial[attack]
-    return _said(stored, at, views)
+    if attack is not None:
+        return _said(data.adversarial[attack], at, views)
+    return _said(data.clean, at, views) if data.held is None else _said_of_held(data.clean, data.held, at, views)
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:
@@ -62,6 +63,12 @@ def _cut(images: Tensor, offsets: Tensor, at: Tensor, views: Tensor) -> Tensor:
 @fused
 def _said(stored: Tensor, at: Tensor, views: Tensor) -> Tensor:
     return stored[at, views].float()
+
+
+@fused
+def _said_of_held(stored: Tensor, held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    places = (held[at] == views[:, None]).int().argmax(1)
+    return stored[at, places].float()
 
 
 @fused

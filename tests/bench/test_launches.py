@@ -8,8 +8,8 @@ from scripts import load_script
 TINY = {"width": 2, "blocks": [1, 1, 1, 1]}
 LAUNCHES = load_script(Path("bench/launches.py"))
 # Around the student's passes and the optimizer: at most 40, and 10 for each step of PGD.
-FUSED = {"cached": 24, "warm": 36, "pgd:10": 75}
-PLAIN = {"cached": 83, "warm": 153, "pgd:10": 372}
+FUSED = {"cached": 23, "warm": 35, "pgd:10": 74}
+PLAIN = {"cached": 82, "warm": 152, "pgd:10": 371}
 
 
 @pytest.mark.parametrize("mode", FUSED)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from darht.cache.read.loader import TrainingSet
+from darht.core.device import device_of
 from darht.trainer.config import TrainConfig, WarmConfig
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.student.distances import mean_square
@@ -44,7 +45,7 @@ def compute_gradients(
     state.optimizer.zero_grad(set_to_none=True)
 
     def draw(at: Tensor) -> Step:
-        with _precision(config, at):
+        with _precision(config, device_of(state.student)):
             return examples.draw(
                 state.forward, data, at, epoch=state.progress.epoch, number=number, done=done, pgd_share=pgd_share
             )
@@ -61,15 +62,15 @@ def compute_gradients(
             _add(state, examples, held, metrics, share=len(step.y) / len(batch))
 
 
-def _precision(config: TrainConfig, at: Tensor) -> torch.autocast:
-    return torch.autocast(at.device.type, torch.bfloat16, enabled=config.compute.precision == "bf16")
+def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16")
 
 
 def _add(state: TrainState, examples: Examples, step: Step, metrics: Metrics | None, *, share: float) -> None:
     """Add the gradient of one piece, a `share` of the global batch; without metrics nothing else is noted either."""
     config, recipe = examples.config, examples.recipe
     learned = state.learned if metrics is not None else dict(state.learned)
-    with _precision(config, step.y):
+    with _precision(config, step.y.device):
         out = state.forward(step.x)
         loss: Loss = recipe.loss(state.forward, step, out, learned)
         value = loss.value

@@ -12,7 +12,6 @@ from darht.attacks.threat import LEVELS, to_pixels
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin, draw_choices
-from darht.core.device import send
 from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
@@ -36,6 +35,7 @@ class Examples:
         teachers: loaded for `teachers: live`, in the cache's order.
         average: of the student, in eval mode, for recipes that ask it.
         rows: of the cache; where it is known, the views of all rows are drawn once in an epoch and then looked up.
+        twin: of the student, which PGD steps ascend on; the student itself where there is none.
     """
 
     config: TrainConfig
@@ -44,6 +44,7 @@ class Examples:
     teachers: Sequence[nn.Module] = ()
     average: nn.Module | None = None
     rows: int = 0
+    twin: nn.Module | None = None
     _drawn: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
     def views(self, data: TrainingSet, at: Tensor, epoch: int, attack: int | None = None) -> Tensor:
@@ -132,7 +133,7 @@ class _Draw:
 
         Live teachers are asked if `ask`; what the cache says is the same to its precision.
         """
-        data, at = self.data, send(at, self.data.images.device)
+        data, at = self.data, self.data.sent(at)
         views = self.examples.views(data, at, self.epoch)
         x, targets = to_pixels(view_pixels(data, at, views)), view_logits(data, at, views)
         if ask and self.examples.teachers:
@@ -152,7 +153,7 @@ class _Draw:
         """
         if self.config.inner.kind == "cached":
             return self._cached(at)
-        here = send(at, self.data.images.device)
+        here = self.data.sent(at)
         uses_adversarial_logits = self.examples.recipe.uses_adversarial_logits
         step, offsets, rows = self._clean(here, ask=not uses_adversarial_logits)
         step = step._replace(
@@ -169,7 +170,8 @@ class _Draw:
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
-            step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
+            frozen = self.examples.twin or student
+            step = step._replace(x=maximise(frozen, step, attack, self.examples.recipe, generator))
         if not uses_adversarial_logits:
             return step
         with torch.no_grad():
@@ -184,14 +186,14 @@ class _Draw:
         generator = RowRng.create(self.config.seed, "single", self.epoch, rows=rows)
         if memory is None:
             return noise_step(student, step, recipe=recipe, inner=inner, generator=generator)
-        memory.refresh(student, self.number)
+        memory.refresh(self.examples.twin or student, self.number)
         return label_step(student, step, memory, recipe=recipe, inner=inner, generator=generator)
 
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
         data, config = self.data, self.config
         attack = choose_attack(len(data.attacks), seed=config.seed, number=self.number)
-        at = send(at, data.images.device)
+        at = data.sent(at)
         views = self.examples.views(data, at, self.epoch, attack)
         pixels = view_pixels(data, at, views)
         x = to_pixels(adversarial_levels(data, at, views, attack, pixels))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
+from torch import nn
 
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan
@@ -39,6 +40,7 @@ from darht.trainer.student.run import TrainState, advance, load_furthest, pause_
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
     cache_from,
+    drawn_views,
     feed_plan,
     live_teachers,
     make_student,
@@ -47,6 +49,7 @@ from darht.trainer.student.setup import (
     with_average,
 )
 from darht.trainer.student.single_step import LabelPatterns
+from darht.trainer.student.twin import frozen_twin
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
@@ -129,7 +132,7 @@ def train(
         arithmetic(device, deterministic=deterministic),
         fusing("cuda" if config.compute.compile else ""),  # a CPU has no launches to save, and compiles for minutes
         joined(device) as ranks,
-        Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
+        Feed(cache, plan, seed=config.seed, epochs=epochs, views=drawn_views(config, cache)) as feed,
     ):
         config.optim.check_rows(len(feed.training))
         if ranks.first:
@@ -137,7 +140,7 @@ def train(
         state = _start(config, cache, feed, identity)
         check_parts(state.student, config, len(feed.training), ranks)
         average = None if state.average is None else state.average.module
-        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows)
+        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}
@@ -190,6 +193,14 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     average = averaged_model(student, config.average)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
+
+
+def _twin(config: TrainConfig, state: TrainState) -> nn.Module | None:
+    """What PGD ascends on, where some steps do; compiled where the student is."""
+    if config.inner.kind == "cached" or config.objective().adversarial_when == "never":
+        return None
+    twin = frozen_twin(state.student)
+    return Compiled(twin).eval() if config.compute.compile else twin
 
 
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
