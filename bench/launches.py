@@ -3,9 +3,9 @@
     python bench/launches.py                      the table, for ResNet-18 and 50,000 images of 32x32
     python bench/launches.py --out docs/benchmarks-gpu.md
 
-An operator on tensors of the device counts as one launch; views and empty tensors as none. What is marked `fused` counts
-as one where it is compiled, and one on the way back. What a fused optimizer or a compiled network would save is not in
-these figures.
+An operator on tensors of the device counts as one launch; views and empty tensors as none. What is marked `fused`
+counts as one where it is compiled, and one on the way back. What a fused optimizer or a compiled network would save is
+not in these figures.
 """
 
 import argparse

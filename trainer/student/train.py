@@ -33,7 +33,7 @@ from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, writ
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.averaging import averaged_model, is_due
 from darht.trainer.student.distributed import Ranks, joined
-from darht.trainer.student.gradients import compute_gradients
+from darht.trainer.student.gradients import StepCost, compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
@@ -141,6 +141,7 @@ def train(
         check_parts(state.student, config, len(feed.training), ranks)
         average = None if state.average is None else state.average.module
         examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
+        state.shared = ranks.averaged(StepCost(state.forward, examples))
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}
@@ -220,7 +221,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
             done = number / total
             examples = context.examples
             compute_gradients(state, examples, ranks, metrics, data=data, batch=batch, number=number, done=done)
-            before, wishes = wishes, ranks.add_gradients(state.student, stop=state.stopping)
+            before, wishes = wishes, ranks.wish(state.stopping)
             take_step(state.student, state.optimizer, config.optim, done)
             _average(state, config, step=True, done=done)
             images += len(batch)
