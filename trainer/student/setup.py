@@ -50,6 +50,12 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
     )
 
 
+def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:
+    """The numbers of views among which the steps of this recipe draw: all, and with `cached` those of each attack."""
+    attacks = cache.spec.attacks.values() if config.inner.kind == "cached" else ()
+    return tuple(dict.fromkeys([cache.spec.views.count, *(attack.views for attack in attacks)]))
+
+
 def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     """The recipe with what `average: null` means: in a run that is gone on with what it began with, else the default.
 
