@@ -23,6 +23,7 @@ class Oracle:
     Attributes:
         forwards: forward passes so far (each of a whole batch).
         backwards: backward passes so far.
+        patient: whether what is not finite is noticed by `settle` and not at once, which waits for the device.
     """
 
     def __init__(self, model: Model, precision: Precision = "float32") -> None:
@@ -30,6 +31,8 @@ class Oracle:
         self.precision = precision
         self.forwards = 0
         self.backwards = 0
+        self.patient = False
+        self._bad: Tensor | None = None
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits `[B, C]` without a graph."""
@@ -74,10 +77,27 @@ class Oracle:
             logits = self.model(z.clone())  # a model may normalise in place, and the iterate is ours
         if logits.dtype != z.dtype:
             logits = logits.to(z.dtype)
-        if not bool(torch.isfinite(logits).all()):
+        if self.patient:
             bad = (~torch.isfinite(logits)).any(1).sum()
-            raise ModelError(f"the model's output is NaN or infinite for {bad} of {len(z)} rows: check its weights")
+            self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
+        elif not bool(torch.isfinite(logits).all()):
+            raise _not_finite(int((~torch.isfinite(logits)).any(1).sum()), len(z))
+        self._rows = len(z)
         return logits
+
+    def settle(self) -> None:
+        """Raise what a patient oracle has noticed since; one question to the device.
+
+        Raises:
+            ModelError: the model's output was NaN or infinite.
+        """
+        bad, self._bad = self._bad, None
+        if bad is not None and int(bad):
+            raise _not_finite(int(bad), self._rows)
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return nullcontext() if self.precision == "float32" else torch.autocast(device, torch.bfloat16)
+
+
+def _not_finite(bad: int, rows: int) -> ModelError:
+    return ModelError(f"the model's output is NaN or infinite for {bad} of {rows} rows: check its weights")
