@@ -67,7 +67,7 @@ class Queue:
         precision: Precision = "float32",
     ) -> None:
         self.attack, self.rule, self.slots, self.precision = attack, rule, slots, precision
-        self.constant = constant or rows.x.is_cuda
+        self.constant = constant or rows.x.device.type != "cpu"
         few = todo[:SMALLEST]
         self.sizes = Sizes(rows.x[few], rows.y[few], slots, precision, constant=self.constant)
         classes = rows.clean.shape[1]

@@ -75,10 +75,10 @@ class Lane:
     def _keep_hits(self) -> None:
         state, kept = self.state, self.kept
         fresh = state.hit & ~kept["hit"]
-        now = {"best": state.query, "score": state.score, "logits": state.logits,
-               "forwards": self.oracle.forwards, "backwards": self.oracle.backwards}  # fmt: skip
-        for name, value in now.items():
-            kept[name] = torch.where(fresh.view(-1, *(1,) * (kept[name].ndim - 1)), value, kept[name])
+        for name, now in (("best", state.query), ("score", state.score), ("logits", state.logits)):
+            kept[name] = torch.where(fresh.view(-1, *(1,) * (now.ndim - 1)), now, kept[name])
+        for name, count in (("forwards", self.oracle.forwards), ("backwards", self.oracle.backwards)):
+            kept[name] = torch.where(fresh, count, kept[name])
         kept["hit"] = kept["hit"] | fresh
 
     def _recall_hits(self) -> None:

@@ -36,6 +36,7 @@ class Worker:
         """With batches of so many images; None for 256 on a CPU and for what fits on a GPU."""
         self.plan, self.store, self.device, self._batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
+        self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
         self._block: tuple[slice, Tensor, Tensor] | None = None
 
     @functools.cached_property
@@ -175,7 +176,18 @@ class Worker:
         return self._block[1:]
 
     def _pixels(self, rows: slice) -> np.ndarray:
-        return self.plan.source.images[rows]
+        """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""
+        images = self.plan.source.images
+        if isinstance(images, np.ndarray):
+            return images[rows]
+        first, last = self._decoded[0].start, self._decoded[0].stop
+        if not first <= rows.start <= rows.stop <= last:
+            size = self.plan.spec.store.rows_per_shard
+            start = rows.start // size * size
+            wanted = slice(start, min(max(start + size, rows.stop), len(images)))
+            self._decoded = wanted, images[wanted]
+            first = start
+        return self._decoded[1][rows.start - first : rows.stop - first]
 
     def _views(self, rows: slice, at: slice, view: int) -> Tensor:
         images = self._resident(rows)[0][at]

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from darht.attacks import ATTACKS, parse_eps
 from darht.attacks.threat import Norm
 from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
-from darht.cache.sources.load import Source, load_source
+from darht.cache.sources.encoded import Index
+from darht.cache.sources.load import FileSource, Source, open_source
 from darht.core.bounded import show
 from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
@@ -191,7 +192,10 @@ def data_root(data: DataConfig, base: Path) -> Path | None:
     return None if data.root is None else base / Path(data.root).expanduser()
 
 
-def load_images(data: DataConfig, base: Path, *, download: bool, rules: int) -> Source:
-    """The images of a config; see `load_source`."""
+def load_images(
+    data: DataConfig, base: Path, *, download: bool, rules: int, index: Index | None = None
+) -> Source | FileSource:
+    """The images of a config; see `open_source`."""
     given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
-    return load_source(data.source, data_root(data, base), data.split, **given, download=download, rules=rules)
+    options = given | {"download": download, "rules": rules, "index": index}
+    return open_source(data.source, data_root(data, base), data.split, **options)

@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from darht.cache.builder.build import BuildReport, OnUnit, claim_folder
+from darht.cache.builder.build import BuildReport, claim_folder
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.pool import OnNotice, Pool, Task, UnitDone, share
+from darht.cache.builder.writer import OnUnit
 from darht.cache.format.commit import COMMITS, commit_key
 from darht.cache.format.layout import ArrayLayout
 from darht.core.config import fingerprint

@@ -19,6 +19,7 @@ from darht.core.cli import (
     numbers,
     print_table,
     progress_bar,
+    trust_option,
     version_option,
 )
 from darht.core.errors import ConfigError
@@ -85,12 +86,13 @@ def _attack_options(function: Any) -> Any:
               help="Of a run: best on held-out rows, the last epoch's, or both.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--out", type=FOLDER, help="Folder of the report; default: the run, or eval-NAME here.")
+@trust_option
 @click.option(
     "--workers",
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help=("Processes that share the images, with the numbers of one; they go round the GPUs."),
+    help="Processes that share the images, with the numbers of one; they go round the GPUs.",
 )
 @device_option
 def measure(model: str, which: str, out: Path | None, device: str, workers: int, **options: Any) -> None:

@@ -18,6 +18,7 @@ from darht.cache.builder.pool_processes import how_it_ended
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.parent import deaf_to_ctrl_c, end_with_spawner
 from darht.core.tensors import first_sentence
+from darht.core.trust import is_trusting, trusting
 
 _PATIENCE = 5.0  # seconds that an ended process gets before it is killed
 Assist = Callable[[str | nn.Module, torch.device], None]
@@ -50,7 +51,7 @@ def helpers(
     context = multiprocessing.get_context("spawn")
     try:
         for number in range(1, workers):
-            arguments = (assist, model, _device(device, number), torch.get_num_threads())
+            arguments = (assist, model, _device(device, number), torch.get_num_threads(), is_trusting())
             process = context.Process(target=_help, args=arguments, name=f"darht-eval-{number}", daemon=True)
             with deaf_to_ctrl_c():
                 process.start()
@@ -83,10 +84,10 @@ def _device(device: torch.device, number: int) -> torch.device:
     return torch.device("cuda", number % torch.cuda.device_count())
 
 
-def _help(assist: Assist, model: str | bytes, device: torch.device, threads: int) -> None:
+def _help(assist: Assist, model: str | bytes, device: torch.device, threads: int, trust_code: bool) -> None:
     """The life of a worker. What a user did wrong is said by the first process, which meets it too."""
     end_with_spawner()
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
-    with suppress(DarhtError):
+    with suppress(DarhtError), trusting(trust_code):
         assist(model if isinstance(model, str) else pickle.loads(model), device)  # from this process's own parent
