@@ -189,9 +189,10 @@ class Lane:
             return
         size = self.queue.slots
         points = torch.cat([state.best for state, _, _, _ in self.unseen])
-        constant = self.queue.constant
+        constant, before = self.queue.constant, self.oracle.forwards
         chunks = torch.split(points, size)
         answers = torch.cat([forward_padded(self.oracle, chunk, size, constant=constant) for chunk in chunks])
+        self.oracle.forwards = before  # rows in the slots have no part in these
         parts = torch.split(answers, [len(rows) for _, rows, _, _ in self.unseen])
         for (state, rows, run, seen), logits in zip(self.unseen, parts, strict=True):
             state.logits = logits
