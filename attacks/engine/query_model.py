@@ -23,7 +23,8 @@ class Oracle:
     Attributes:
         forwards: forward passes so far (each of a whole batch).
         backwards: backward passes so far.
-        patient: whether what is not finite is noticed by `settle` and not at once, which waits for the device.
+        patient: whether what is not finite is told by `settle` and not at once, which would wait for the device;
+            batches are then all of one size.
     """
 
     def __init__(self, model: Model, precision: Precision = "float32") -> None:
@@ -32,7 +33,7 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
         self.patient = False
-        self._bad: Tensor | None = None
+        self._largest: Tensor | None = None  # logit of each row since it was settled, NaN where one was
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits `[B, C]` without a graph."""
@@ -78,11 +79,10 @@ class Oracle:
         if logits.dtype != z.dtype:
             logits = logits.to(z.dtype)
         if self.patient:
-            bad = (~torch.isfinite(logits)).any(1).sum()
-            self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
+            largest = logits.detach().abs().amax(1)
+            self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
         elif not bool(torch.isfinite(logits).all()):
-            raise _not_finite(int((~torch.isfinite(logits)).any(1).sum()), len(z))
-        self._rows = len(z)
+            raise _not_finite((~torch.isfinite(logits)).any(1))
         return logits
 
     def settle(self) -> None:
@@ -91,13 +91,14 @@ class Oracle:
         Raises:
             ModelError: the model's output was NaN or infinite.
         """
-        bad, self._bad = self._bad, None
-        if bad is not None and int(bad):
-            raise _not_finite(int(bad), self._rows)
+        largest, self._largest = self._largest, None
+        if largest is not None and not bool(largest.isfinite().all()):
+            raise _not_finite(~largest.isfinite())
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return nullcontext() if self.precision == "float32" else torch.autocast(device, torch.bfloat16)
 
 
-def _not_finite(bad: int, rows: int) -> ModelError:
-    return ModelError(f"the model's output is NaN or infinite for {bad} of {rows} rows: check its weights")
+def _not_finite(bad: Tensor) -> ModelError:
+    count = int(bad.sum())
+    return ModelError(f"the model's output is NaN or infinite for {count} of {len(bad)} rows: check its weights")

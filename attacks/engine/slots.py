@@ -129,10 +129,12 @@ class Lane:
             self.attack.lend(self.state, self.rows != _NOBODY)
         self.changed = False
         self.looks += 1
+        if self.patient:
+            return self.attack.look(self.oracle, self.state)
         before = self.state.looks.clone()
         self.attack.look(self.oracle, self.state)
-        if not self.patient:
-            self.seen["forwards"] -= self.state.looks - before - 1
+        self.seen["forwards"] -= self.state.looks - before - 1
+        return None
 
     def _note(self) -> None:
         seen, state = self.seen, self.state

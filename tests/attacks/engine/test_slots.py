@@ -7,7 +7,7 @@ import torch
 from tiny import Tiny, images, labelled, rng
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darht.attacks import APGDT, FABT, FGSM, MIM, PGD, CWLinf, Engine, Square
+from darht.attacks import APGD, APGDT, FABT, FGSM, MIM, PGD, CWLinf, Engine, Square
 from darht.attacks.engine import engine as engine_module
 from darht.attacks.engine import queue
 from darht.attacks.engine.batch_sizes import Sizes
@@ -188,7 +188,8 @@ def patient(monkeypatch):
 @pytest.mark.parametrize("rule", ["full", "first_hit"])
 @pytest.mark.parametrize(("restarts", "targeted"), [(1, False), (3, True)])
 @pytest.mark.parametrize("attack", [PGD(eps=6, steps=10), MIM(eps=3, steps=7), FGSM(eps=4), CWLinf(eps=4, steps=6),
-                                    PGD(eps=200, step=40, norm="l2", steps=9)])  # fmt: skip
+                                    PGD(eps=200, step=40, norm="l2", steps=9), APGD(eps=4, steps=9),
+                                    APGDT(eps=3, steps=6, targets=2)])  # fmt: skip
 def test_asking_a_device_seldom_changes_nothing(rule, restarts, targeted, attack, patient):
     """Rows that are fooled between two questions end with what fooled them, after as many passes."""
     engine, targets = Engine(rule=rule, slots=16, restarts=restarts, lanes=1), (Y + 1) % 5 if targeted else None
@@ -198,11 +199,12 @@ def test_asking_a_device_seldom_changes_nothing(rule, restarts, targeted, attack
 
 
 @pytest.mark.parametrize("rule", ["full", "first_hit"])
-def test_a_device_is_waited_for_at_most_once_in_four_looks(rule, patient):
+@pytest.mark.parametrize("attack", [PGD(eps=1, step=1, steps=40), APGD(eps=1, steps=39)])
+def test_a_device_is_waited_for_at_most_once_in_four_looks(attack, rule, patient):
     x, y, looks = X[:32], Y[:32], 40
     rows = Rows(x=x, y=y, clean=Tiny()(x), generator=rng(32))
     patient()
-    waiting = Queue(PGD(eps=1, step=1, steps=looks), rows, torch.arange(32), rule=rule, slots=32, constant=True)
+    waiting = Queue(attack, rows, torch.arange(32), rule=rule, slots=32, constant=True)
     with Syncs() as syncs:
         run_lanes(waiting, [Tiny()])
     assert len(syncs.names) <= looks // 4 * (1 if rule == "full" else 3), syncs.names
