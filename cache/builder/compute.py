@@ -5,15 +5,15 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from darht.attacks.encoding import encode
+from darht.attacks.engine.batch_sizes import SMALLEST
 from darht.attacks.engine.engine import FULL, Engine
-from darht.cache.builder.fit import CPU_BATCH, CudaMemory, fitting_batch
+from darht.cache.builder.fit import CPU_BATCH, CudaMemory, fitting_batch, measures
 from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
 from darht.cache.builder.plan import Plan
@@ -22,7 +22,7 @@ from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
 from darht.core.device import send
-from darht.core.errors import ModelError
+from darht.core.errors import CacheError, ModelError
 from darht.core.rng import RowRng
 
 GONE = "but its folder is gone: give the path where its card and weights lie now"
@@ -38,13 +38,14 @@ class Worker:
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
         self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
         self._block: tuple[slice, Tensor, Tensor] | None = None
+        self._stored: dict[str, Tensor] = {}  # perturbations of the block's rows, by attack
 
     @functools.cached_property
     def batch_size(self) -> int:
         """Images in one forward pass."""
         if self._batch_size is not None:
             return self._batch_size
-        if self.device.type == "cpu":
+        if not measures(self.device):
             return CPU_BATCH
         spec, memory = self.plan.spec, CudaMemory(self.device)
         rows = min(spec.store.rows_per_shard, spec.data.rows)
@@ -53,7 +54,9 @@ class Worker:
     @functools.cached_property
     def engine(self) -> Engine:
         """How attacks run: on a CPU in the slots that leave a row's bits alone, on a GPU in whole batches."""
-        return FULL if self.device.type == "cpu" else dataclasses.replace(FULL, slots=-(-self.batch_size // 16) * 16)
+        if not measures(self.device):
+            return FULL
+        return dataclasses.replace(FULL, slots=-(-self.batch_size // SMALLEST) * SMALLEST)
 
     @functools.cached_property
     def history(self) -> History:
@@ -62,9 +65,14 @@ class Worker:
 
     def compute(self, array: ArrayLayout, shard: int) -> np.ndarray:
         """The values of one unit, `[rows, ...]`, in the array's type; answers that a former spec's unit holds stay."""
-        return self.values(
-            array, array.rows(shard), self.history.answers(self.store, array, shard, self.plan.offsets.numpy())
-        )
+        known = self.history.answers(self.store, array, shard, self.plan.offsets.numpy())
+        try:
+            return self.values(array, array.rows(shard), known)
+        except torch.OutOfMemoryError as error:
+            raise CacheError(
+                f"{array.name} shard {shard}: {self.batch_size} images at once are more than {self.device} has room "
+                f"for: give --batch-size {max(16, self.batch_size // 2)}"
+            ) from error
 
     def values(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray] = _NOTHING) -> np.ndarray:
         """The values of any rows; `known` are clean logits `[rows, C]` by view.
@@ -114,8 +122,7 @@ class Worker:
         todo = [view for view in range(array.shape[1]) if view not in known]
         model, attack = self._model(array.teacher) if todo else None, array.attack
         scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
-        delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
-        added = None if delta is None else send(torch.from_numpy(delta), self.device)
+        added = None if attack is None else self._stored_delta(attack, rows)
         for at, view in self._batches(rows, todo):
             x = self._views(rows, at, view)
             if added is not None:
@@ -172,8 +179,17 @@ class Worker:
         """Images (uint8) and labels of some rows on the device, sent once for all views and units of a shard."""
         if self._block is None or self._block[0] != rows:
             labels = torch.from_numpy(self.plan.source.labels[rows])
+            self._block, self._stored = None, {}  # before more is sent
             self._block = rows, send(torch.from_numpy(self._pixels(rows)), self.device), send(labels, self.device)
         return self._block[1:]
+
+    def _stored_delta(self, attack: str, rows: slice) -> Tensor:
+        """Perturbations of some rows as they are stored, read and sent once for all teachers."""
+        self._resident(rows)
+        if attack not in self._stored:
+            delta = self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
+            self._stored[attack] = send(torch.from_numpy(delta), self.device)
+        return self._stored[attack]
 
     def _pixels(self, rows: slice) -> np.ndarray:
         """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""
@@ -200,13 +216,12 @@ class Worker:
 
 @contextlib.contextmanager
 def arithmetic(precision: PrecisionSpec) -> Iterator[None]:
-    """The precision flags of a spec, until the block ends."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    """The precision flags of a spec, until the block ends; products in bfloat16 are summed in float32 throughout."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
     try:
-        for backend in backends:
-            backend.allow_tf32 = precision.tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision.tf32
+        matmul.allow_bf16_reduced_precision_reduction = False
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+        matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before

@@ -1,17 +1,23 @@
 """How many images a GPU takes at once: measured on the teachers of a build, before its first unit."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from darht.attacks.engine.batch_sizes import SMALLEST
 
 CPU_BATCH = 256  # images in a forward pass on a CPU; a cache's last bits there come with it
-_SHARE = 0.6  # of the memory; the rest is for the images, the answers and what torch's allocator splits
-_ITERATE = 24  # copies of an image in float32 that the greediest attack keeps beside the network's own tensors
+SHARE = 0.6  # of the memory; the rest is for the images, the answers and what torch's allocator splits
+ITERATE = 24  # copies of an image in float32 that the greediest attack keeps beside the network's own tensors
 _FEW, _MANY = 16, 64  # images in the two passes whose difference is what an image costs
+
+
+def measures(device: torch.device) -> bool:
+    """Whether batches are as large as the device has room for; on a CPU they are as they always were."""
+    return device.type != "cpu"
 
 
 class Memory(Protocol):
@@ -59,19 +65,24 @@ def fitting_batch(
         device: where the teachers are.
         memory: of that device.
     """
-    pixels = 4 * image[0] * image[1] * image[2]
-    each = max((_bytes_of(model, image, device, memory) for model in models), default=0) + _ITERATE * pixels
-    most = max(1, int(_SHARE * memory.total()) // each)
+    each = bytes_of_an_image(models, image, device, memory)
+    most = max(1, int(SHARE * memory.total()) // each // SMALLEST) * SMALLEST
     pieces = -(-rows // most)
     return -(-rows // (pieces * SMALLEST)) * SMALLEST
 
 
+def bytes_of_an_image(models: Iterable[nn.Module], image: tuple[int, ...], device: torch.device, memory: Memory) -> int:
+    """What one more image costs an attack on the greediest teacher: a pass forward and back, and the iterate."""
+    pixels = 4 * image[0] * image[1] * image[2]
+    return max((_bytes_of(model, image, device, memory) for model in models), default=0) + ITERATE * pixels
+
+
 def _bytes_of(model: nn.Module, image: tuple[int, ...], device: torch.device, memory: Memory) -> int:
-    """What one more image costs a teacher in a pass forward and back to the pixels."""
-    few, many = (memory.peak(lambda n=n: _pass(model, torch.zeros(n, *image, device=device))) for n in (_FEW, _MANY))  # type: ignore[misc]
+    few, many = (memory.peak(partial(_pass, model, (count, *image), device)) for count in (_FEW, _MANY))
     return max(0, many - few) // (_MANY - _FEW)
 
 
-def _pass(model: nn.Module, x: Tensor) -> None:
+def _pass(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
     with torch.enable_grad():
-        torch.autograd.grad(model(x.requires_grad_()).sum(), x)
+        x = torch.zeros(shape, device=device, requires_grad=True)
+        torch.autograd.grad(model(x).sum(), x)
