@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from darht.cache.admin.compare import ValueDiff, compare
+from darht.cache.builder.config import teacher_folder
 from darht.cache.format.layout import layouts
 from darht.cache.format.manifest import read_spec
 from darht.cache.format.spec import CacheSpec
@@ -100,7 +101,7 @@ def spec_of(config_path: Path, *, download: bool, rules: int) -> CacheSpec:
 
     config, base = load_config(config_path), config_path.parent
     source = load_images(config.data, base, download=download, rules=rules)
-    cards = {name: read_card(base / Path(teacher.path).expanduser()) for name, teacher in config.teachers.items()}
+    cards = {name: read_card(teacher_folder(teacher.path, base)) for name, teacher in config.teachers.items()}
     return resolve(config, source, cards, len(view_table(**vars(config.views), seed=config.seed)), rules)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from darht.cache.builder.compute import GONE, Worker, arithmetic
-from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images
+from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images, teacher_folder
 from darht.cache.builder.history import growth_problems
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
@@ -87,7 +87,7 @@ def plan_build(
     data = dataclasses.replace(config.data, skip_broken=True) if skip_broken else config.data
     rules = RULES if known is None else known.data.rules
     root, source = data_root(data, base), load_images(data, base, download=download, rules=rules)
-    folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
+    folders = {name: teacher_folder(teacher.path, base) for name, teacher in config.teachers.items()}
     with trusting(trust_code):
         loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))

@@ -14,6 +14,7 @@ from darht.cache.sources.load import Source, load_source
 from darht.core.bounded import show
 from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
+from darht.core.hub import fetched, is_hub
 from darht.core.keys import check_seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -178,6 +179,15 @@ def _check_eps(name: str, own: dict[str, Any], norm: Norm) -> None:
 def data_root(data: DataConfig, base: Path) -> Path | None:
     """Where the images of a config lie; relative paths are relative to its file's folder, `base`."""
     return None if data.root is None else base / Path(data.root).expanduser()
+
+
+def teacher_folder(path: str, base: Path) -> Path:
+    """Where a teacher of a config lies: relative to its file's folder, `base`, or on the hub, from which it is fetched.
+
+    Raises:
+        DarhtError, UnreachableError: the hub does not have it, or does not answer.
+    """
+    return fetched(Path(path)) if is_hub(path) else base / Path(path).expanduser()
 
 
 def load_images(data: DataConfig, base: Path, *, download: bool, rules: int) -> Source:
