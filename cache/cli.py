@@ -84,7 +84,7 @@ def build(
     pool_config = PoolConfig(engine=engine, workers=workers, device=device)
     where = pick_device(device if pool_config.alone else "cpu")  # the others load the teachers where they compute
     known = builder.spec_in(out)
-    reading: Any = {"download": download, "skip_broken": skip_broken, "known": known}
+    reading: Any = {"download": download, "skip_broken": skip_broken, "known": known, "out": out}
     plan = builder.plan_build(spec, device=where, **reading)
     echo_notes(plan.source.notes)
     if part := None if shard is None else choose_part(shard, plan.shards, os.environ):
@@ -98,7 +98,7 @@ def build(
         if pool_config.alone:
             report = builder.build(plan, out, device=where, **common)
         else:
-            again: Any = {"skip_broken": skip_broken, "known": known, "trust_code": is_trusting()}
+            again: Any = reading | {"download": False, "trust_code": is_trusting()}
             load = partial(builder.plan_build, spec.resolve(), **again)
             report = build_shared(plan, load, out, pool_config, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"

@@ -108,8 +108,6 @@ def ask_hub(action: Callable[[], T], what: str, retry_for: float = RETRY_FOR) ->
         DarhtError: the hub refuses.
         UnreachableError: it does not answer.
     """
-    import httpx
-
     errors = _library().errors
 
     def once() -> T:
@@ -126,7 +124,9 @@ def ask_hub(action: Callable[[], T], what: str, retry_for: float = RETRY_FOR) ->
                 raise TransientError(f"{status} {error.response.reason_phrase}") from error
             fix = "set HF_TOKEN to a token that may write" if status in (401, 403) else "see that the name is right"
             raise DarhtError(f"cannot {what}: the hub refuses with {status}; {fix}") from error
-        except (httpx.HTTPError, OSError) as error:
+        except errors.OfflineModeIsEnabled as error:
+            raise DarhtError(f"cannot {what}: HF_HUB_OFFLINE keeps the hub from being asked; unset it") from error
+        except (errors.HTTPError, OSError) as error:
             raise TransientError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
     return patiently(once, what, urlsplit(endpoint()).netloc, retry_for)

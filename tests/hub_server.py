@@ -136,7 +136,9 @@ def hub_server() -> Iterator[Hub]:
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
         def _json(self, value: object) -> None:
-            self._send(404 if value is None else 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+            status, value = (404, {"error": "Repository not found"}) if value is None else (200, value)
+            code = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
+            self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **code})
 
         def _resolve(self, repo: str, sha: str, key: str) -> None:
             if repo not in hub.repos or hub.sha(repo) != sha or key not in hub.repos[repo]:

@@ -307,38 +307,3 @@ def report(
     page = render(facts).encode()
     write_atomic(path, page)
     _print(f"report {path}, {len(page) / 1e6:.1f} MB, no network needed")
-
-
-def _call(words: tuple[str, ...]) -> None:
-    from darht.cache.cli import cache as cache_command
-    from darht.trainer import cli as trainer
-
-    programs: dict[str, click.Command] = {
-        "darht-teacher": trainer.teacher,
-        "darht-cache": cache_command,
-        "darht-train": trainer.train,
-        "darht-eval": trainer.evaluate,
-        "darht-inspect": inspect,
-    }
-    programs[words[0]].main(list(words[1:]), prog_name=words[0], standalone_mode=False)
-
-
-@click.command(cls=Command)
-@version_option
-@click.argument("recipe", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
-@click.option("--root", type=FOLDER, help="Where the data set lies; none for digits.")
-@trust_option
-def experiment(recipe: Path, out: Path, root: Path | None) -> None:
-    """Run teachers, cache, inspection, students and evaluation from one file."""
-    from darht.tools.experiment import collect, load_experiment, run_experiment
-    from darht.tools.tables import experiment_tables
-
-    config = load_experiment(recipe)
-    seconds = run_experiment(config, out, root=root, call=_call, tell=click.echo)
-    result = collect(config, out, seconds)
-    console = Console()
-    for table in experiment_tables(result):
-        print_table(table)
-    for fact in result.facts:
-        console.print(fact, highlight=False, soft_wrap=True)

@@ -7,7 +7,6 @@ from rich.table import Table
 
 from darht.attacks.transfer import TransferMatrix
 from darht.cache.read.reader import Cache
-from darht.tools.experiment import Result
 from darht.tools.gaas import ORDERS, Gaas
 from darht.tools.index import Indexes
 from darht.tools.neighbours import Hits, spoken
@@ -170,21 +169,3 @@ def row_tables(cache: Cache, report: RowReport, most: int) -> list[Table]:
         numbers = (f"{pair.pixels:.2f}", f"{pair.detail:.2f}", cosine)
         twins.add_row(str(pair.row), str(pair.test), *numbers, "mirrored" if pair.mirrored else "")
     return [fooled, lone, wrong, twins]
-
-
-def experiment_tables(result: Result) -> tuple[Table, Table]:
-    """What an experiment's teachers and its students came to."""
-    teachers = Table(title="Teachers, per cent of test images", header_style="bold")
-    for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
-        teachers.add_column(
-            title, justify="left" if title in ("teacher", "network") else "right", no_wrap=title != "network"
-        )
-    for row in result.teachers:
-        teachers.add_row(*row)
-    students = Table(title="Students, per cent of test images", header_style="bold")
-    for title in ("student", "recipe", "inner", "clean", "PGD-20", "transfer", "worst"):
-        text = title in ("student", "recipe", "inner")
-        students.add_column(title, justify="left" if text else "right", no_wrap=True)
-    for row in result.students:
-        students.add_row(*row[:4], *row[5:8])  # FGSM and seconds are in the files: 80 columns hold no more
-    return teachers, students

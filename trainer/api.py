@@ -86,6 +86,7 @@ def evaluate(
     root: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    workers: int = 1,
     config: EvalConfig | None = None,
     trust_code: bool = False,
     **options: Any,
@@ -99,6 +100,8 @@ def evaluate(
         root: where it lies.
         out: the report's folder; None for the run itself, or `eval-NAME` in the current folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that share the images, with the numbers of one; they go round the GPUs of `cuda`. A script
+            that asks for more than one needs `if __name__ == "__main__":` around what it does.
         config: everything else that can be chosen.
         trust_code: call what `python:` names in cards name that were not made here.
         options: fields of `EvalConfig` to change, such as `tier="standard"`, `eps=8` (pixel levels), `limit=500`.
@@ -113,8 +116,9 @@ def evaluate(
     given = {"data": data, "root": None if root is None else Path(root), **options}
     chosen = replace(config or EvalConfig(), **{name: value for name, value in given.items() if value is not None})
     text = str(model) if isinstance(model, Path) else model
+    folder = None if out is None else Path(out)
     with trusting(trust_code):
-        return evaluate_target(text, chosen, out=None if out is None else Path(out), device=pick_device(device))
+        return evaluate_target(text, chosen, out=folder, device=pick_device(device), workers=workers)
 
 
 def load_teacher(folder: str | Path, device: str = "auto", *, trust_code: bool = False) -> Classifier:

@@ -27,7 +27,7 @@ from darht.core.cli import (
 from darht.trainer.evaluation.cli import evaluate
 from darht.trainer.export.cli import export
 from darht.trainer.state.cli import verify
-from darht.trainer.teacher.cli import allow_option, check, images, report_check, required_data, transfer
+from darht.trainer.teacher.cli import allow_option, check, images, pack, report_check, required_data, transfer, zoo_list
 
 __all__ = ["evaluate", "teacher", "train"]
 
@@ -42,6 +42,8 @@ def teacher() -> None:
 
 teacher.add_command(check)
 teacher.add_command(transfer)
+teacher.add_command(pack)
+teacher.add_command(zoo_list)
 
 
 @teacher.command("train", kept="what was kept before stays")

@@ -22,7 +22,8 @@ from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout, Kind
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.cache.read.reader import Cache
-from darht.cache.sources.load import Source, load_source
+from darht.cache.sources.encoded import INDEX, read_index
+from darht.cache.sources.load import OF_ANY_SIZE, FileSource, Source, open_source
 from darht.core.errors import ConfigError, DataError, ModelError
 from darht.core.keys import derive_seed
 
@@ -152,14 +153,15 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
     )
 
 
-def _images(cache: Cache, data_root: Path | None) -> Source:
+def _images(cache: Cache, data_root: Path | None) -> Source | FileSource:
     data, origin = cache.spec.data, cache.origin()
     root = data_root or (Path(origin["data_root"]) if origin.get("data_root") else None)
-    size = origin.get("image_size") or (data.image_shape[1] if data.source == "imagefolder" else None)
+    size = origin.get("image_size") or (data.image_shape[1] if data.source in OF_ANY_SIZE else None)
     if root is None and data.source != "digits":
         raise DataError(f"{cache.folder} does not tell where its images lie: give --data-root")
     how: dict[str, Any] = {"image_size": size, "skip_broken": data.skipped > 0, "rules": data.rules}
-    source = load_source(data.source, root, data.split, limit=data.rows, **how)
+    how["index"] = read_index(cache.folder.read(INDEX), root)
+    source = open_source(data.source, root, data.split, limit=data.rows, **how)
     if source.sha256 != data.sha256:
         found, named = source.sha256[:12], data.sha256[:12]
         raise DataError(

@@ -57,14 +57,14 @@ def build_cache(
     pool = PoolConfig(engine="local", workers=workers, device=device)
     where = pick_device(device if pool.alone else "cpu")  # the others load the teachers where they compute
     known = spec_in(out)
-    plan = plan_build(wanted, device=where, download=download, known=known)
+    plan = plan_build(wanted, device=where, download=download, known=known, out=out)
     check_teachers(plan, out, device=pool.asking_device(), allow=allow)
     common: dict[str, Any] = {"batch_size": batch_size, "on_unit": lambda array, *rest: on_unit(array.name, *rest)}
     if pool.alone:
         build(plan, out, device=where, **common)
     else:
         there = wanted.resolve() if isinstance(wanted, Path) else wanted
-        load = functools.partial(plan_build, there, known=known, trust_code=is_trusting())
+        load = functools.partial(plan_build, there, known=known, out=out, trust_code=is_trusting())
         build_shared(plan, load, out, pool, on_notice=lambda text: None, **common)
     seal(out)
     return open_shards(out)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from darht.cache.builder.compute import GONE, Worker, arithmetic
-from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images, teacher_folder
+from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images
 from darht.cache.builder.history import growth_problems
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
@@ -29,6 +29,8 @@ from darht.cache.format.manifest import ORIGIN, SPEC, write_remote_origin
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
+from darht.cache.sources.encoded import INDEX, read_index, write_index
+from darht.cache.sources.load import FileSource
 from darht.core.bounded import read_json
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
@@ -38,6 +40,7 @@ from darht.core.sealed import seal_json
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 from darht.core.trust import trusting
 from darht.core.version import VERSION
+from darht.core.zoo import absolute, in_zoo, teacher_at
 
 _PROCESS = secrets.token_hex(6)  # tells processes of several machines apart, and names none of these
 OnUnit = Callable[[ArrayLayout, int, float], None]
@@ -67,6 +70,7 @@ def plan_build(
     skip_broken: bool = False,
     known: CacheSpec | None = None,
     trust_code: bool = False,
+    out: Location | None = None,
 ) -> Plan:
     """Load data and teachers and resolve the spec.
 
@@ -79,6 +83,7 @@ def plan_build(
         known: what the cache to be continued was made from; it stands in for teachers whose folders are gone, and
             its images are read by the rules of that time.
         trust_code: call what `python:` names in the teachers' cards name, also where they were not made here.
+        out: the cache, whose index of images spares reading again what did not change since.
 
     Raises:
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
@@ -86,8 +91,10 @@ def plan_build(
     config, base = (load_config(wanted), wanted.parent) if isinstance(wanted, Path) else (wanted, Path.cwd())
     data = dataclasses.replace(config.data, skip_broken=True) if skip_broken else config.data
     rules = RULES if known is None else known.data.rules
-    root, source = data_root(data, base), load_images(data, base, download=download, rules=rules)
-    folders = {name: teacher_folder(teacher.path, base) for name, teacher in config.teachers.items()}
+    root = data_root(data, base)
+    index = None if out is None else read_index(open_storage(out).read(INDEX), root)
+    source = load_images(data, base, download=download, rules=rules, index=index)
+    folders = {name: teacher_at(teacher.path, base) for name, teacher in config.teachers.items()}
     with trusting(trust_code):
         loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))
@@ -109,7 +116,7 @@ def plan_build(
             "data_root": None if root is None else str(root.resolve()),
             "image_size": config.data.image_size,
             **({"skipped": source.skipped} if source.skipped else {}),
-            "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
+            "teachers": {name: absolute(folder) for name, folder in folders.items()},
         },
     )
 
@@ -126,7 +133,8 @@ def spec_in(out: Location) -> CacheSpec | None:
 def _load_or_recall(
     name: str, folder: Path, device: torch.device, known: CacheSpec | None
 ) -> tuple[Classifier | None, Card]:
-    if known is None or name not in known.teachers or is_teacher_folder(folder) or student_folder(folder):
+    there = in_zoo(folder) or is_teacher_folder(folder) or student_folder(folder) is not None
+    if known is None or name not in known.teachers or there:
         return load_teacher(folder, device)
     return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
 
@@ -218,7 +226,15 @@ def claim_folder(out: Storage, plan: Plan) -> None:
         out.write(ORIGIN, seal_json(_relative_origin(plan.origin, out.folder)))
     else:
         write_remote_origin(out, plan.origin)
+    if isinstance(plan.source, FileSource):
+        _write_index(out, plan.source)
     _check_teachers(out, plan)
+
+
+def _write_index(out: Storage, source: FileSource) -> None:
+    data = write_index(source.images)
+    if out.read(INDEX) != data:
+        out.write(INDEX, data)
 
 
 def _same_but_rules(out: Storage, spec: CacheSpec) -> bool:

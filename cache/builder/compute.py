@@ -31,6 +31,7 @@ class Worker:
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
+        self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
 
     @functools.cached_property
     def history(self) -> History:
@@ -54,7 +55,7 @@ class Worker:
             case "label":
                 return self.plan.source.labels[rows].astype(array.dtype)
             case "image":
-                return self.plan.source.images[rows]
+                return self._pixels(rows)
             case "views":
                 return self.plan.offsets.numpy()[rows]
             case "delta":
@@ -145,7 +146,22 @@ class Worker:
                 yield row, torch.full_like(row, view)
 
     def _views(self, row: Tensor, view: Tensor) -> Tensor:
-        return apply_views(torch.from_numpy(self.plan.source.images)[row], self.plan.offsets[view])
+        pixels = self._pixels(slice(int(row[0]), int(row[-1]) + 1))
+        return apply_views(torch.from_numpy(pixels), self.plan.offsets[view])
+
+    def _pixels(self, rows: slice) -> np.ndarray:
+        """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""
+        images = self.plan.source.images
+        if isinstance(images, np.ndarray):
+            return images[rows]
+        first, last = self._decoded[0].start, self._decoded[0].stop
+        if not first <= rows.start <= rows.stop <= last:
+            size = self.plan.spec.store.rows_per_shard
+            start = rows.start // size * size
+            wanted = slice(start, min(max(start + size, rows.stop), len(images)))
+            self._decoded = wanted, images[wanted]
+            first = start
+        return self._decoded[1][rows.start - first : rows.stop - first]
 
 
 @contextlib.contextmanager

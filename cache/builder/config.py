@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 from darht.attacks import ATTACKS, parse_eps
 from darht.attacks.threat import Norm
 from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
-from darht.cache.sources.load import Source, load_source
+from darht.cache.sources.encoded import Index
+from darht.cache.sources.load import FileSource, Source, open_source
 from darht.core.bounded import show
 from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
-from darht.core.hub import fetched, is_hub
 from darht.core.keys import check_seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -181,16 +181,10 @@ def data_root(data: DataConfig, base: Path) -> Path | None:
     return None if data.root is None else base / Path(data.root).expanduser()
 
 
-def teacher_folder(path: str, base: Path) -> Path:
-    """Where a teacher of a config lies: relative to its file's folder, `base`, or on the hub, from which it is fetched.
-
-    Raises:
-        DarhtError, UnreachableError: the hub does not have it, or does not answer.
-    """
-    return fetched(Path(path)) if is_hub(path) else base / Path(path).expanduser()
-
-
-def load_images(data: DataConfig, base: Path, *, download: bool, rules: int) -> Source:
-    """The images of a config; see `load_source`."""
+def load_images(
+    data: DataConfig, base: Path, *, download: bool, rules: int, index: Index | None = None
+) -> Source | FileSource:
+    """The images of a config; see `open_source`."""
     given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
-    return load_source(data.source, data_root(data, base), data.split, **given, download=download, rules=rules)
+    options = given | {"download": download, "rules": rules, "index": index}
+    return open_source(data.source, data_root(data, base), data.split, **options)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.spec import CacheSpec
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import FileSource, Source
 from darht.core.nets.classifier import Classifier
 
 
@@ -18,7 +18,7 @@ class Plan:
     """
 
     spec: CacheSpec
-    source: Source
+    source: Source | FileSource
     offsets: Tensor
     teachers: dict[str, Classifier]
     arrays: dict[str, ArrayLayout]

@@ -18,7 +18,7 @@ from darht.attacks.engine.query_model import NoGradientError, Oracle
 from darht.attacks.objectives import cross_entropy
 from darht.attacks.threat import LEVELS
 from darht.cache.builder.answers import Difference, compare, find_cycle, is_distribution
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import FileSource, Source
 from darht.core.errors import ModelError
 from darht.core.nets.classifier import Classifier
 from darht.core.rng import RowRng, borrowed_generator
@@ -124,7 +124,12 @@ class TeacherProbe:
 
 
 def probe_teacher(
-    model: Classifier, source: Source, *, attack: Any = None, gradient_needed: bool = True, device: torch.device
+    model: Classifier,
+    source: Source | FileSource,
+    *,
+    attack: Any = None,
+    gradient_needed: bool = True,
+    device: torch.device,
 ) -> TeacherProbe:
     """Ask a teacher about some images, drawn once for all from the source.
 

@@ -4,16 +4,18 @@ import dataclasses
 
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
-from darht.cache.format.spec import RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
+from darht.cache.format.spec import PIXEL_RULES, RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import check_padding
-from darht.cache.sources.load import OF_FILES, Source
+from darht.cache.sources.load import OF_FILES, FileSource, Source
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
 
 _JACOBIAN_CLASSES = 10  # 30 kB a row and teacher on CIFAR; beyond the strongest ten logits hardly move softmax
 
 
-def resolve(config: CacheConfig, source: Source, cards: dict[str, Card], views: int, rules: int = RULES) -> CacheSpec:
+def resolve(
+    config: CacheConfig, source: Source | FileSource, cards: dict[str, Card], views: int, rules: int = RULES
+) -> CacheSpec:
     """Replace paths by content: the spec that the cache is identified by.
 
     Args:
@@ -81,8 +83,9 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
-def _data_spec(config: DataConfig, source: Source, rules: int) -> DataSpec:
+def _data_spec(config: DataConfig, source: Source | FileSource, rules: int) -> DataSpec:
     """Rules are named where they say something: of image files, and of rows that are held out."""
+    rules = rules if source.name in OF_FILES else min(rules, PIXEL_RULES)
     return DataSpec(
         source=source.name,
         split=source.split,

@@ -12,7 +12,8 @@ from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
-RULES = 2  # how image files become rows, and rows are held out; see DataSpec
+RULES = 3  # how image files become rows, and rows are held out; see DataSpec
+PIXEL_RULES = 2  # the last under which the content hash of image files is that of their pixels
 _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels from whole levels, and stays on them
 MAX_INT8 = 127
 _MAX_ROWS = 10**8  # seven times ImageNet-21k; what is made for every row, such as an order to read them, fits a memory
@@ -53,7 +54,8 @@ class DataSpec:
     Attributes:
         rules: 1, the rules of specs that do not name any: each row is held out or not by a draw of its own, and image
             files are read without nested folders, EXIF orientation and transparency. 2: the count of held-out rows is
-            exact, and image files are read as `cache/sources/folders.py` says.
+            exact, and image files are read as `cache/sources/folders.py` says. 3: `sha256` of a source that is read is
+            over the bytes of its files, and no longer over pixels; the rest is as under 2.
         skipped: image files that could not be read and were left out.
     """
 

@@ -10,45 +10,41 @@ from pathlib import Path
 
 import numpy as np
 
-from darht.cache.sources.decode import Decoded, Decoding, decode_images
 from darht.cache.sources.files import class_folders, image_files, listing, passed_text, suffixes
-from darht.cache.sources.rows import Rows, shown
+from darht.cache.sources.located import locate_files
+from darht.cache.sources.rows import Listing, shown
 from darht.core.errors import DataError
 
-_TRAIN, _TEST = ("train",), ("test", "val", "valid", "validation")
+TRAIN, TEST = ("train",), ("test", "val", "valid", "validation")
 
 
-def read_imagefolder(root: Path, split: str, limit: int | None, how: Decoding) -> Rows:
-    """Read `root/SPLIT/CLASS/.../IMAGE`: uint8 `[N, 3, H, W]`, sorted by class name, folder and file name.
+def list_imagefolder(root: Path, split: str, rules: int) -> Listing:
+    """The files `root/SPLIT/CLASS/.../IMAGE`, sorted by class name, folder and file name.
 
     SPLIT is `train`, or for the test split the first of `test`, `val`, `valid` and `validation` that has folders of the
-    classes (a `test` without labels is not it). The class folders of `train` give the labels of both splits. With an
-    `image_size` the shorter side is resized (bicubic) and the centre square is cut out.
+    classes (a `test` without labels is not it). The class folders of `train` give the labels of both splits.
 
     Raises:
-        DataError: a folder is missing or empty, the splits differ in classes, images cannot be decoded or differ in
-            size from the first.
+        DataError: a folder is missing or empty, or the splits differ in classes.
     """
     passed: Counter[str] = Counter()
-    train, ignored = _split_folder(root, _TRAIN), Counter[str]()
-    classes = class_folders(train, how.rules, passed if split == "train" else ignored)
+    train, ignored = _split_folder(root, TRAIN), Counter[str]()
+    classes = class_folders(train, rules, passed if split == "train" else ignored)
     folder, notes = (train, ()) if split == "train" else _test_folder(root, classes)
     if folder != train:
-        differing = sorted(set(classes) ^ set(class_folders(folder, how.rules, passed)))
+        differing = sorted(set(classes) ^ set(class_folders(folder, rules, passed)))
         if differing:
             raise DataError(f"{folder} and {train} must have the same class folders; only one has: {shown(differing)}")
-    files = [image_files(folder / name, how.rules, passed) for name in classes]
+    files = [image_files(folder / name, rules, passed) for name in classes]
     empty = [str(folder / name) for name, found in zip(classes, files, strict=True) if not found]
     if empty:
         raise DataError(
-            f"every class folder must hold images ({', '.join(suffixes(how.rules))}); none in {shown(empty)}; "
+            f"every class folder must hold images ({', '.join(suffixes(rules))}); none in {shown(empty)}; "
             f"add images, or remove the folder from both splits{passed_text(passed)}"
         )
     paths = [path for found in files for path in found]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in files])
-    decoded = decode_images(paths, limit, str(folder), how)
-    return Rows(decoded.images, labels[decoded.kept], classes, (*notes, *notes_of(decoded, folder, passed)),
-                skipped_names(decoded, root))  # fmt: skip
+    return Listing(locate_files(root, paths), labels, classes, folder, passed, notes)
 
 
 def _split_folder(root: Path, names: Sequence[str]) -> Path:
@@ -63,26 +59,10 @@ def _split_folder(root: Path, names: Sequence[str]) -> Path:
 
 def _test_folder(root: Path, classes: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
     """The first folder of test images that has labels, and a note where another was passed over."""
-    first = _split_folder(root, _TEST)
-    for name in _TEST[_TEST.index(first.name) :]:
+    first = _split_folder(root, TEST)
+    for name in TEST[TEST.index(first.name) :]:
         here = {path.name for path in listing(root / name) if path.is_dir()} if (root / name).is_dir() else set()
         if here & set(classes):
             note = f"{first} has no folders of the classes, so no labels: {root / name} is the test split"
             return root / name, () if root / name == first else (note,)
     return first, ()
-
-
-def notes_of(decoded: Decoded, folder: Path, passed: Counter[str]) -> tuple[str, ...]:
-    """What a person should know about files that are not rows, and rows that are not the file's pixels."""
-    notes = [f"{folder}: {count} images {change}" for change, count in sorted(decoded.changes.items())]
-    if decoded.broken:
-        listed = shown(decoded.broken)
-        notes.append(f"{folder}: {len(decoded.broken)} files cannot be decoded and are left out: {listed}")
-    if passed:
-        notes.append(f"{folder}{passed_text(passed)}")
-    return tuple(notes)
-
-
-def skipped_names(decoded: Decoded, root: Path) -> tuple[str, ...]:
-    """The files left out, as paths below `root`."""
-    return tuple(path.relative_to(root).as_posix() for path in decoded.broken)

@@ -1,30 +1,39 @@
 """Images and labels to distil from: one frozen `Source`, whatever files it came from.
 
 The main path: read the rows of a split (each format has its reader), check the labels, hash the content. The hash
-goes into a cache's spec, so it covers what the teachers see (pixels, labels, class names) and not how it was stored.
+goes into a cache's spec, so it covers what the teachers see: pixels, labels, class names. `load_source` holds all
+pixels in memory; `open_source` leaves those of encoded images in their files until they are wanted.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darht.cache.format.spec import RULES
+from darht.cache.format.spec import PIXEL_RULES
 from darht.cache.sources.cifar import read_cifar
-from darht.cache.sources.decode import Decoding
-from darht.cache.sources.folders import read_imagefolder
+from darht.cache.sources.containers import list_parquet, list_webdataset
+from darht.cache.sources.decode import CHANGES, Decoding
+from darht.cache.sources.encoded import EncodedImages, Index, encoded_sha256, pieces
+from darht.cache.sources.files import passed_text
+from darht.cache.sources.folders import list_imagefolder
 from darht.cache.sources.npz import read_npz
-from darht.cache.sources.rows import Rows, rows_to_take, shown
-from darht.cache.sources.tiny_imagenet import read_tiny_imagenet
+from darht.cache.sources.rows import Listing, Rows, rows_to_take, shown
+from darht.cache.sources.scan import Scan, scan
+from darht.cache.sources.tiny_imagenet import check_tiny, list_tiny_imagenet
 from darht.core.errors import DataError
 
-SOURCES: tuple[str, ...] = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "npz")
+SOURCES: tuple[str, ...] = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "npz", "webdataset",
+                            "parquet")  # fmt: skip
 _SPLITS = ("train", "test")
 _DOWNLOADABLE = ("cifar10", "cifar100")
-OF_FILES = ("imagefolder", "tiny-imagenet")  # a file for each image
+OF_FILES = ("imagefolder", "tiny-imagenet", "webdataset", "parquet")  # encoded images, which are read, not loaded
+OF_ANY_SIZE = ("imagefolder", "webdataset", "parquet")  # of these, image_size makes one
 _FIXED_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 
 
@@ -42,6 +51,20 @@ class Source:
     skipped: tuple[str, ...] = ()  # files left out because they cannot be decoded, below the root
 
 
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """One split of a data set whose images stay in their files; as `Source` otherwise."""
+
+    name: str  # one of OF_FILES
+    split: str  # 'train' or 'test'
+    images: EncodedImages  # [N, 3, H, W] by rows
+    labels: NDArray[np.int64]  # [N], in [0, C)
+    classes: tuple[str, ...]  # C names
+    sha256: str  # of the files' bytes, labels and class names; under rules 1 and 2 as of `Source`
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
 def load_source(
     name: str,
     root: Path | None,
@@ -51,7 +74,7 @@ def load_source(
     image_size: int | None = None,
     download: bool = False,
     skip_broken: bool = False,
-    rules: int = RULES,
+    rules: int = PIXEL_RULES,
 ) -> Source:
     """Load one split of a source.
 
@@ -72,17 +95,114 @@ def load_source(
     Raises:
         DataError: an argument does not fit the source, or a file is missing, cut or wrong.
     """
-    _check_arguments(name, root, split, limit, download)
-    _check_image_size(name, image_size)
-    if skip_broken and name not in OF_FILES:
-        raise DataError(f"only {' and '.join(OF_FILES)} have image files to skip; got '{name}'; leave skip_broken out")
-    root = None if root is None else root.expanduser()
-    rows = _read(name, root, split, limit=limit, download=download, how=Decoding(image_size, skip_broken, rules))
-    where = f"the {split} split of {name}" + ("" if root is None else f" in {root}")
-    _check_side(rows, image_size, where)
-    _check_classes(rows, limit, where)
+    how = Decoding(image_size, skip_broken, rules)
+    root = _checked_root(name, root, split, how, limit=limit, download=download)
+    where = _where(name, root, split)
+    if name in OF_FILES and root is not None:
+        rows = _decoded(name, _list(name, root, split, rules), limit, how)
+    else:
+        rows = _read(name, root, split, limit=limit, download=download)
+    _check_side(rows.images.shape, image_size, where)
+    _check_classes(rows.labels, rows.classes, limit, where)
     content = rows.images, rows.labels, rows.classes
     return Source(name, split, *content, content_sha256(*content), rows.notes, rows.skipped)
+
+
+def open_source(
+    name: str,
+    root: Path | None,
+    split: str,
+    *,
+    index: Index | None = None,
+    rules: int,
+    **options: Any,
+) -> Source | FileSource:
+    """As `load_source`, but encoded images stay in their files; each was looked at once, and can be decoded.
+
+    Args:
+        name: one of `SOURCES`.
+        root: folder (or file, for npz) of the data; None for digits.
+        split: 'train' or 'test'.
+        index: of an earlier look; files that did not change since are not read.
+        rules: how image files are read and hashed; see `DataSpec`.
+        options: `limit`, `image_size`, `download` and `skip_broken`, as of `load_source`.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    if name not in OF_FILES:
+        return load_source(name, root, split, rules=rules, **options)
+    limit, download = options.pop("limit", None), options.pop("download", False)
+    how = Decoding(rules=rules, **options)
+    found = _checked_root(name, root, split, how, limit=limit, download=download)
+    assert found is not None  # what consists of files has a root
+    where, listing = _where(name, found, split), _list(name, found, split, rules)
+    known = None if index is None else (index.scanned, index.match(listing.located, rules))
+    done = scan(listing.located, limit, str(listing.where), how, keep=False, known=known)
+    images = EncodedImages(listing.located.take(done.kept), done.scanned, how)
+    labels = listing.labels[done.kept]
+    _check_official(name, listing, done, images.shape)
+    _check_classes(labels, listing.classes, limit, where)
+    content = images, labels, listing.classes
+    return FileSource(name, split, *content, _content(*content), _notes(listing, done), _skipped(listing, done))
+
+
+def _content(images: EncodedImages, labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+    if images.how.rules > PIXEL_RULES:
+        return encoded_sha256(images.scanned.sha256, labels, classes)
+    return _pixels_sha256(images.shape, pieces(images), labels, classes)
+
+
+def _decoded(name: str, listing: Listing, limit: int | None, how: Decoding) -> Rows:
+    done = scan(listing.located, limit, str(listing.where), how, keep=True)
+    assert done.images is not None
+    _check_official(name, listing, done, done.images.shape)
+    return Rows(done.images, listing.labels[done.kept], listing.classes, _notes(listing, done), _skipped(listing, done))
+
+
+def _check_official(name: str, listing: Listing, done: Scan, shape: tuple[int, ...]) -> None:
+    if name == "tiny-imagenet":
+        check_tiny(listing.located.path(int(done.kept[0])), *shape[2:])
+
+
+def _notes(listing: Listing, done: Scan) -> tuple[str, ...]:
+    """What a person should know about files that are not rows, and rows that are not the file's pixels."""
+    notes, where = list(listing.notes), listing.where
+    for bit, change in sorted(CHANGES.items(), key=lambda one: one[1]):
+        if count := int((done.scanned.changes & bit > 0).sum()):
+            notes.append(f"{where}: {count} images {change}")
+    if done.broken:
+        names = shown(listing.located.root / listing.located.place(number) for number in done.broken)
+        notes.append(f"{where}: {len(done.broken)} files cannot be decoded and are left out: {names}")
+    if listing.passed:
+        notes.append(f"{where}{passed_text(listing.passed)}")
+    return tuple(notes)
+
+
+def _skipped(listing: Listing, done: Scan) -> tuple[str, ...]:
+    """The images left out, as paths below the root."""
+    return tuple(listing.located.place(number) for number in done.broken)
+
+
+def _list(name: str, root: Path, split: str, rules: int) -> Listing:
+    lists = {"tiny-imagenet": list_tiny_imagenet, "imagefolder": list_imagefolder, "webdataset": list_webdataset,
+             "parquet": list_parquet}  # fmt: skip
+    return lists[name](root, split, rules)
+
+
+def _where(name: str, root: Path | None, split: str) -> str:
+    return f"the {split} split of {name}" + ("" if root is None else f" in {root}")
+
+
+def _checked_root(
+    name: str, root: Path | None, split: str, how: Decoding, *, limit: int | None, download: bool
+) -> Path | None:
+    _check_arguments(name, root, split, limit, download)
+    _check_image_size(name, how.image_size)
+    if how.skip_broken and name not in OF_FILES:
+        known = f"{', '.join(OF_FILES[:-1])} and {OF_FILES[-1]}"
+        raise DataError(f"only {known} have image files to skip; got '{name}'; leave skip_broken out")
+    return None if root is None else root.expanduser()
 
 
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:
@@ -91,9 +211,16 @@ def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64], classes
     Hashed are one line of ASCII JSON (shape and class names), the pixels `[N, 3, H, W]` in C order, and the labels as
     little-endian int64.
     """
-    header = json.dumps({"classes": classes, "shape": images.shape}, sort_keys=True, separators=(",", ":"))
+    return _pixels_sha256(images.shape, [images], labels, classes)
+
+
+def _pixels_sha256(
+    shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> str:
+    header = json.dumps({"classes": classes, "shape": shape}, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(f"{header}\n".encode("ascii"))
-    digest.update(np.ascontiguousarray(images).data)
+    for images in parts:
+        digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
 
@@ -125,23 +252,19 @@ def _check_image_size(name: str, image_size: int | None) -> None:
         )
 
 
-def _check_side(rows: Rows, image_size: int | None, where: str) -> None:
-    height, width = rows.images.shape[2:]
+def _check_side(shape: tuple[int, ...], image_size: int | None, where: str) -> None:
+    height, width = shape[2:]
     if image_size is not None and (height, width) != (image_size, image_size):
         raise DataError(
             f"image_size resizes only an imagefolder; {where} holds images of {width}x{height} pixels; got {image_size}"
         )
 
 
-def _read(name: str, root: Path | None, split: str, *, limit: int | None, download: bool, how: Decoding) -> Rows:
+def _read(name: str, root: Path | None, split: str, *, limit: int | None, download: bool) -> Rows:
     if root is None:
         return _read_digits(split, limit)
     if name in _DOWNLOADABLE:
         return read_cifar(name, root, split, limit, download)
-    if name == "tiny-imagenet":
-        return read_tiny_imagenet(root, split, limit, how)
-    if name == "imagefolder":
-        return read_imagefolder(root, split, limit, how)
     return read_npz(root, split, limit)
 
 
@@ -158,22 +281,22 @@ def _read_digits(split: str, limit: int | None) -> Rows:
     return Rows(np.repeat(grey[:, None], 3, axis=1), labels, tuple(str(digit) for digit in range(10)))
 
 
-def _check_classes(rows: Rows, limit: int | None, where: str) -> None:
-    count = len(rows.classes)
-    if len(set(rows.classes)) != count or "" in rows.classes:
-        repeated = {name for name in rows.classes if not name or rows.classes.count(name) > 1}
+def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...], limit: int | None, where: str) -> None:
+    count = len(classes)
+    if len(set(classes)) != count or "" in classes:
+        repeated = {name for name in classes if not name or classes.count(name) > 1}
         raise DataError(
             f"class names must be distinct and not empty in {where}; got {shown(map(repr, sorted(repeated)))}"
         )
-    wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= count))
+    wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if len(wrong):
         raise DataError(
             f"labels must lie in 0..{count - 1} ({count} classes) in {where}; row {wrong[0]} has "
-            f"{rows.labels[wrong[0]]}; rows out of range: {len(wrong)}; mend the labels, or name all classes"
+            f"{labels[wrong[0]]}; rows out of range: {len(wrong)}; mend the labels, or name all classes"
         )
-    empty = np.flatnonzero(np.bincount(rows.labels, minlength=count) == 0)
+    empty = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
     if len(empty):
-        named = shown(f"class {label} ({rows.classes[label]})" for label in empty)
+        named = shown(f"class {label} ({classes[label]})" for label in empty)
         fix = "add images, or leave the class out"
         if limit is not None:
             fix = f"raise limit (first {limit} rows), or leave it out"

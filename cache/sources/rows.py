@@ -1,13 +1,17 @@
 """What every reader of a source returns, and the few rules that all readers share."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darht.core.errors import DataError
+
+if TYPE_CHECKING:
+    from darht.cache.sources.located import Located
 
 
 class Rows(NamedTuple):
@@ -18,6 +22,26 @@ class Rows(NamedTuple):
     classes: tuple[str, ...]  # C names
     notes: tuple[str, ...] = ()  # sentences on what was passed over or changed
     skipped: tuple[str, ...] = ()  # files left out because they cannot be decoded, below the root
+
+
+class Listing(NamedTuple):
+    """The encoded images of a split before any is read, in source order.
+
+    Attributes:
+        located: where they lie.
+        labels: int64 `[N]`.
+        classes: C names.
+        where: the folder, for messages.
+        passed: what lies beside them and is not read, by kind.
+        notes: sentences on what was passed over.
+    """
+
+    located: "Located"
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    where: Path
+    passed: Counter[str]
+    notes: tuple[str, ...] = ()
 
 
 def rows_to_take(limit: int | None, available: int, where: str) -> int:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from darht.cache.sources.decode import Decoding, decode_images
 from darht.cache.sources.files import image_files, listing
-from darht.cache.sources.folders import notes_of, skipped_names
-from darht.cache.sources.rows import Rows, read_lines, shown
+from darht.cache.sources.located import locate_files
+from darht.cache.sources.rows import Listing, read_lines, shown
 from darht.core.errors import DataError
 
 _FOLDER = "tiny-imagenet-200"
@@ -18,8 +17,8 @@ _REMEDY = f"unpack the official archive {_FOLDER}.zip there"
 _BOXES = ".txt"  # CLASS_boxes.txt of the archive; nobody misses it
 
 
-def read_tiny_imagenet(root: Path, split: str, limit: int | None, how: Decoding) -> Rows:
-    """Read Tiny ImageNet-200: uint8 `[N, 3, 64, 64]`, labels numbered by the lines of `wnids.txt`.
+def list_tiny_imagenet(root: Path, split: str, rules: int) -> Listing:
+    """The files of Tiny ImageNet-200, labels numbered by the lines of `wnids.txt`.
 
     Train rows are sorted by label and then by file name. The test split is the official validation set (the official
     test images have no labels), in the order of `val_annotations.txt`; of validation images in class folders, in the
@@ -27,7 +26,7 @@ def read_tiny_imagenet(root: Path, split: str, limit: int | None, how: Decoding)
     WordNet identifiers where it has none. `root` is the official folder or the one around it.
 
     Raises:
-        DataError: a file is missing, cannot be decoded or is not 64x64; files and lists disagree.
+        DataError: a file is missing, or files and lists disagree.
     """
     base = root / _FOLDER if (root / _FOLDER).is_dir() else root
     if not (base / "wnids.txt").is_file():
@@ -36,15 +35,16 @@ def read_tiny_imagenet(root: Path, split: str, limit: int | None, how: Decoding)
     if len(set(wnids)) != len(wnids):
         raise DataError(f"{base / 'wnids.txt'} must name each class once; {len(wnids) - len(set(wnids))} are repeated")
     passed: Counter[str] = Counter()
-    entries = _train(base, wnids, how, passed) if split == "train" else _val(base, wnids, how, passed)
+    entries = _train(base, wnids, rules, passed) if split == "train" else _val(base, wnids, rules, passed)
     paths, labels = [path for path, _ in entries], np.array([label for _, label in entries], dtype=np.int64)
-    decoded = decode_images(paths, limit, str(base), how)
-    height, width = decoded.images.shape[2:]
-    if (height, width) != (64, 64):
-        raise DataError(f"{paths[decoded.kept[0]]} must be 64x64 pixels; it is {width}x{height}; {_REMEDY}")
     del passed[_BOXES]
-    return Rows(decoded.images, labels[decoded.kept], _names(base, wnids), notes_of(decoded, base, passed),
-                skipped_names(decoded, root))  # fmt: skip
+    return Listing(locate_files(root, paths), labels, _names(base, wnids), base, passed)
+
+
+def check_tiny(path: Path, height: int, width: int) -> None:
+    """Raise DataError unless the images, of which `path` is the first, are of 64x64 pixels."""
+    if (height, width) != (64, 64):
+        raise DataError(f"{path} must be 64x64 pixels; it is {width}x{height}; {_REMEDY}")
 
 
 def _class_folders(folder: Path, wnids: Sequence[str]) -> None:
@@ -59,10 +59,10 @@ def _class_folders(folder: Path, wnids: Sequence[str]) -> None:
         )
 
 
-def _train(base: Path, wnids: Sequence[str], how: Decoding, passed: Counter[str]) -> list[tuple[Path, int]]:
+def _train(base: Path, wnids: Sequence[str], rules: int, passed: Counter[str]) -> list[tuple[Path, int]]:
     train = base / "train"
     _class_folders(train, wnids)
-    files = {wnid: image_files(_images(train / wnid), how.rules, passed) for wnid in wnids}
+    files = {wnid: image_files(_images(train / wnid), rules, passed) for wnid in wnids}
     missing = [wnid for wnid in wnids if not files[wnid]]
     if missing:
         raise DataError(f"{train} must hold CLASS/images for every class; none for {shown(missing)}; {_REMEDY}")
@@ -74,10 +74,10 @@ def _images(folder: Path) -> Path:
     return folder / "images" if (folder / "images").is_dir() else folder
 
 
-def _val(base: Path, wnids: Sequence[str], how: Decoding, passed: Counter[str]) -> list[tuple[Path, int]]:
+def _val(base: Path, wnids: Sequence[str], rules: int, passed: Counter[str]) -> list[tuple[Path, int]]:
     val = base / "val"
     if val.is_dir() and any((val / wnid).is_dir() for wnid in wnids):
-        return _val_in_class_folders(val, wnids, how, passed)
+        return _val_in_class_folders(val, wnids, rules, passed)
     table, images = val / "val_annotations.txt", val / "images"
     lines = [line.split("\t") for line in read_lines(table, _REMEDY)]
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
@@ -85,7 +85,7 @@ def _val(base: Path, wnids: Sequence[str], how: Decoding, passed: Counter[str]) 
     if wrong:
         raise DataError(f"{table}: lines {shown(wrong)} must give a file and a class of wnids.txt; {_REMEDY}")
     listed = [cells[0].strip() for cells in lines]
-    present = [path.name for path in image_files(images, how.rules, passed)] if images.is_dir() else []
+    present = [path.name for path in image_files(images, rules, passed)] if images.is_dir() else []
     differing = sorted(set(listed) ^ set(present))
     if differing or len(set(listed)) != len(listed):
         raise DataError(
@@ -95,12 +95,10 @@ def _val(base: Path, wnids: Sequence[str], how: Decoding, passed: Counter[str]) 
     return [(images / name, label_of[cells[1].strip()]) for name, cells in zip(listed, lines, strict=True)]
 
 
-def _val_in_class_folders(
-    val: Path, wnids: Sequence[str], how: Decoding, passed: Counter[str]
-) -> list[tuple[Path, int]]:
+def _val_in_class_folders(val: Path, wnids: Sequence[str], rules: int, passed: Counter[str]) -> list[tuple[Path, int]]:
     """`val/CLASS/IMAGE` or `val/CLASS/images/IMAGE`; an empty `val/images` that moving them left does not matter."""
     left = val / "images"
-    if left.is_dir() and (remaining := image_files(left, how.rules, passed)):
+    if left.is_dir() and (remaining := image_files(left, rules, passed)):
         raise DataError(f"{val} has class folders, and {len(remaining)} images are still in {left}: move them too")
     present = {path.name for path in listing(val) if path.is_dir() and path != left and not path.name.startswith(".")}
     differing = sorted(present ^ set(wnids))
@@ -108,9 +106,7 @@ def _val_in_class_folders(
         raise DataError(f"{val} must hold one folder for each line of wnids.txt; they differ in {shown(differing)}; "
                         f"{_REMEDY}")  # fmt: skip
     entries = [
-        (path, label)
-        for label, wnid in enumerate(wnids)
-        for path in image_files(_images(val / wnid), how.rules, passed)
+        (path, label) for label, wnid in enumerate(wnids) for path in image_files(_images(val / wnid), rules, passed)
     ]
     return sorted(entries, key=lambda entry: (_numbered(entry[0].name), entry[1]))
 

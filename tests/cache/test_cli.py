@@ -154,7 +154,7 @@ def test_broken_files_are_refused_or_left_out_and_noted(invoke, variant, photos:
     assert built.exit_code == 0, built.output
     assert "2 files cannot be decoded and are left out" in built.output and "passed over: 1 x .gif" in built.output
     data = json.loads((out / "spec.json").read_text())["data"]
-    assert (data["rows"], data["rules"], data["skipped"]) == (28, 2, 2)
+    assert (data["rows"], data["rules"], data["skipped"]) == (28, 3, 2)
     assert len(json.loads((out / "manifest.json").read_text())["holdout"]) == 7
     assert json.loads((out / "origin.json").read_text())["skipped"] == ["train/class3/03.png", "train/class7/17.png"]
     assert "2 files that cannot be decoded were left out" in " ".join(invoke("info", out).output.split())

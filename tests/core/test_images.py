@@ -3,7 +3,9 @@
 import pytest
 from PIL import Image
 
-from darht.cache.sources.decode import Decoding, decode_images
+from darht.cache.sources.decode import Decoding
+from darht.cache.sources.located import locate_files
+from darht.cache.sources.scan import scan
 from darht.core.errors import DataError
 from darht.core.images import MAX_PIXELS, check_pixel_count
 from darht.tools.neighbours import read_image
@@ -19,7 +21,11 @@ def test_a_bomb_is_one_line(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (10_000, 6000)).save(path)
     assert path.stat().st_size < 20_000
-    for read in (lambda: decode_images([path], None, "here", Decoding(32)), lambda: read_image(path, (3, 8, 8))):
+    located = locate_files(tmp_path, [path])
+    for read in (
+        lambda: scan(located, None, "here", Decoding(32), keep=True),
+        lambda: read_image(path, (3, 8, 8)),
+    ):
         with pytest.raises(DataError, match=r"10000x6000 pixels, more than 50,000,000") as caught:
             read()
         assert "\n" not in str(caught.value)

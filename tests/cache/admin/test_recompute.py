@@ -103,13 +103,13 @@ def test_other_teachers_and_images_are_refused(odd_cache, tiny_teachers, monkeyp
         recompute(cache, 5, device=CPU, teachers={"typo": tiny_teachers["vit"]})
     from darht.cache.admin import recompute as module
 
-    load = module.load_source
+    load = module.open_source
 
     def other(*args, **kwargs):
         source = load(*args, **kwargs)
         return type(source)(**{**vars(source), "sha256": "0" * 64})
 
-    monkeypatch.setattr(module, "load_source", other)
+    monkeypatch.setattr(module, "open_source", other)
     with pytest.raises(DataError, match="holds other images than those of"):
         recompute(cache, 5, device=CPU)
 

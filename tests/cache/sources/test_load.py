@@ -31,7 +31,7 @@ def failure(*arguments, **options) -> str:
 
 
 def test_the_list_of_sources():
-    assert SOURCES == ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "npz")
+    assert SOURCES == ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "npz", "webdataset", "parquet")
 
 
 def test_digits_are_scaled_grey_replicated_and_split_by_index():
