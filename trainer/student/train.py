@@ -155,7 +155,8 @@ def train(
 
 def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
     """What `run.json` says beside the identity: where things were."""
-    return {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+    where = {"cache": cache_from(cache.folder, out)} if cache.built else {}
+    return {**where, "feed": str(plan), "teachers": teacher_notes(cache)}
 
 
 def _train(state: TrainState, context: TrainContext) -> None:
