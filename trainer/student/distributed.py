@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from darht.cache.read.sampler import share
+from darht.core.errors import UnreachableError
 from darht.core.parent import end_with_parent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.step import Learned
@@ -79,7 +80,8 @@ class Ranks:
     def _everyones(self, value: object) -> list[object]:
         values = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(values, value)
+            with _with_others():
+                dist.all_gather_object(values, value)
         return values
 
     def share(self, model: nn.Module, memory: Memory | None, learned: Learned) -> None:
@@ -88,8 +90,9 @@ class Ranks:
             if memory is not None:
                 memory.alone()
             return
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        with _with_others():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
         if memory is not None:
             memory.join(self.total)
         for name, value in learned.items():
@@ -98,7 +101,8 @@ class Ranks:
     def total(self, value: Tensor) -> Tensor:
         """The sum over the processes, in place."""
         if self.world > 1:
-            dist.all_reduce(value)
+            with _with_others():
+                dist.all_reduce(value)
         return value
 
     def agree(self, value: object) -> object:
@@ -106,8 +110,27 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _with_others():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
+
+
+@contextmanager
+def _with_others() -> Iterator[None]:
+    """What all processes do together.
+
+    Raises:
+        UnreachableError: one of them has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo's errors have no class of their own
+            raise
+        raise UnreachableError(
+            "another process of this training has ended or cannot be reached; what its last epoch kept is whole: "
+            "start all of them again"
+        ) from error
 
 
 def leave(code: int) -> NoReturn:
@@ -134,11 +157,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if own:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which ends its processes unless it is killed itself
             end_with_parent()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with _with_others():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(rank, world)
         if own:
-            dist.barrier()  # nobody leaves while another still waits for what it sends
+            with _with_others():
+                dist.barrier()  # nobody leaves while another still waits for what it sends
     finally:
         if own:
             dist.destroy_process_group()

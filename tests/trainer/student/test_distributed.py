@@ -12,7 +12,7 @@ from rank_server import RankServer
 from runs import assert_same_bits
 
 from darht.cache.read.reader import Cache, open_cache
-from darht.core.errors import ConfigError
+from darht.core.errors import ConfigError, UnreachableError
 from darht.trainer.config import (
     AverageConfig,
     ComputeConfig,
@@ -261,3 +261,19 @@ def test_batches_that_are_cut_too_small(optim: dict, compute: dict, world: int, 
     if world == 1:
         check_parts(torch.nn.Linear(1, 1), config, 89, Ranks(0, world))
     check_parts(normed, CONFIG, 89, Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "told"),
+    [
+        ("[gloo/transport/tcp/pair.cc:544] Connection closed by peer", UnreachableError, "another process of this"),
+        ("the tensor has another dtype", RuntimeError, "another dtype"),
+    ],
+)
+def test_a_process_that_is_gone_is_told_in_a_line(text, kind, told, monkeypatch):
+    def fail(value: torch.Tensor) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(kind, match=told):
+        Ranks(0, 2).total(torch.zeros(1))
