@@ -37,9 +37,9 @@ from darht.tools.experiment import load_experiment, plan_stages, write_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
-    "darht-cache": "from darht.cache.cli import cache; cache()",
-    "darht-teacher": "from darht.trainer.cli import teacher; teacher()",
-    "darht-train": "from darht.trainer.cli import train; train()",
+    "darht-cache": "from darht.cache.cli import cache; cache(prog_name='darht-cache')",
+    "darht-teacher": "from darht.trainer.cli import teacher; teacher(prog_name='darht-teacher')",
+    "darht-train": "from darht.trainer.cli import train; train(prog_name='darht-train')",
 }
 PATIENCE = 900.0  # seconds for anything that is waited for, on a machine that may be busy
 
