@@ -26,7 +26,7 @@ from darht.core.errors import CacheError, ConfigError, SpecMismatchError
 from darht.core.files import is_free
 from darht.core.nets import build, check_pixels
 from darht.core.nets.classifier import Classifier
-from darht.core.nets.compiled import Compiled
+from darht.core.nets.compiled import Compiled, begin_step
 from darht.core.nets.layout import to_channels_last, to_contiguous
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng, borrowed_generator
@@ -190,6 +190,8 @@ def _fit(
         views = draw_choices(rows, len(offsets), config.seed, epoch, "view")
         x = apply_views(images[rows], offsets[views]).float() / LEVELS
         generator = RowRng.create(config.seed, "inner", epoch, rows=rows)
+        if config.compile:
+            begin_step(x.device)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = outer_loss(forward, x, labels[rows], config, generator)
         descend(loss, teacher, optimizer, config.optim, step / total)
