@@ -120,6 +120,11 @@ class Steps(OnLevels):
     def __post_init__(self) -> None:
         check_sign_attack(self.eps, self.step, self.steps, self.norm)
 
+    @property
+    def looks(self) -> int:
+        """One for each step."""
+        return self.steps
+
     def start(self, rows: Rows, run: int) -> LevelState:
         """At a random point on whole levels, or at the image."""
         start = torch.zeros_like(rows.x)
