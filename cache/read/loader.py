@@ -56,7 +56,7 @@ class TrainingSet:
         offsets: int8 `[V, 3]`.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
@@ -64,6 +64,8 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
     """
 
     rows: Tensor
@@ -81,6 +83,8 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    held: Tensor | None = None
+    order: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -92,10 +96,26 @@ class TrainingSet:
         moved = self._each(lambda tensor: send(tensor, device))
         return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
+    def ordered(self, order: Tensor) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are."""
+        device = self.images.device
+        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+
+    def sent(self, at: Tensor) -> Tensor:
+        """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
+        if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
+            return send(at, self.images.device)
+        return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at))
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None)
+
+    def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
+        """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
+        few = dataclasses.replace(self, clean=self.clean[:, :0]).take(at)
+        return dataclasses.replace(few, clean=self.clean[at[:, None], held], held=held)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -114,10 +134,15 @@ class TrainingSet:
             images=change(self.images),
             labels=change(self.labels),
             clean=change(self.clean),
+            held=None if self.held is None else change(self.held),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
         )
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
