@@ -32,7 +32,6 @@ KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_ALLOW_HTTP": "true",
 }
 
 
@@ -58,7 +57,9 @@ def darht(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
 
 def litdata(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # or its faster client refuses a server without TLS
     data = StreamingDataset(arguments.location, cache_dir=arguments.copies, shuffle=True, batch_decode=False)
     loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
     return lambda number: (len(batch["label"]) for batch in loader)
@@ -120,13 +121,15 @@ def trainers(folder: Path) -> dict[str, float]:
     """Many readers at once from one `darht-cache serve`; its peak memory, and what went wrong with them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["remote", "darht.cache.read.stream", "darht.cache.read.webdataset"])
-    code = "from darht.cache.cli import cache; cache()"
+    code, log = "from darht.cache.cli import cache; cache()", folder.parent / "serve.log"
     words = [sys.executable, "-W", "ignore", "-c", code, "serve", str(folder), "--port", "8791"]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with log.open("w") as file:
+        server = subprocess.Popen(words, stdout=file, stderr=file)
     try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        time.sleep(2.0)
+        url = f"http://127.0.0.1:8791/{folder.name}"
+        while "Uvicorn running" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.2)
         with context.Pool(TRAINERS, maxtasksperchild=1) as pool:
             start = time.perf_counter()
             rows = pool.map(read_all, [url] * TRAINERS, chunksize=1)
@@ -216,8 +219,9 @@ def main() -> None:
         work = Path(name)
         (work / "data").mkdir()
         sizes = write_data(work / "data", arguments.rows, arguments.peers)
-        lines = [line for latency in LATENCIES for line in lines_at(latency, work, sizes, arguments)]
         together = trainers(work / "data" / "darht")
+        print(together, flush=True)
+        lines = [line for latency in LATENCIES for line in lines_at(latency, work, sizes, arguments)]
     text = page(lines, sizes, together, arguments)
     print(text)
     if arguments.out:
