@@ -3,6 +3,7 @@
 Nothing else in inspection loads a network, and no command fails because one has moved: what needs it is left out.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from darht.attacks import PGD
 from darht.attacks.encoding import encode
 from darht.attacks.engine.slots import forward_all
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
+from darht.cache.format.resample import centred
 from darht.cache.read.reader import Cache
 from darht.cache.sources.load import Source, load_source
 from darht.core.device import device_of
@@ -100,6 +102,8 @@ def open_test(cache: Cache, root: Path | None) -> tuple[Source | None, str]:
         return None, str(error)
     if source.images.shape[1:] != tuple(data.image_shape):
         return None, f"its images have the shape {source.images.shape[1:]}, those of the cache {data.image_shape}"
+    if cache.spec.views.resized:
+        source = dataclasses.replace(source, images=centred(source.images, cache.spec.views.size))
     if source.classes != tuple(data.classes):
         return None, "its classes are others than the cache's, or in another order"
     return source, ""

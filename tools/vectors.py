@@ -53,7 +53,7 @@ class Space:
 
 def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None = None) -> dict[str, Space]:
     """Every space of a cache by name; `students` gives the number of features and the function of each."""
-    shape, teachers = cache.spec.data.image_shape, tuple(cache.spec.teachers)
+    shape, teachers = cache.spec.view_shape, tuple(cache.spec.teachers)
     pixels = int(np.prod(shape))
     spaces = [Space(kind="image", dim=pixels, teachers=teachers, read=lambda rows: image_vectors(_images(cache, rows)))]
     for name, attack in cache.spec.attacks.items():
@@ -70,7 +70,7 @@ def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None 
 
 
 def _images(cache: Cache, rows: slice) -> NDArray[np.uint8]:
-    return cache.read("image", rows)
+    return cache.clean(rows)
 
 
 def _delta_reader(cache: Cache, attack: str) -> Callable[[slice], Floats]:
@@ -138,13 +138,17 @@ def take(cache: Cache, space: Space, rows: NDArray[np.int64]) -> Floats:
 
 
 def read_rows(cache: Cache, array: str, rows: NDArray[np.int64]) -> np.ndarray:
-    """Some rows of an array in the order given: a shard is decoded once, not once for each of its rows."""
-    layout = cache.arrays[array]
-    out = np.empty((len(rows), *layout.shape[1:]), dtype=layout.dtype)
+    """Some rows of an array in the order given: a shard is decoded once, not once for each of its rows.
+
+    Images come as view 0 shows them, as in all that is inspected.
+    """
+    layout, images = cache.arrays[array], array == "image"
+    out = np.empty((len(rows), *(cache.spec.view_shape if images else layout.shape[1:])), dtype=layout.dtype)
     for block in blocks(cache, array):
         here = np.flatnonzero((rows >= block.start) & (rows < block.stop))
         if len(here):
-            out[here] = cache.read(array, block)[rows[here] - block.start]
+            found = cache.clean(block) if images else cache.read(array, block)
+            out[here] = found[rows[here] - block.start]
     return out
 
 

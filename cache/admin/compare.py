@@ -35,7 +35,7 @@ def compare(kind: Kind, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: f
         pairs: the blocks, some rows at a time.
         scale: what to multiply stored integers by: pixel levels for each integer of a perturbation.
     """
-    logits, views = kind == "logits", kind in ("logits", "delta")
+    logits, views = kind == "logits", kind in ("logits", "delta", "boxes")
     rows = rows_off = values = values_off = answers = flips = 0
     largest = 0.0
     for one, other in pairs:

@@ -151,10 +151,6 @@ def _without(shape: tuple[int, ...], axes: slice) -> tuple[int, ...]:
 
 def _common_views(a: Cache, b: Cache, in_a: int, in_b: int) -> tuple[list[int], list[int]]:
     """The numbers of the views that both have among their first so many, in each."""
-    column = {tuple(row): number for number, row in enumerate(b.read("views/offset")[:in_b].tolist())}
-    pairs = [
-        (number, column[tuple(row)])
-        for number, row in enumerate(a.read("views/offset")[:in_a].tolist())
-        if tuple(row) in column
-    ]
+    column = {tuple(row): number for number, row in enumerate(b.views[:in_b].tolist())}
+    pairs = [(number, column[tuple(row)]) for number, row in enumerate(a.views[:in_a].tolist()) if tuple(row) in column]
     return [left for left, _ in pairs], [right for _, right in pairs]

@@ -7,6 +7,7 @@ import numpy as np
 
 from darht.cache.admin.cost import array_seconds, cost_facts, cost_of, run_cost
 from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.spec import ViewSpec
 from darht.cache.read.reader import Cache
 
 
@@ -36,7 +37,7 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     facts = [
         ("data", f"{spec.data.source} {spec.data.split}, {spec.data.rows} rows, {held} of them held out{left_out}"),
         ("classes", f"{len(spec.data.classes)}: {', '.join(spec.data.classes[:10])}"),
-        ("views", f"{spec.views.count} ({spec.views.kind}, padding {spec.views.padding}, mirrored: {spec.views.flip})"),
+        ("views", _views(spec.views)),
     ]
     for name, teacher in spec.teachers.items():
         facts.append((f"teacher {name}", f"{teacher.arch}, {teacher.role}, weights {teacher.weights_sha256[:12]}"))
@@ -47,6 +48,14 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     facts += cost_facts(cost_of(cache), None if run is None else run_cost(run, cache))
     facts.append(("root hash", cache.root_hash))
     return Summary(tuple(facts), tuple(_array_row(cache, array) for array in cache.arrays.values()))
+
+
+def _views(views: ViewSpec) -> str:
+    about = f"padding {views.padding}"
+    if views.resized:
+        (least, most), (narrow, wide) = views.scale, views.ratio
+        about = f"{views.size} pixels, {least:g} to {most:g} of the area, ratios {narrow:g} to {wide:g}"
+    return f"{views.count} ({views.kind}, {about}, mirrored: {views.flip})"
 
 
 def _array_row(cache: Cache, array: ArrayLayout) -> tuple[str, ...]:

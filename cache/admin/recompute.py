@@ -146,7 +146,7 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
     return Plan(
         spec=spec,
         source=_images(cache, data_root),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.from_numpy(cache.views),
         teachers={name: load_known_teacher(name, folder, spec, device) for name, folder in folders.items()},
         arrays=cache.arrays,
         origin=origin,

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from darht.cache.format.boxes import draw_boxes
 from darht.cache.format.commit import State, commit_key, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
+from darht.cache.format.resample import resample_all
 from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.tar_index import INDEX
@@ -121,6 +123,8 @@ class _Verifier:
             yield "view 0 is not the identity"
         if array.kind == "views" and not np.array_equal(values, self.views):
             yield "the offsets are not the views of the spec"
+        if array.kind == "boxes" and not np.array_equal(values, self.boxes(rows)):
+            yield "the boxes are not those that the spec draws"
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
         if array.attack is not None and array.kind == "delta":
@@ -129,9 +133,21 @@ class _Verifier:
     def deltas(self, array: ArrayLayout, attack: AttackSpec, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""
         images, scale = self.store.read(self.arrays["image"], rows), float(array.attributes["scale"])
-        for view, offset in enumerate(self.views[: values.shape[1]]):
-            delta = values[:, view].astype(np.float64) * scale
-            yield from (f"in view {view} {fault}" for fault in delta_faults(delta, crop_flip(images, offset), attack))
+        for view in range(values.shape[1]):
+            delta, shown = values[:, view].astype(np.float64) * scale, self.shown(images, rows, view)
+            yield from (f"in view {view} {fault}" for fault in delta_faults(delta, shown, attack))
+
+    def shown(self, images: np.ndarray, rows: slice, view: int) -> np.ndarray:
+        """Some rows in one view."""
+        if self.spec.views.resized:
+            return resample_all(images, self.boxes(rows)[:, view], self.spec.views.size)
+        return crop_flip(images, self.views[view])
+
+    def boxes(self, rows: slice) -> np.ndarray:
+        """Where the resized crops of some rows lie."""
+        every = np.arange(rows.start, rows.stop, dtype=np.int64)
+        sizes = np.tile(self.spec.data.image_shape[1:], (len(every), 1))
+        return draw_boxes(sizes, every, self.spec.views, self.spec.seed)
 
 
 def delta_faults(delta: np.ndarray, images: np.ndarray, attack: AttackSpec) -> Iterator[str]:

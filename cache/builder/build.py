@@ -25,6 +25,7 @@ from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.commit import Commit, State, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.format.manifest import ORIGIN, SPEC
+from darht.cache.format.resample import centred
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
@@ -97,7 +98,8 @@ def plan_build(
     check_chunks(arrays)
     for name, (teacher, card) in loaded.items():
         if teacher is not None:
-            image, fix = torch.from_numpy(source.images[:1]).to(device), "give its card the resize that it needs"
+            shown = centred(source.images[:1], spec.views.size) if spec.views.resized else source.images[:1]
+            image, fix = torch.from_numpy(shown).to(device), "give its card the resize that it needs"
             check_pixels(teacher, image, f"teacher '{name}'", fix=fix, num_classes=card.num_classes)
     return Plan(
         spec=spec,

@@ -15,7 +15,9 @@ from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
 from darht.cache.builder.plan import Plan
 from darht.cache.format.apply_views import apply_views
+from darht.cache.format.boxes import draw_boxes
 from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
+from darht.cache.format.resample import resample_all
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
 from darht.core.errors import ModelError
@@ -58,6 +60,8 @@ class Worker:
                 return self._pixels(rows)
             case "views":
                 return self.plan.offsets.numpy()[rows]
+            case "boxes":
+                return self._boxes(rows)
             case "delta":
                 return self._perturb(array, rows)
             case "logits":
@@ -70,7 +74,7 @@ class Worker:
         name, spec = array.attack, self.plan.spec.attacks[array.attack]
         attack, model = spec.attack(), self._model(spec.teacher)
         labels = torch.from_numpy(self.plan.source.labels)
-        deltas = torch.empty((rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape), dtype=torch.int8)
+        deltas = torch.empty((rows.stop - rows.start, spec.views, *self.plan.spec.view_shape), dtype=torch.int8)
         for row, view in self._batches(rows, range(spec.views)):
             x = self._views(row, view).to(self.device).float() / 255
             generator = RowRng.create(
@@ -146,8 +150,18 @@ class Worker:
                 yield row, torch.full_like(row, view)
 
     def _views(self, row: Tensor, view: Tensor) -> Tensor:
-        pixels = self._pixels(slice(int(row[0]), int(row[-1]) + 1))
+        rows, number = slice(int(row[0]), int(row[-1]) + 1), int(view[0])
+        pixels = self._pixels(rows)
+        if self.plan.spec.views.resized:
+            size = self.plan.spec.views.size
+            return torch.from_numpy(resample_all(pixels, self._boxes(rows)[:, number], size))
         return apply_views(torch.from_numpy(pixels), self.plan.offsets[view])
+
+    def _boxes(self, rows: slice) -> np.ndarray:
+        """Where the resized crops of some rows lie, int32 `[n, V, 5]`."""
+        spec, every = self.plan.spec, np.arange(rows.start, rows.stop, dtype=np.int64)
+        sizes = np.tile(spec.data.image_shape[1:], (len(every), 1))
+        return draw_boxes(sizes, every, spec.views, spec.seed)
 
     def _pixels(self, rows: slice) -> np.ndarray:
         """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""

@@ -4,8 +4,17 @@ import dataclasses
 
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
-from darht.cache.format.spec import PIXEL_RULES, RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
-from darht.cache.format.views import check_padding
+from darht.cache.format.spec import (
+    PIXEL_RULES,
+    RULES,
+    CacheSpec,
+    DataSpec,
+    JacobianSpec,
+    TeacherSpec,
+    ViewSpec,
+    needed_version,
+)
+from darht.cache.format.views import check_padding, check_size
 from darht.cache.sources.load import OF_FILES, FileSource, Source
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
@@ -42,15 +51,18 @@ def resolve(
         if attack.views > views
     ]
     problems += _jacobian_problems(config, C)
-    if config.views.kind != "identity":
+    if config.views.kind == "crop-flip":
         check_padding(config.views.padding, source.images.shape[1:])
+    if config.views.size is not None:
+        check_size(config.views.size, source.images.shape[1:])
     if problems:
         raise ConfigError("; ".join(problems))
     for name, card in cards.items():
         check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
+    shown = _view_spec(config.views, views)
     return CacheSpec(
         data=_data_spec(config.data, source, rules),
-        views=_view_spec(config.views, views),
+        views=shown,
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
         jacobians={
@@ -60,6 +72,7 @@ def resolve(
         store=config.store,
         precision=config.precision,
         seed=config.seed,
+        format_version=needed_version(shown),
     )
 
 
@@ -80,6 +93,8 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     """Settings without effect are not part of the identity: those of crops when there are none."""
     if config.kind == "identity":
         return ViewSpec(kind="identity", padding=0, flip=False, count=count)
+    if config.size is not None:
+        return ViewSpec(config.kind, 0, config.flip, count, config.size, config.scale or (), config.ratio or ())
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 

@@ -144,6 +144,7 @@ def _npz_records(cache: Cache, layout: str) -> list[Json]:
 
 
 _MEANINGS = {
+    "boxes": "What each view shows of the image: top, left, height, width and whether it is mirrored.",
     "views": "Each view: dy, dx and whether it is mirrored.",
     "label": "The class.",
     "image": "Pixels [3, H, W].",

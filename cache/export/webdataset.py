@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from darht.cache.format.layout import block_rows
+from darht.cache.format.layout import BOXES, block_rows
 from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord, tar_name
 from darht.cache.read.reader import Cache
 from darht.core.config import canonical_json, parse_canonical
@@ -49,7 +49,7 @@ def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
             known[path] = _write_tar(cache, out, path, rows, layout)
             _keep(cache, out, layout, known)
         tars.append(known[path])
-    offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
+    offsets = () if cache.spec.views.resized else tuple(tuple(row) for row in cache.views.tolist())
     index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
     index = replace(index, sha256=index.checksum())
     write_atomic(out / INDEX, canonical_json(index).encode())
@@ -160,6 +160,9 @@ def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterat
         entry["logits.npz"] = _npz(
             {array.of_teacher: arrays[name][i] for name, array in cache.arrays.items() if array.said}
         )
+        if BOXES in arrays:
+            about["boxes"] = arrays[BOXES][i].tolist()
+            entry["json"] = canonical_json(about).encode()
         if attacks:
             entry["delta.npy"] = _npy(np.concatenate([arrays[f"delta/{name}"][i] for name in attacks]))
         yield entry

@@ -16,7 +16,9 @@ _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an o
 
 
 Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
-Kind = Literal["source_index", "label", "image", "views", "delta", "logits"] | Part
+Kind = Literal["source_index", "label", "image", "views", "boxes", "delta", "logits"] | Part
+OFFSETS, BOXES = "views/offset", "views/box"
+BOX_COLUMNS = "top, left, height, width, flip"
 JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
 
@@ -87,7 +89,7 @@ class ArrayLayout:
     @property
     def has_views(self) -> bool:
         """Whether its second axis are views."""
-        return self.kind in ("delta", "logits")
+        return self.kind in ("delta", "logits", "boxes")
 
     @property
     def fill_value(self) -> float | int:
@@ -142,7 +144,7 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
         _array(spec, "source_index", "source_index", (N,), "int64", inputs=base),
         _array(spec, "label", "label", (N,), label_dtype(len(spec.data.classes)), inputs=base),
         _array(spec, "image", "image", (N, *image), "uint8", inputs=base, packed=True),
-        _views(spec, base | {"views": table.tolist()}),
+        _views(spec, base | {"views": table.tolist()} | ({"seed": spec.seed} if spec.views.resized else {})),
     ]
     computed = base | {"precision": plain["precision"]}
     for name, attack in spec.attacks.items():
@@ -183,7 +185,7 @@ def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
-    shape = (spec.data.rows, attack.views, *spec.data.image_shape)
+    shape = (spec.data.rows, attack.views, *spec.view_shape)
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     more = {"packed": True, "attributes": about, "teacher": attack.teacher, "attack": name}
     return _array(spec, f"delta/{name}", "delta", shape, "int8", inputs=inputs, **more)
@@ -192,7 +194,7 @@ def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:
     N, K = spec.data.rows, spec.jacobians[teacher].classes
     inputs = own | {"jacobian": {"classes": K}}
-    image, where = spec.data.image_shape, f"logits/{teacher}"
+    image, where = spec.view_shape, f"logits/{teacher}"
     parts = zip(JACOBIAN_PARTS, ((N, K, *image), (N, K), (N, K)), ("int8", "float32", "int16"), strict=True)
     return [
         _array(spec, f"{where}/{kind}", kind, shape, dtype, inputs=inputs, packed=kind == "jacobian", teacher=teacher)
@@ -202,8 +204,11 @@ def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayL
 
 def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
     V = spec.views.count
+    if spec.views.resized:
+        about = {"columns": BOX_COLUMNS, "size": spec.views.size}
+        return _array(spec, BOXES, "boxes", (spec.data.rows, V, 5), "int32", inputs=inputs, attributes=about)
     about = {"columns": "dy, dx, flip"}
-    return ArrayLayout("views/offset", "views", (V, 3), "int8", V, V, False, fingerprint(inputs), about)
+    return ArrayLayout(OFFSETS, "views", (V, 3), "int8", V, V, False, fingerprint(inputs), about)
 
 
 def _array(spec: CacheSpec, name: str, kind: Kind, shape: tuple[int, ...], dtype: str, **more: Any) -> ArrayLayout:

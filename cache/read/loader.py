@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN_PARTS
+from darht.cache.format.layout import BOXES, JACOBIAN_PARTS
 from darht.cache.read.reader import Cache
 from darht.core.device import send
 from darht.core.errors import ConfigError
@@ -53,7 +53,7 @@ class TrainingSet:
         keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
         images: uint8 `[n, 3, H, W]`.
         labels: int64 `[n]`.
-        offsets: int8 `[V, 3]`.
+        offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[n, V, T, C]`, every teacher's logits on every view.
@@ -64,6 +64,8 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
+        size: side of resized crops.
     """
 
     rows: Tensor
@@ -81,6 +83,8 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    boxes: Tensor | None = None
+    size: int = 0
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -105,7 +109,8 @@ class TrainingSet:
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes]
+        boxes = [] if self.boxes is None else [self.boxes]
+        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes, *boxes]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
         return dataclasses.replace(
@@ -117,6 +122,7 @@ class TrainingSet:
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+            boxes=None if self.boxes is None else change(self.boxes),
         )
 
 
@@ -152,7 +158,7 @@ def allocate(
     """
     spec = cache.spec
     teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
-    T, image = len(teachers), spec.data.image_shape
+    T, image = len(teachers), spec.view_shape
 
     def answers(kind: str) -> Tensor:
         views = spec.views.count if kind == "clean" else spec.attacks[kind].views
@@ -165,13 +171,13 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
-    held = _room(rows, dtype="int64")
+    held, V = _room(rows, dtype="int64"), spec.views.count
     return TrainingSet(
         rows=held,
         keys=held,
-        images=_room(rows, *image, dtype="uint8"),
+        images=_room(rows, *spec.data.image_shape, dtype="uint8"),
         labels=_room(rows, dtype="int64"),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.zeros(V, 3, dtype=torch.int8) if spec.views.resized else torch.from_numpy(cache.views),
         teachers=teachers,
         attacks=attacks,
         clean=answers("clean"),
@@ -182,6 +188,8 @@ def allocate(
         robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
+        boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
+        size=spec.views.size,
     )
 
 
@@ -195,7 +203,8 @@ def array_names(data: TrainingSet) -> list[str]:
     kinds = ["clean", *data.attacks]
     logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
-    return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
+    boxes = [] if data.boxes is None else [BOXES]
+    return ["label", "image", *boxes, *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
 def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
@@ -207,6 +216,8 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
     here = slice(at, at + rows.stop - rows.start)
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
     out = {"label": labels, "image": data.images[here].numpy()}
+    if data.boxes is not None:
+        out[BOXES] = data.boxes[here].numpy()
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
     for logits, kind in zip((data.clean, *data.adversarial), ("clean", *data.attacks), strict=True):
         out |= {f"logits/{name}/{kind}": logits[here, :, t].numpy() for t, name in enumerate(data.teachers)}

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from darht.cache.format.layout import ArrayLayout, layouts, shard_key
+from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
+from darht.cache.format.resample import centred
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import ShardReader
+from darht.cache.format.views import view_table
 from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
 from darht.cache.read.steady import FileChanged, SteadyStorage
@@ -102,6 +104,22 @@ class Cache:
                 part, wanted = array.overlap(shard, rows)
                 self._decode(array, shard, part, values[wanted])
             self._check_finite(name, values, rows)
+
+    def clean(self, rows: slice | None = None) -> np.ndarray:
+        """Images of rows (all of them by default) as view 0 shows them, uint8 `[n, 3, H, W]`.
+
+        Raises:
+            CorruptError: a checksum fails.
+        """
+        images, views = self.read("image", rows), self.spec.views
+        return centred(images, views.size) if views.resized else images
+
+    @property
+    def views(self) -> np.ndarray:
+        """The table of views, `[V, ...]`: `views/offset`, or for resized crops what `views.view_table` says of each."""
+        if self.spec.views.resized:
+            return view_table(**vars(self.spec.views), seed=self.spec.seed)
+        return self.read(OFFSETS)
 
     def check(self, name: str, shard: int) -> None:
         """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.

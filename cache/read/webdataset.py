@@ -7,6 +7,7 @@ then on the entries that hold some rows are one read, so that an export can be s
 import functools
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -145,6 +146,8 @@ class ExportedCache(Cache):
                     found[name] = self._delta(entry["delta.npy"], array.attack)
                 elif array.kind == "image":
                     found[name] = _pixels(entry["png"], array.shape[1:])
+                elif array.kind == "boxes":
+                    found[name] = np.array(json.loads(entry["json"])["boxes"], dtype=array.dtype)
                 else:
                     found[name] = np.asarray(int(entry["cls"]) if array.kind == "label" else row)
         return {name: value[None] for name, value in found.items()}
