@@ -23,6 +23,7 @@ from darht.attacks.threat import LEVELS
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
+from darht.core.markdown import escape
 from darht.core.rng import RowRng
 from darht.core.stats import wilson
 
@@ -90,10 +91,10 @@ class TransferMatrix:
 
     def table(self) -> str:
         """Markdown: accuracy in per cent with its 95 % interval."""
-        head = ["| made on \\ asked of |", *(f" {name} |" for name in self.teachers)]
+        head = ["| made on \\ asked of |", *(f" {escape(name)} |" for name in self.teachers)]
         lines = ["".join(head), "".join(["|---|", *("---|" for _ in self.teachers)])]
         for a, source in enumerate(self.sources):
-            lines.append(f"| {source} |" + "".join(f" {self.text(a, t)} |" for t in range(len(self.teachers))))
+            lines.append(f"| {escape(source)} |" + "".join(f" {self.text(a, t)} |" for t in range(len(self.teachers))))
         return "\n".join(lines)
 
     def plain(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from darht.core.cli import (
     print_table,
     skip_broken_option,
     transient_bar,
+    trust_option,
     version_option,
 )
 from darht.core.errors import ConfigError
@@ -51,6 +52,7 @@ def cache() -> None:
 @click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Who works.")
 @click.option("--allow", multiple=True, metavar="NAME", help="A teacher to take though it makes no sense.")
 @click.option("--shard", metavar="I/N", help="This job's part: I/N from 0, auto, auto/N, or row blocks such as 3,7,9.")
+@trust_option
 def build(
     spec: Path,
     out: str,
@@ -77,6 +79,7 @@ def build(
     from darht.cache.builder.seal import seal as seal_cache
     from darht.cache.builder.sense import check_teachers
     from darht.core.device import pick_device
+    from darht.core.trust import is_trusting
 
     pool_config = PoolConfig(engine=engine, workers=workers, device=device)
     where = pick_device(device if pool_config.alone else "cpu")  # the others load the teachers where they compute
@@ -95,7 +98,8 @@ def build(
         if pool_config.alone:
             report = builder.build(plan, out, device=where, **common)
         else:
-            load = partial(builder.plan_build, spec.resolve(), **(reading | {"download": False}))
+            again: Any = reading | {"download": False, "trust_code": is_trusting()}
+            load = partial(builder.plan_build, spec.resolve(), **again)
             report = build_shared(plan, load, out, pool_config, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
     left = units_left(out, plan.arrays)
@@ -177,6 +181,7 @@ def status(location: str, as_json: bool) -> None:
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a teacher that does not lie as when built.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Largest difference of a logit [default: 0.05].")
 @click.option("--moved", type=click.FloatRange(0, 100), help="Largest % of a perturbation's values [default: 10].")
+@trust_option
 @device_option
 def verify(
     location: str,

@@ -1,6 +1,7 @@
 """What every command line shares: a user's mistake becomes one line and an exit code, never a traceback."""
 
 import contextlib
+import functools
 import io
 import shlex
 import sys
@@ -26,6 +27,7 @@ from darht.core import stopping
 from darht.core.bars import Bar
 from darht.core.bounded import read_json
 from darht.core.errors import ConfigError, DarhtError, UnreachableError
+from darht.core.trust import trusting
 from darht.core.version import VERSION
 
 version_option = click.version_option(VERSION, prog_name="darht")
@@ -36,6 +38,18 @@ _LOG_WIDTH = 120  # characters
 FOLDER = click.Path(path_type=Path)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 skip_broken_option = click.option("--skip-broken", is_flag=True, help="Leave image files out that cannot be decoded.")
+
+
+def trust_option(function: Any) -> Any:
+    """The option `--trust-code`, for commands that read cards of networks."""
+
+    @functools.wraps(function)
+    def trusted(*args: Any, trust_code: bool, **options: Any) -> Any:
+        with trusting(trust_code):
+            return function(*args, **options)
+
+    text = "Call the python: functions that cards name which were not made here."
+    return click.option("--trust-code", is_flag=True, help=text)(trusted)
 
 
 def data_options(*, data: str, root: str, required: bool = False) -> Callable[[Any], Any]:

@@ -61,6 +61,18 @@ def is_free(folder: Path) -> bool:
     return all(path.name.startswith(".") and path.name.endswith(".tmp") for path in folder.iterdir())
 
 
+def user_data_folder() -> Path:
+    """Where darht keeps what it knows of this user's machine: below `XDG_DATA_HOME`, or `~/.local/share`.
+
+    Raises:
+        DarhtError: the machine knows no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "darht"
+    except RuntimeError as error:
+        raise DarhtError("the user has no home folder: set XDG_DATA_HOME") from error
+
+
 def is_inside(key: str) -> bool:
     """Whether a path with slashes, relative to a folder, stays inside of it on every system."""
     parts = key.split("/")

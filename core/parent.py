@@ -1,8 +1,14 @@
-"""End this process when the one that started it has ended, however that ended."""
+"""Processes that end with the one that started them, however that ended, and leave Ctrl-C to it."""
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 _LOOK = 0.5  # seconds between two looks
 
@@ -19,3 +25,27 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK)
     os._exit(137)  # as after SIGKILL
+
+
+def end_with_spawner() -> None:
+    """The same for a process of `multiprocessing`, at once: a killed parent cannot end its children."""
+    threading.Thread(target=_wait_for_spawner, name="end-with-parent", daemon=True).start()
+
+
+def _wait_for_spawner() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, which a terminal sends to all: the parent hears it and ends them."""
+    resource_tracker.ensure_running()  # its own start would unblock the signal
+    unheard = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # SLURM sends that to all
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

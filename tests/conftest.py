@@ -7,6 +7,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ class Crashes:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Crashes())
+    os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="darht-data-")  # what tests train is not the user's
+    config.add_cleanup(partial(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True))
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

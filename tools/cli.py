@@ -18,6 +18,7 @@ from darht.core.cli import (
     named_folders,
     print_table,
     transient_bar,
+    trust_option,
     version_option,
 )
 from darht.core.errors import ConfigError
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
     from darht.tools.index import Indexes
     from darht.tools.live import Loaded
 
-_teachers_option = click.option(
-    "--teacher", "teachers", multiple=True, help="NAME=FOLDER, when not where the cache was built from."
-)
+
+def _teachers_option(function: Any) -> Any:
+    help_text = "NAME=FOLDER, when not where the cache was built from."
+    return trust_option(click.option("--teacher", "teachers", multiple=True, help=help_text)(function))
+
+
 _index_option = click.option("--index", "folder", type=FOLDER, help="Where the index lies; CACHE/index by default.")
 
 
@@ -96,6 +100,7 @@ def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":
 @click.option("--kind", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw", "ivfpq"]))
 @click.option("--exact-below", default=100_000, show_default=True, help="Vectors from which on auto takes hnsw.")
 @click.option("--student", type=FOLDER, help="A run of darht-train, whose features are indexed too.")
+@trust_option
 def index(location: str, out: Path | None, student: Path | None, **settings: Any) -> None:
     """Build FAISS indexes over perturbations, images, logits and features; what fits is kept."""
     from darht.cache.read.webdataset import open_shards
@@ -302,49 +307,3 @@ def report(
     page = render(facts).encode()
     write_atomic(path, page)
     _print(f"report {path}, {len(page) / 1e6:.1f} MB, no network needed")
-
-
-def _call(words: tuple[str, ...]) -> None:
-    from darht.cache.cli import cache as cache_command
-    from darht.trainer import cli as trainer
-
-    programs: dict[str, click.Command] = {
-        "darht-teacher": trainer.teacher,
-        "darht-cache": cache_command,
-        "darht-train": trainer.train,
-        "darht-eval": trainer.evaluate,
-        "darht-inspect": inspect,
-    }
-    programs[words[0]].main(list(words[1:]), prog_name=words[0], standalone_mode=False)
-
-
-@click.command(cls=Command)
-@version_option
-@click.argument("recipe", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
-@click.option("--root", type=FOLDER, help="Where the data set lies; none for digits.")
-def experiment(recipe: Path, out: Path, root: Path | None) -> None:
-    """Run teachers, cache, inspection, students and evaluation from one file."""
-    from darht.tools.experiment import collect, load_experiment, run_experiment
-
-    config = load_experiment(recipe)
-    seconds = run_experiment(config, out, root=root, call=_call, tell=click.echo)
-    result = collect(config, out, seconds)
-    console = Console()
-    table = Table(title="Teachers, per cent of test images", header_style="bold")
-    for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
-        table.add_column(
-            title, justify="left" if title in ("teacher", "network") else "right", no_wrap=title != "network"
-        )
-    for row in result.teachers:
-        table.add_row(*row)
-    print_table(table)
-    table = Table(title="Students, per cent of test images", header_style="bold")
-    for title in ("student", "recipe", "inner", "clean", "PGD-20", "transfer", "worst"):
-        text = title in ("student", "recipe", "inner")
-        table.add_column(title, justify="left" if text else "right", no_wrap=True)
-    for row in result.students:
-        table.add_row(*row[:4], *row[5:8])  # FGSM and seconds are in the files: 80 columns hold no more
-    print_table(table)
-    for fact in result.facts:
-        console.print(fact, highlight=False, soft_wrap=True)

@@ -5,9 +5,8 @@ it runs, and ends with a table. A finished stage is not run again, so a stopped 
 """
 
 import json
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,14 @@ from typing import Any, Literal
 import yaml
 
 from darht.cache.builder.config import load_config
-from darht.cache.builder.teachers import read_card
-from darht.cache.read.reader import open_cache
 from darht.core.config import load_mapping, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.core.keys import check_seed
 from darht.core.recipes import find_recipe
 from darht.core.sealed import read_sealed, write_sealed
+from darht.core.zoo import absolute, teacher_at
+from darht.tools.stage_pool import Call, Stage, run_side_by_side
 from darht.trainer.config import load_recipe
 
 STAGES = "stages.json"
@@ -68,6 +67,8 @@ class ExperimentConfig:
         cache: `views`, `attacks`, `store` and `seed` of the cache.
         students: a training recipe by name.
         row: of `darht-inspect neighbours`.
+        seeds: how many students are trained by each recipe; they differ by their seed alone.
+        baseline: the student that the others are compared with, image by image.
     """
 
     data: dict[str, Any]
@@ -75,19 +76,18 @@ class ExperimentConfig:
     cache: dict[str, Any]
     students: dict[str, dict[str, Any]]
     row: int = 7
+    seeds: int = 1
+    baseline: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds must be at least 1; got {self.seeds}")
+        if self.baseline is not None and self.baseline not in self.students:
+            raise ConfigError(f"baseline names no student: '{self.baseline}'; they are {', '.join(self.students)}")
 
-@dataclass(frozen=True)
-class Stage:
-    """One command: its words, without the program's path."""
-
-    name: str
-    words: tuple[str, ...]
-
-    @property
-    def line(self) -> str:
-        """As a person would type it."""
-        return shlex.join(self.words)
+    def runs(self, name: str) -> list[str]:
+        """The names of a student's runs: its own, or one for each seed."""
+        return [name] if self.seeds == 1 else [f"{name}-{k}" for k in range(self.seeds)]
 
 
 def load_experiment(path: Path) -> ExperimentConfig:
@@ -114,7 +114,7 @@ def _found(plan: TeacherPlan, base: Path) -> TeacherPlan:
     """A plan whose folder is a path from anywhere; `base` is where the experiment's file lies."""
     if plan.path is None:
         return plan
-    return replace(plan, path=str((base / Path(plan.path).expanduser()).resolve()))
+    return replace(plan, path=absolute(teacher_at(plan.path, base)))
 
 
 def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[Stage]:
@@ -124,17 +124,21 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     stages = [_teach(name, plan, config, out, data) for name, plan in config.teachers.items()]
     cache, limit = str(out / "cache"), config.data.get("test_limit")
     allowed = [word for name, plan in config.teachers.items() if plan.allow for word in ("--allow", name)]
-    stages.append(Stage("cache", ("darht-cache", "build", str(out / "cache.yaml"), "--out", cache, *allowed)))
-    stages.append(Stage("info", ("darht-cache", "info", cache)))
+    words = ("darht-cache", "build", str(out / "cache.yaml"), "--out", cache, *allowed)
+    stages.append(Stage("cache", words, tuple(stage.name for stage in stages)))
+    stages.append(Stage("info", ("darht-cache", "info", cache), ("cache",)))
     if config.cache.get("attacks"):  # both look at perturbations
-        stages.append(Stage("transfer", ("darht-inspect", "transfer", cache)))
-        stages.append(Stage("neighbours", ("darht-inspect", "neighbours", cache, "--row", str(config.row))))
-    for name in config.students:
-        run, recipe = str(out / "run" / name), str(out / "recipes" / f"{name}.yaml")
-        words = ("darht-train", "--shards", cache, "--recipe", recipe, "--out", run, "--resume")
-        stages.append(Stage(f"train {name}", words))
-        cut = () if limit is None else ("--limit", str(limit))
-        stages.append(Stage(f"eval {name}", ("darht-eval", run, *cut)))
+        stages.append(Stage("transfer", ("darht-inspect", "transfer", cache), ("cache",)))
+        neighbours = ("darht-inspect", "neighbours", cache, "--row", str(config.row))
+        stages.append(Stage("neighbours", neighbours, ("cache",)))
+    cut = () if limit is None else ("--limit", str(limit))
+    for name, recipe in config.students.items():
+        for k, run in enumerate(config.runs(name)):
+            file, folder = str(out / "recipes" / f"{name}.yaml"), str(out / "run" / run)
+            seed = () if config.seeds == 1 else ("--set", f"seed={recipe.get('seed', 0) + k}")
+            words = ("darht-train", "--shards", cache, "--recipe", file, *seed, "--out", folder, "--resume")
+            stages.append(Stage(f"train {run}", words, ("cache",)))
+            stages.append(Stage(f"eval {run}", ("darht-eval", folder, *cut), (f"train {run}",)))
     return stages
 
 
@@ -171,12 +175,7 @@ def write_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None
 
 
 def run_experiment(
-    config: ExperimentConfig,
-    out: Path,
-    *,
-    root: Path | None,
-    call: Callable[[tuple[str, ...]], None],
-    tell: Callable[[str], None],
+    config: ExperimentConfig, out: Path, *, root: Path | None, call: Call, tell: Callable[[str], None], jobs: int = 1
 ) -> dict[str, float]:
     """Run every stage that has not been finished with the same words before.
 
@@ -186,13 +185,47 @@ def run_experiment(
         root: of the data set.
         call: runs one command.
         tell: is told each command before it runs.
+        jobs: stages at a time; with more than one, each is a process that writes to `logs/`.
 
     Returns:
         Seconds by stage.
 
     Raises:
         ConfigError: a file that a later stage would refuse; before any stage has run.
+        StageError: a stage failed beside others.
     """
+    check_inputs(config, out, root)
+    done, started = read_stages(out), {}
+    left = []
+    for stage in plan_stages(config, out, root):
+        if done.get(stage.name, {}).get("line") == stage.line:
+            tell(f"# done before: {stage.line}")
+        else:
+            left.append(stage)
+
+    def on_start(stage: Stage) -> None:
+        tell(f"$ {stage.line}")
+        started[stage.name] = time.perf_counter()
+
+    def on_end(stage: Stage) -> None:
+        seconds = round(time.perf_counter() - started[stage.name], 2)
+        done[stage.name] = {"line": stage.line, "seconds": seconds}
+        write_sealed(out / STAGES, done)
+        if jobs > 1:
+            tell(f"# {stage.name}: {seconds:.0f} s")
+
+    if jobs > 1:
+        run_side_by_side(left, call, jobs=jobs, logs=out / "logs", on_start=on_start, on_end=on_end)
+    else:
+        for stage in left:
+            on_start(stage)
+            call(stage.words)
+            on_end(stage)
+    return {name: stage["seconds"] for name, stage in done.items()}
+
+
+def check_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None:
+    """Write the files that stages read, and refuse those that a later stage would refuse."""
     write_inputs(config, out, root)
     load_config(out / "cache.yaml")
     for name in config.students:
@@ -200,17 +233,6 @@ def run_experiment(
     rows = config.data.get("limit")
     if rows is not None and not 0 <= config.row < rows:
         raise ConfigError(f"row must lie in 0..{rows - 1}, the rows that data.limit takes; got {config.row}")
-    done = read_stages(out)
-    for stage in plan_stages(config, out, root):
-        if done.get(stage.name, {}).get("line") == stage.line:
-            tell(f"# done before: {stage.line}")
-            continue
-        tell(f"$ {stage.line}")
-        start = time.perf_counter()
-        call(stage.words)
-        done[stage.name] = {"line": stage.line, "seconds": round(time.perf_counter() - start, 2)}
-        write_sealed(out / STAGES, done)
-    return {name: stage["seconds"] for name, stage in done.items()}
 
 
 def read_stages(out: Path) -> dict[str, dict[str, Any]]:
@@ -221,52 +243,3 @@ def read_stages(out: Path) -> dict[str, dict[str, Any]]:
     """
     path = out / STAGES
     return read_sealed(path, "remove it, and every stage asks its command again").value if path.is_file() else {}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an experiment measured, ready to print.
-
-    Attributes:
-        teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
-        students: name, recipe, inner mode, clean, FGSM, PGD-20, worst transfer and worst case, seconds.
-        facts: other lines: the cache's bytes, where things lie.
-    """
-
-    teachers: Sequence[tuple[str, ...]]
-    students: Sequence[tuple[str, ...]]
-    facts: Sequence[str]
-
-
-def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> Result:
-    """Read the cards, the evaluations and the manifest of a finished experiment."""
-    teachers = []
-    for name, plan in config.teachers.items():
-        card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
-        measured = card.accuracy.get(f"{config.data['source']} test", {})  # a run's files are left as they are
-        figures = (f"{measured[key]:.1f}" if key in measured else "-" for key in ("clean", "pgd-20"))
-        teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
-    students = [_student_row(name, out, seconds) for name in config.students]
-    cache = open_cache(out / "cache")
-    size = sum(shard.size for shard in cache.manifest.shards)
-    facts = [
-        f"cache: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds['cache']:.0f} s, "
-        f"root hash {cache.root_hash[:16]}",
-        f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
-        f"together {sum(seconds.values()):.0f}",
-        f"teachers: {out / 'teachers'}   spec: {out / 'cache.yaml'}   cache: {out / 'cache'}   runs: {out / 'run'}",
-    ]
-    if "transfer" in seconds:
-        facts.append(f"pictures: {out / 'cache-transfer.png'}, {out / f'cache-neighbours-{config.row}.png'}")
-    return Result(teachers, students, facts)
-
-
-def _student_row(name: str, out: Path, seconds: dict[str, float]) -> tuple[str, ...]:
-    report = read_sealed(out / "run" / name / "eval.json", "run darht-eval again").value
-    scores = {score["name"]: score["accuracy"] for score in report["scores"]}
-    transfer = min((value for key, value in scores.items() if key.startswith("transfer:")), default=None)
-    recipe = report["recipe"]
-    figures = [*(scores.get(key) for key in ("clean", "fgsm", "pgd-20")), transfer, scores.get("worst case")]
-    texts = ("-" if value is None else f"{value:.1f}" for value in figures)  # what was left out stays empty
-    taken = f"{seconds[f'train {name}']:.0f}"
-    return (name, recipe["recipe"], recipe["inner"]["kind"], *texts, taken)

@@ -14,6 +14,7 @@ from darht.core.config import override, parse
 from darht.core.device import pick_device
 from darht.core.nets.classifier import Classifier
 from darht.core.storage import Location
+from darht.core.trust import trusting
 from darht.trainer.config import TrainConfig, load_recipe
 from darht.trainer.evaluation.config import EvalConfig
 from darht.trainer.evaluation.report.write import EvalReport
@@ -33,6 +34,7 @@ def train(
     memory_gib: float = 8.0,
     resume: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    trust_code: bool = False,
 ) -> Progress:
     """Train a student from a sealed cache and leave it in `out`, as `darht-train` does.
 
@@ -45,6 +47,7 @@ def train(
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of one that was not.
         on_epoch: told the row of the log after each epoch.
+        trust_code: call what `python:` names in cards name that were not made here.
 
     Returns:
         The log's rows as `history`, and the `best` accuracy on held-out rows under PGD, per cent.
@@ -55,15 +58,16 @@ def train(
     """
     opened = cache if isinstance(cache, Cache) else open_shards(cache)
     config, where = _recipe(recipe), pick_device(device)
-    return train_student(
-        config,
-        opened,
-        Path(out),
-        device=where,
-        memory_gib=memory_gib,
-        resume=resume,
-        callbacks=Callbacks(on_epoch=on_epoch),
-    )
+    with trusting(trust_code):
+        return train_student(
+            config,
+            opened,
+            Path(out),
+            device=where,
+            memory_gib=memory_gib,
+            resume=resume,
+            callbacks=Callbacks(on_epoch=on_epoch),
+        )
 
 
 def _recipe(recipe: str | Path | Mapping[str, Any] | TrainConfig) -> TrainConfig:
@@ -81,7 +85,9 @@ def evaluate(
     root: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    workers: int = 1,
     config: EvalConfig | None = None,
+    trust_code: bool = False,
     **options: Any,
 ) -> EvalReport:
     """Measure a model on a test split as `darht-eval` does, and write `eval.json`, `eval.md` and `report.html`.
@@ -93,7 +99,10 @@ def evaluate(
         root: where it lies.
         out: the report's folder; None for the run itself, or `eval-NAME` in the current folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that share the images, with the numbers of one; they go round the GPUs of `cuda`. A script
+            that asks for more than one needs `if __name__ == "__main__":` around what it does.
         config: everything else that can be chosen.
+        trust_code: call what `python:` names in cards name that were not made here.
         options: fields of `EvalConfig` to change, such as `tier="standard"`, `eps=8` (pixel levels), `limit=500`.
 
     Returns:
@@ -106,24 +115,38 @@ def evaluate(
     given = {"data": data, "root": None if root is None else Path(root), **options}
     chosen = replace(config or EvalConfig(), **{name: value for name, value in given.items() if value is not None})
     text = str(model) if isinstance(model, Path) else model
-    return evaluate_target(text, chosen, out=None if out is None else Path(out), device=pick_device(device))
+    folder = None if out is None else Path(out)
+    with trusting(trust_code):
+        return evaluate_target(text, chosen, out=folder, device=pick_device(device), workers=workers)
 
 
-def load_teacher(folder: str | Path, device: str = "auto") -> Classifier:
+def load_teacher(folder: str | Path, device: str = "auto", *, trust_code: bool = False) -> Classifier:
     """A teacher, frozen, in eval mode: pixels `[B, 3, H, W]` in [0, 1] to raw logits `[B, C]`.
 
+    Args:
+        folder: of the teacher.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_code: call what a `python:` name in its card names, also where the card was not made here.
+
     Raises:
-        ModelError: files are missing, or the weights are not those that the card names.
+        ModelError: files are missing, or the weights are not those that the card names; or the card names code.
     """
-    return load_teacher_and_card(Path(folder), pick_device(device))[0]
+    with trusting(trust_code):
+        return load_teacher_and_card(Path(folder), pick_device(device))[0]
 
 
-def load_student(folder: str | Path, device: str = "auto") -> Classifier:
+def load_student(folder: str | Path, device: str = "auto", *, trust_code: bool = False) -> Classifier:
     """The student of a run (its best epoch) or of a student's folder, folded: pixels in [0, 1] to raw logits `[B, C]`.
 
+    Args:
+        folder: of the run or the student.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_code: as in `load_teacher`.
+
     Raises:
-        ModelError: files are missing or do not fit.
+        ModelError: files are missing or do not fit; or the card names code.
     """
     path = Path(folder)
-    student, _ = load_student_and_card(path / BEST if (path / RUN).is_file() else path, pick_device(device))
+    with trusting(trust_code):
+        student, _ = load_student_and_card(path / BEST if (path / RUN).is_file() else path, pick_device(device))
     return student.fold().requires_grad_(False)

@@ -21,12 +21,13 @@ from darht.core.cli import (
     named_folders,
     numbers,
     progress_bar,
+    trust_option,
     version_option,
 )
 from darht.trainer.evaluation.cli import evaluate
 from darht.trainer.export.cli import export
 from darht.trainer.state.cli import verify
-from darht.trainer.teacher.cli import allow_option, check, images, report_check, required_data, transfer
+from darht.trainer.teacher.cli import allow_option, check, images, pack, report_check, required_data, transfer, zoo_list
 
 __all__ = ["evaluate", "teacher", "train"]
 
@@ -41,6 +42,8 @@ def teacher() -> None:
 
 teacher.add_command(check)
 teacher.add_command(transfer)
+teacher.add_command(pack)
+teacher.add_command(zoo_list)
 
 
 @teacher.command("train", kept="what was kept before stays")
@@ -197,6 +200,7 @@ def train() -> None:
 @click.option("--exclude", type=FOLDER, help="A list of rows to leave out, from darht-inspect rows.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--teacher", "teachers", multiple=True, help="NAME=FOLDER of a live teacher that was moved.")
+@trust_option
 @reach_options
 @device_option
 @click.pass_context

@@ -16,6 +16,7 @@ from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import spec_diff, to_plain
 from darht.core.storage import Location
+from darht.core.zoo import teacher_at
 
 _ROWS = 1024  # compared at a time: a shard's worth, some MB to some 100 MB
 
@@ -100,7 +101,7 @@ def spec_of(config_path: Path, *, download: bool, rules: int) -> CacheSpec:
 
     config, base = load_config(config_path), config_path.parent
     source = load_images(config.data, base, download=download, rules=rules)
-    cards = {name: read_card(base / Path(teacher.path).expanduser()) for name, teacher in config.teachers.items()}
+    cards = {name: read_card(teacher_at(teacher.path, base)) for name, teacher in config.teachers.items()}
     return resolve(config, source, cards, len(view_table(**vars(config.views), seed=config.seed)), rules)
 
 

@@ -126,7 +126,9 @@ def parallel_workers(commits: Iterable[Commit]) -> float:
         end = _written(commit)
         if end is not None:
             spans.append((end - commit.seconds, end))
-            processes.add((commit.environment.get("host"), commit.environment.get("pid")))
+            processes.add(
+                tuple(commit.environment.get(key) for key in ("process", "host", "pid"))
+            )  # once they named hosts
             spent += commit.seconds
     covered, until = 0.0, float("-inf")
     for start, end in sorted(spans):

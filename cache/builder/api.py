@@ -14,6 +14,7 @@ from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.device import pick_device
 from darht.core.storage import Location
+from darht.core.trust import is_trusting
 
 OnUnit = Callable[[str, int, float], None]
 
@@ -63,7 +64,7 @@ def build_cache(
         build(plan, out, device=where, **common)
     else:
         there = wanted.resolve() if isinstance(wanted, Path) else wanted
-        load = functools.partial(plan_build, there, known=known, out=out)
+        load = functools.partial(plan_build, there, known=known, out=out, trust_code=is_trusting())
         build_shared(plan, load, out, pool, on_notice=lambda text: None, **common)
     seal(out)
     return open_shards(out)

@@ -7,6 +7,7 @@ that is not done. `cache/builder/jobs.py` shares the row blocks among workers an
 import dataclasses
 import os
 import platform
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from darht.cache.builder.students import student_folder
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.format.commit import Commit, State, unit_state, write_commit
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
-from darht.cache.format.manifest import ORIGIN, SPEC
+from darht.cache.format.manifest import ORIGIN, SPEC, write_remote_origin
 from darht.cache.format.resample import centred
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
@@ -38,8 +39,11 @@ from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
 from darht.core.sealed import seal_json
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
+from darht.core.trust import trusting
 from darht.core.version import VERSION
+from darht.core.zoo import absolute, in_zoo, teacher_at
 
+_PROCESS = secrets.token_hex(6)  # tells processes of several machines apart, and names none of these
 OnUnit = Callable[[ArrayLayout, int, float], None]
 
 
@@ -66,6 +70,7 @@ def plan_build(
     download: bool = False,
     skip_broken: bool = False,
     known: CacheSpec | None = None,
+    trust_code: bool = False,
     out: Location | None = None,
 ) -> Plan:
     """Load data and teachers and resolve the spec.
@@ -78,6 +83,7 @@ def plan_build(
         skip_broken: leave image files out that cannot be decoded, as `skip_broken: true` under `data` says.
         known: what the cache to be continued was made from; it stands in for teachers whose folders are gone, and
             its images are read by the rules of that time.
+        trust_code: call what `python:` names in the teachers' cards name, also where they were not made here.
         out: the cache, whose index of images spares reading again what did not change since.
 
     Raises:
@@ -89,8 +95,9 @@ def plan_build(
     root = data_root(data, base)
     index = None if out is None else read_index(open_storage(out).read(INDEX), root)
     source = load_images(data, base, download=download, rules=rules, index=index)
-    folders = {name: base / Path(teacher.path).expanduser() for name, teacher in config.teachers.items()}
-    loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
+    folders = {name: teacher_at(teacher.path, base) for name, teacher in config.teachers.items()}
+    with trusting(trust_code):
+        loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
     views = len(view_table(**vars(config.views), seed=config.seed))
     spec = resolve(config, source, {name: card for name, (_, card) in loaded.items()}, views, rules)
     offsets = view_table(**vars(spec.views), seed=spec.seed)  # "all" and their number are one spec: one order too
@@ -111,7 +118,7 @@ def plan_build(
             "data_root": None if root is None else str(root.resolve()),
             "image_size": config.data.image_size,
             **({"skipped": source.skipped} if source.skipped else {}),
-            "teachers": {name: str(folder.resolve()) for name, folder in folders.items()},
+            "teachers": {name: absolute(folder) for name, folder in folders.items()},
         },
     )
 
@@ -128,7 +135,8 @@ def spec_in(out: Location) -> CacheSpec | None:
 def _load_or_recall(
     name: str, folder: Path, device: torch.device, known: CacheSpec | None
 ) -> tuple[Classifier | None, Card]:
-    if known is None or name not in known.teachers or is_teacher_folder(folder) or student_folder(folder):
+    there = in_zoo(folder) or is_teacher_folder(folder) or student_folder(folder) is not None
+    if known is None or name not in known.teachers or there:
         return load_teacher(folder, device)
     return None, Card(**{key: value for key, value in vars(known.teachers[name]).items() if key != "role"})
 
@@ -216,8 +224,10 @@ def claim_folder(out: Storage, plan: Plan) -> None:
     if found is not None and found != text and not _same_but_rules(out, plan.spec):
         _refuse_other_spec(out, found, plan.spec)
     Store(out).create(plan.arrays)
-    origin = _relative_origin(plan.origin, out.folder) if isinstance(out, LocalStorage) else plan.origin
-    out.write(ORIGIN, seal_json(origin))
+    if isinstance(out, LocalStorage):
+        out.write(ORIGIN, seal_json(_relative_origin(plan.origin, out.folder)))
+    else:
+        write_remote_origin(out, plan.origin)
     if isinstance(plan.source, FileSource):
         _write_index(out, plan.source)
     _check_teachers(out, plan)
@@ -275,8 +285,8 @@ def environment(device: torch.device, batch_size: int, *, engine: str = "local",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
-        "host": platform.node(),
         "pid": os.getpid(),
+        "process": _PROCESS,
         "engine": engine,
         "worker": worker,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -70,8 +70,10 @@ class ViewConfig:
             if useless:
                 raise ConfigError(f"{', '.join(useless)}: only for kind {RESIZED_CROP}; leave out of {self.kind}")
         elif self.size is None or self.count is None or self.count < 1:
-            raise ConfigError(f"{RESIZED_CROP} needs size (side in pixels) and count (views of each row, at least 1); got "
-                              f"size {self.size} and count {self.count}")  # fmt: skip
+            raise ConfigError(
+                f"{RESIZED_CROP} needs size (side in pixels) and count (views of each row, at least 1); got size "
+                f"{self.size} and count {self.count}"
+            )
         else:
             object.__setattr__(self, "scale", self.scale or _SCALE)
             object.__setattr__(self, "ratio", self.ratio or _RATIO)

@@ -6,12 +6,9 @@ Each worker has a pipe of its own: a queue that all share would stay locked when
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -20,6 +17,7 @@ import torch
 from darht.cache.builder.pool import Event, Failed, Lost, Task, compute
 from darht.core.device import pick_device
 from darht.core.errors import DarhtError
+from darht.core.parent import deaf_to_ctrl_c, end_with_spawner
 
 _PATIENCE = 5.0  # seconds that an ended process gets before it is killed
 
@@ -51,7 +49,7 @@ class ProcessPool:
         ours, theirs = context.Pipe()
         arguments = (theirs, self.task, self.devices[number % len(self.devices)], self.threads, number)
         process = context.Process(target=serve, args=arguments, name=f"darht-worker-{number}", daemon=True)
-        with _deaf_to_ctrl_c():
+        with deaf_to_ctrl_c():
             process.start()
         theirs.close()  # so that our end reads the end of file when theirs dies
         self.processes.append(process)
@@ -75,7 +73,7 @@ class ProcessPool:
             self.pipes.pop(number).close()
             process = self.processes[number]
             process.join(_PATIENCE)
-            return Lost(number, f"worker {number} (pid {process.pid}) {_how(process.exitcode)}")
+            return Lost(number, f"worker {number} (pid {process.pid}) {how_it_ended(process.exitcode)}")
         return event
 
     def stop(self, worker: int) -> None:
@@ -96,27 +94,16 @@ class ProcessPool:
                 process.join()
 
 
-def _how(exitcode: int | None) -> str:
+def how_it_ended(exitcode: int | None) -> str:
+    """What an exit code says, as the end of a sentence about a process."""
     if exitcode is None or exitcode >= 0:
         return f"ended with exit code {exitcode}"
     return f"was killed by {signal.Signals(-exitcode).name}"
 
 
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, which a terminal sends to all: the parent hears it and ends them."""
-    resource_tracker.ensure_running()  # its own start would unblock the signal
-    unheard = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # SLURM sends that to all
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def serve(pipe: Connection, task: Task, device: torch.device, threads: int, number: int) -> None:
     """The life of a worker: load, then compute each row block whose number comes, until None does."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_spawner()
     try:
         worker = task.worker(device, threads)
         while (shard := pipe.recv()) is not None:
@@ -127,11 +114,3 @@ def serve(pipe: Connection, task: Task, device: torch.device, threads: int, numb
         pipe.send(Failed(error))
     except Exception:
         pipe.send(Failed(RuntimeError(f"worker {number} failed\n{traceback.format_exc()}")))
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its children: each of them watches it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

@@ -1,7 +1,7 @@
 """Teachers: a frozen network with its preprocessing inside, and the card that says what it is.
 
-A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (the card). A run of `darht-train`, or a
-student's folder, is read as a teacher too; see `students.py`.
+A teacher folder holds `teacher.safetensors` (the weights) and `teacher.json` (the card); `zoo:NAME` is one of the
+folders that come with darht. A run of `darht-train` or a student's folder is a teacher too, see `students.py`.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ from darht.core.nets.logits import find_logits, wrap_logits
 from darht.core.nets.weights import fit_state, load_safetensors
 from darht.core.preprocessing import Preprocessing
 from darht.core.sealed import read_sealed, write_sealed
+from darht.core.trust import check_trusted, remember
+from darht.core.zoo import in_zoo, teacher_path
 
 WEIGHTS, CARD = "teacher.safetensors", "teacher.json"
 # Sides in pixels that an imported network is asked about, one after the other.
@@ -66,8 +68,10 @@ class Card:
 def save_teacher(folder: Path, net: nn.Module, card: Card) -> Card:
     """Write weights and card, each atomically, the card last; returns the card with the weights' sha256 filled in.
 
-    Layers that share their weights are written under each of their names.
+    Layers that share their weights are written under each of their names. Who saves a teacher has made its network, so
+    its card is trusted on this machine from now on.
     """
+    remember(card.arch, card.num_classes, card.kwargs)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
     write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
     card = dataclasses.replace(card, weights_sha256=sha256_file(folder / WEIGHTS))
@@ -85,7 +89,9 @@ def read_card(folder: Path) -> Card:
 
     Raises:
         ModelError: no card, or one that is not whole or was changed.
+        ConfigError: `zoo:NAME` that does not come with darht.
     """
+    folder = teacher_path(folder)
     path = folder / CARD
     if not path.is_file() and (place := student_folder(folder)) is not None:
         return Card(**student_facts(place))
@@ -100,7 +106,7 @@ def read_card(folder: Path) -> Card:
 
 
 def is_teacher_folder(folder: Path) -> bool:
-    """Whether card and weights are there, whatever they hold."""
+    """Whether card and weights are there, whatever they hold; not for `zoo:NAME`, whose files nobody may write."""
     return (folder / CARD).is_file() and (folder / WEIGHTS).is_file()
 
 
@@ -108,9 +114,13 @@ def load_teacher(folder: Path, device: torch.device) -> tuple[Classifier, Card]:
     """The frozen teacher in eval mode, and its card; of a run its best student, folded.
 
     Raises:
-        ModelError: files are missing, the weights are not the ones the card names, or they do not fit.
+        ModelError: files are missing, the weights are not the ones the card names, or they do not fit; or the card
+            names code and is not trusted.
     """
+    ours, folder = in_zoo(folder), teacher_path(folder)
     card, place = read_card(folder), None if (folder / CARD).is_file() else student_folder(folder)
+    if not ours:
+        check_trusted(card.arch, card.num_classes, card.kwargs, str(folder / CARD if place is None else place))
     if place is not None:
         net = load_folded(place, card.arch, card.num_classes, card.kwargs)
         return Classifier(net, card.preprocessing).to(device).eval().requires_grad_(False), card

@@ -1,8 +1,8 @@
 """Resized crops as views: which box of its image a row's view shows, in whole numbers throughout.
 
-A box is drawn as torchvision's RandomResizedCrop draws it: a share of the area, a ratio of the sides, and a place; up to
-ten times until it lies inside of the image. Its draws are keyed by (seed, source row, view), and the arithmetic is that
-of integers, so that every machine comes to the same boxes. View 0 is the centred square.
+A box is drawn as torchvision's RandomResizedCrop draws it: a share of the area, a ratio of the sides, and a place; up
+to ten times until it lies inside of the image. Its draws are keyed by (seed, source row, view), and the arithmetic is
+that of integers, so that every machine comes to the same boxes. View 0 is the centred square.
 """
 
 from decimal import Decimal, localcontext

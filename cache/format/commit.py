@@ -29,7 +29,7 @@ class Commit:
         size: of the shard in bytes.
         sha256: of the shard.
         seconds: what computing and writing it took.
-        environment: device, versions, threads, batch size, host, engine, worker; facts that are not part of the spec.
+        environment: device, versions, threads, batch size, process, engine, worker: facts that no spec holds.
     """
 
     array: str

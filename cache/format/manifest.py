@@ -1,16 +1,18 @@
 """The manifest of a sealed cache, whose root hash is its identity, and the spec that it belongs to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from darht.cache.format.layout import layouts, shard_key
 from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.core.bounded import show
 from darht.core.config import fingerprint, parse_canonical, to_plain
-from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.files import is_inside
-from darht.core.sealed import tell_unhashed, unseal_json
-from darht.core.storage import LocalStorage, Location, open_storage
+from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError, IncompleteError
+from darht.core.files import is_inside, sha256_bytes, user_data_folder
+from darht.core.sealed import read_sealed, seal_json, tell_unhashed, unseal_json, write_sealed
+from darht.core.storage import LocalStorage, Location, Storage, open_storage
 
 MANIFEST, SPEC, ORIGIN = "manifest.json", "spec.json", "origin.json"
 
@@ -143,6 +145,31 @@ def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
 _ORIGIN_AGAIN = "run darht-cache build again, which writes it anew, or remove it"
 
 
+_PATHS = ("data_root", "teachers")
+
+
+def write_remote_origin(folder: Storage, origin: Mapping[str, Any]) -> None:
+    """Note what a cache behind a URL is built from; paths stay in the user's data folder, as others read the URL."""
+    folder.write(ORIGIN, seal_json({key: value for key, value in origin.items() if key not in _PATHS}))
+    try:
+        write_sealed(_own_note(folder), {key: origin[key] for key in _PATHS if key in origin})
+    except DarhtError:  # a machine that keeps nothing of the user: who needs the paths is asked for them
+        return
+
+
+def _own_note(folder: Storage) -> Path:
+    return user_data_folder() / "origins" / f"{sha256_bytes(str(folder).encode())}.json"
+
+
+def _own_origin(folder: Storage) -> dict[str, Any]:
+    """What this machine has noted of a cache behind a URL."""
+    try:
+        path = _own_note(folder)
+    except DarhtError:
+        return {}
+    return read_sealed(path, "remove it").value if path.is_file() else {}
+
+
 def read_origin(location: Location) -> dict[str, Any]:
     """Where data and teachers lay when a cache was built, as it was noted; empty when nobody noted it.
 
@@ -154,6 +181,8 @@ def read_origin(location: Location) -> dict[str, Any]:
     if data is None:
         return {}
     sealed = unseal_json(data, name, _ORIGIN_AGAIN)
+    if not isinstance(folder, LocalStorage):
+        sealed.value.update(_own_origin(folder))
     if not sealed.hashed and isinstance(folder, LocalStorage):
         tell_unhashed(folder.folder / ORIGIN)
     teachers, size = sealed.value.get("teachers", {}), sealed.value.get("image_size")

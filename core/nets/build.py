@@ -21,6 +21,7 @@ from darht.core.nets.xcit import SIZES, xcit_p4
 from darht.core.vision import torchvision
 
 Factory = Callable[..., Any]
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay")  # what timm finds weights by
 _OWN: dict[str, Factory] = {
     "resnet18": ResNet,
     "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
@@ -62,9 +63,24 @@ def build(arch: str, num_classes: int, kwargs: Mapping[str, Any] | None = None) 
     taken = sorted(reserved & options.keys())
     if taken:
         raise ModelError(f"{arch}: {', '.join(taken)} cannot be set in kwargs because darht sets it; remove it there")
+    if arch.startswith(("timm:", "torchvision:")) and (
+        odd := [key for key, value in options.items() if not _plain(value)]
+    ):
+        raise ModelError(
+            f"{arch}: kwargs are numbers, texts, lists and mappings of these; {', '.join(map(str, odd))} is not"
+        )
     if _accepts(factory, "num_classes"):
         options["num_classes"] = num_classes
     return _call(arch, factory, options)
+
+
+def _plain(value: object) -> bool:
+    """Whether a value is what JSON holds, so that no option of a library is code."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def accepts_num_classes(arch: str) -> bool:
@@ -85,9 +101,9 @@ def _factory(arch: str) -> tuple[Factory, set[str]]:
     if prefix not in ("timm", "torchvision", "python") or not name:
         raise ConfigError(f"an architecture reads {_FORMS}; got '{arch}'")
     if prefix == "timm":
-        return _timm(name), {"num_classes", "pretrained", "checkpoint_path"}
+        return _timm(name), {"num_classes", *_FETCHING, "checkpoint_path", "cache_dir"}
     if prefix == "torchvision":
-        return _torchvision(name), {"num_classes", "weights"}
+        return _torchvision(name), {"num_classes", "pretrained", "weights", "weights_backbone"}
     return _python(name), {"num_classes"}
 
 

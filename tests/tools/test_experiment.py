@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -13,17 +14,20 @@ from runs import write_student
 
 from darht.cache.builder.config import load_config
 from darht.core.errors import ConfigError, CorruptError
-from darht.tools.cli import experiment
+from darht.core.files import sha256_file
+from darht.core.sealed import write_sealed
 from darht.tools.experiment import (
     STAGES,
     TeacherPlan,
-    collect,
     load_experiment,
     plan_stages,
     run_experiment,
     write_inputs,
 )
+from darht.tools.experiment_cli import experiment
+from darht.tools.experiment_results import collect, gains, student_row
 from darht.trainer.config import load_recipe
+from darht.trainer.evaluation.score import SCHEMA_VERSION
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml"]
@@ -112,6 +116,46 @@ def test_a_teacher_that_is_there_is_measured_and_not_trained(tmp_path: Path) -> 
 )
 def test_a_teacher_is_trained_or_there(plan: dict[str, object], message: str, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, "teachers": {"t": plan}}))
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(tmp_path / "own.yaml")
+
+
+def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(tmp_path: Path) -> None:
+    students = {"no-teachers": TINY["students"]["cached"], "taught": {**TINY["students"]["cached"], "seed": 4}}
+    wanted = {**TINY, "students": students, "seeds": 2, "baseline": "no-teachers"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(wanted))
+    config = load_experiment(tmp_path / "own.yaml")
+    lines = {stage.name: stage.line for stage in plan_stages(config, tmp_path, root=None)}
+    assert "--set seed=1 " in lines["train no-teachers-1"] and "--set seed=5 " in lines["train taught-1"]
+    alive = {
+        "no-teachers-0": [1, 0, 0, 0],
+        "no-teachers-1": [1, 1, 0, 0],
+        "taught-0": [1, 1, 1, 0],
+        "taught-1": [1, 1, 0, 0],
+    }
+    for run, right in alive.items():
+        folder = tmp_path / "run" / run
+        folder.mkdir(parents=True)
+        names = np.array(["worst case"])
+        np.savez(folder / "eval.npz", attacks=names, right=np.array([right], dtype=np.int8))
+        report = {
+            "schema_version": SCHEMA_VERSION, "per_image": "eval.npz", "threat": {}, "data": {"rows": 4},
+            "scores": [{"name": "worst case", "accuracy": 25.0 * sum(right)}],
+            "recipe": {"recipe": "at", "inner": {"kind": "pgd"}},
+        }  # fmt: skip
+        write_sealed(folder / "eval.json", report, {"eval.npz": sha256_file(folder / "eval.npz")})
+    gain = gains(config, tmp_path)["taught"]
+    assert gain.points == pytest.approx(25.0) and gain.images == 4
+    assert gain.sentence("taught", config).startswith("taught against no-teachers: +25.0 points in the worst case")
+    row = student_row("taught", config, tmp_path, {"train taught-0": 1.0, "train taught-1": 3.0}, {"taught": gain})
+    assert row[:3] == ("taught", "at", "pgd") and row[7:] == ("62.5", gain.cell, "2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"seeds": 0}, "seeds must be at least 1"), ({"baseline": "other"}, "they are cached")]
+)
+def test_seeds_and_baselines_that_are_not_there(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, **change}))
     with pytest.raises(ConfigError, match=message):
         load_experiment(tmp_path / "own.yaml")
 
@@ -222,7 +266,7 @@ def test_an_experiment_without_transfer_ends_with_its_table(
     (run / "eval.json").write_text(json.dumps(report))
     shutil.copytree(tiny_cache, tmp_path / "cache")
     result = collect(bare, tmp_path, {"cache": 1.0, "train cached": 2.0})
-    assert result.students == [("cached", "at", "pgd", "50.0", "-", "20.0", "-", "20.0", "2")]
+    assert result.students == [("cached", "at", "pgd", "50.0", "-", "20.0", "-", "20.0", "", "2")]
     assert not any("pictures" in fact for fact in result.facts)
 
     write_student(tmp_path / "before" / "student", 2)

@@ -19,6 +19,7 @@ from darht.core.cli import (
     numbers,
     print_table,
     progress_bar,
+    trust_option,
     version_option,
 )
 from darht.core.errors import ConfigError
@@ -85,8 +86,16 @@ def _attack_options(function: Any) -> Any:
               help="Of a run: best on held-out rows, the last epoch's, or both.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--out", type=FOLDER, help="Folder of the report; default: the run, or eval-NAME here.")
+@trust_option
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Processes that share the images, with the numbers of one; they go round the GPUs.",
+)
 @device_option
-def measure(model: str, which: str, out: Path | None, device: str, **options: Any) -> None:
+def measure(model: str, which: str, out: Path | None, device: str, workers: int, **options: Any) -> None:
     """Measure MODEL on a test split, and write eval.json, eval.md and report.html.
 
     MODEL is a run, a student's or teacher's folder, a file of weights with --arch, timm:NAME, torchvision:NAME, or
@@ -94,12 +103,20 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
     """
     from darht.attacks.threat import describe_eps
     from darht.core.device import pick_device
+    from darht.trainer.evaluation.run import assist
     from darht.trainer.evaluation.run import evaluate as run
+    from darht.trainer.student.distributed import rank_and_world
 
     where = pick_device(device)
     look_here(model, options["arch"], *options["surrogates"])
+    rank, world = rank_and_world()
+    if world > 1 and workers > 1:
+        raise ConfigError(f"torchrun has started {world} processes: leave --workers {workers} out")
     for one in ("student", "last") if which == "both" else (which,):
         config = _config(one, options)
+        if rank:
+            assist(model, where, config=config, out=out, world=world)
+            continue
         with progress_bar() as progress:
             tasks: dict[str, Any] = {}
 
@@ -112,7 +129,11 @@ def measure(model: str, which: str, out: Path | None, device: str, **options: An
                         progress.update(old, visible=False)
                 progress.update(tasks[name], completed=done, note=f"images, {alive} alive")
 
-            report = run(model, config, out=out, device=where, on_batch=on_batch)
+            def on_note(text: str, progress: Progress = progress) -> None:
+                progress.console.print(f"note: {text}", highlight=False, soft_wrap=True)
+
+            report = run(model, config, out=out, device=where, workers=workers, world=max(world, workers),
+                         on_batch=on_batch, on_note=on_note)  # fmt: skip
         click.echo(describe_eps(report.record["threat"]["eps"]))
         _print(report)
 

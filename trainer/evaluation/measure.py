@@ -4,8 +4,8 @@ An image is alive while it was answered rightly when clean and under everything 
 words is the share of images alive at the end.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from darht.attacks.engine.engine import Engine
+from darht.attacks.engine.engine import FULL, Engine
 from darht.attacks.engine.query_model import NoGradientError
 from darht.attacks.engine.slots import forward_all
 from darht.attacks.threat import Threat
 from darht.cache.sources.load import Source
 from darht.core.rng import RowRng, borrowed_generator
-from darht.trainer.evaluation.ledger import Arrays, Ledger
+from darht.trainer.evaluation.ledger import Arrays, Entry, Ledger
 from darht.trainer.evaluation.score import EVERYONE, Score
 
 Family = Literal["white-box", "transfer", "adaptive", "black-box", "check"]
@@ -71,6 +71,7 @@ class EvalSetup:
         device: where to compute.
         seed: of everything random.
         engine: how attacks run.
+        transfer_engine: how attacks on other models run, whose examples this one is asked about.
         ledger: where results are kept.
         random: the target draws random numbers; each batch is then seeded.
         seeded: the seed fixes what it draws; nothing else can be measured twice.
@@ -85,6 +86,7 @@ class EvalSetup:
     device: torch.device
     seed: int = 0
     engine: Engine = field(default_factory=Engine)
+    transfer_engine: Engine = FULL
     ledger: Ledger = field(default_factory=lambda: Ledger(None, {}))
     random: bool = False
     seeded: bool = True
@@ -120,17 +122,17 @@ class EvalSetup:
         with borrowed_generator(self.seed, "draws", name, int(rows[0]), len(rows)):
             yield
 
-    def clean(self, rows: np.ndarray) -> np.ndarray:
-        """The logits `[n, C]` of these images, from the ledger where they are there."""
+    def clean(self, rows: np.ndarray) -> Entry:
+        """The logits `[n, C]` of these images, as a piece of the ledger."""
 
         def answer() -> Arrays:
             with self.drawing("clean", rows):
                 return {"logits": self.ask(self.tensors(rows)[0]).cpu().numpy()}
 
-        return self.ledger.get("clean", self._facts({}, rows), answer)["logits"]
+        return Entry("clean", self._facts({}, rows), answer)
 
-    def attack(self, step: AttackStep, rows: np.ndarray) -> Arrays:
-        """What a step does to these images, from the ledger where it is there."""
+    def attack(self, step: AttackStep, rows: np.ndarray) -> Entry:
+        """What a step does to these images, as a piece of the ledger."""
 
         def attack() -> Arrays:
             x, y = self.tensors(rows)
@@ -140,7 +142,18 @@ class EvalSetup:
                 return _judged(self.ask(x_adv), y, x_adv - x)
 
         facts = {**step.about, "ball": [step.threat.eps, step.threat.norm], "stream": list(map(str, step.stream))}
-        return self.ledger.get(step.name, self._facts(facts, rows), attack)
+        return Entry(step.name, self._facts(facts, rows), attack)
+
+    def get(self, entry: Entry) -> Arrays:
+        """A piece's arrays, from the ledger where they are there."""
+        return self.ledger.get(entry.name, entry.facts, entry.make)
+
+    def share_out(self, name: str, entries: Sequence[Entry], count: int, alive: int) -> None:
+        """Make these pieces of `count` images together with the other processes; alone nothing is done."""
+        with suppress(NoGradientError):  # raised again by the piece whose turn it is
+            self.ledger.share_out(
+                entries, lambda done: self.on_batch(name, min(done * self.batch, count), count, alive)
+            )
 
     def _facts(self, about: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
         return {"about": about, "rows": rows.tolist(), "seed": self.seed}
@@ -220,9 +233,12 @@ class Measurement:
             return np.zeros(0, dtype=bool)
         try:
             self.setup.on_batch(step.name, 0, len(rows), int(self.alive.sum()))
-            for done, part in _accumulated(self.setup.batches(rows)):
-                self._book(step, part, self.setup.attack(step, part), known)
-                self.setup.on_batch(step.name, done, len(rows), int(self.alive.sum()))
+            parts = [(part, self.setup.attack(step, part)) for part in self.setup.batches(rows)]
+            self.setup.share_out(step.name, [entry for _, entry in parts], len(rows), int(self.alive.sum()))
+            for done, (part, entry) in _accumulated(parts):
+                self._book(step, part, self.setup.get(entry), known)
+                if done == len(rows) or not self.setup.ledger.shared:
+                    self.setup.on_batch(step.name, done, len(rows), int(self.alive.sum()))
         except NoGradientError as error:
             self.left_out[step.name] = str(error)
             return np.ones(len(rows), dtype=bool)
@@ -268,20 +284,23 @@ class Measurement:
 
 def begin(setup: EvalSetup) -> Measurement:
     """Ask the model about the clean images and open the book."""
-    rows, parts = np.arange(setup.count), []
+    rows, logits = np.arange(setup.count), []
     setup.on_batch("clean", 0, len(rows), len(rows))
-    for done, part in _accumulated(setup.batches(rows)):
-        parts.append(setup.clean(part))
-        setup.on_batch("clean", done, len(rows), done)
-    return Measurement(setup=setup, logits=np.concatenate(parts))
+    parts = [(part, setup.clean(part)) for part in setup.batches(rows)]
+    setup.share_out("clean", [entry for _, entry in parts], len(rows), len(rows))
+    for done, (_, entry) in _accumulated(parts):
+        logits.append(setup.get(entry)["logits"])
+        if done == len(rows) or not setup.ledger.shared:
+            setup.on_batch("clean", done, len(rows), done)
+    return Measurement(setup=setup, logits=np.concatenate(logits))
 
 
-def _accumulated(batches: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+def _accumulated(parts: Sequence[tuple[np.ndarray, Entry]]) -> Iterator[tuple[int, tuple[np.ndarray, Entry]]]:
     """Each batch with the number of rows up to its end."""
     done = 0
-    for rows in batches:
-        done += len(rows)
-        yield done, rows
+    for part in parts:
+        done += len(part[0])
+        yield done, part
 
 
 def _judged(logits: Tensor, y: Tensor, delta: Tensor) -> Arrays:

@@ -4,9 +4,10 @@ Cheap attacks come before expensive ones, and what is asked of the survivors say
 worst case.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,8 @@ from torch import Tensor, nn
 
 from darht.attacks import AutoAttack, Engine, Threat
 from darht.attacks.validate import is_probability
-from darht.cache.sources.load import Source
 from darht.trainer.evaluation.attacks import adaptive, blackbox
-from darht.trainer.evaluation.attacks.eot import Expectation, draws_random_numbers, obeys_seed
-from darht.trainer.evaluation.attacks.suite import check_reference, run_autoattack, run_quick, run_reference
+from darht.trainer.evaluation.attacks.suite import run_autoattack, run_quick, run_reference
 from darht.trainer.evaluation.checks.calibration import run_corruptions
 from darht.trainer.evaluation.checks.consistency import check_memory, check_probe, probe
 from darht.trainer.evaluation.checks.fresh import Fresh
@@ -28,20 +27,22 @@ from darht.trainer.evaluation.checks.masking import Masking, check_masking
 from darht.trainer.evaluation.checks.memorised import check_memorised
 from darht.trainer.evaluation.checks.verdict import outranked
 from darht.trainer.evaluation.config import EvalConfig
-from darht.trainer.evaluation.ledger import Ledger
-from darht.trainer.evaluation.load import load_model_and_data, load_surrogates, load_teachers, load_training_split
+from darht.trainer.evaluation.load import load_training_split
 from darht.trainer.evaluation.measure import EvalSetup, Measurement, OnBatch, begin
-from darht.trainer.evaluation.report.overwrite_guard import check_overwrite
 from darht.trainer.evaluation.report.write import EvalReport, write_report
+from darht.trainer.evaluation.setup import Case, load_case, setup_of
 from darht.trainer.evaluation.target import Target
+from darht.trainer.evaluation.workers import helpers
 from darht.trainer.export.model_card import write_model_card
-from darht.trainer.state.checkpoint import BEST
-from darht.trainer.student.model import Student
 
 _MASKING_IMAGES = {"quick": 100, "standard": 200, "full": 500}
 _MASKING_QUERIES = {"quick": 300, "standard": 1000, "full": 1000}
 _BLACKBOX_IMAGES = 1000
-_UNSEEDED_SAMPLES, _UNSEEDED_IMAGES, _UNSEEDED_QUERIES = 2, 25, 50  # of what no second evaluation can confirm
+_UNSEEDED_IMAGES, _UNSEEDED_QUERIES = 25, 50  # of what no second evaluation can confirm
+
+
+def _silent(name: str, done: int, total: int, alive: int) -> None:
+    """Tell nobody."""
 
 
 def evaluate(
@@ -50,7 +51,10 @@ def evaluate(
     *,
     out: Path | None = None,
     device: torch.device,
-    on_batch: OnBatch = lambda name, done, total, alive: None,
+    workers: int = 1,
+    world: int | None = None,
+    on_batch: OnBatch = _silent,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> EvalReport:
     """Measure a model on a test split and write its report; a run's own model card is written anew with it.
 
@@ -59,46 +63,78 @@ def evaluate(
         config: what to measure.
         out: where the report goes; None for the run itself, or `eval-NAME` here.
         device: where to compute.
-        on_batch: told attack, images done, images in all and images alive.
+        workers: processes that share the batches, this one among them; started here.
+        world: how many share them where others call `assist`; None for `workers`.
+        on_batch: told attack, images done (by all processes), images in all and images alive.
+        on_note: told of a worker that was lost; the others do what it left.
 
     Raises:
         CacheError, ModelError, DataError, ConfigError: something is missing or does not fit, or a stronger one stands.
     """
-    target, source = load_model_and_data(text, config, device)
-    if config.reference:
-        check_reference(len(source.classes))
-    ball = Threat(eps=config.eps or target.eps or 8.0, norm=config.norm)
-    run = Path(text) if isinstance(text, str) and target.kind == "run" else None
-    folder = out or run or Path(f"eval-{_slug(target.name)}")
-    stem = "eval" if config.which == BEST else f"eval-{config.which}"
-    check_overwrite(folder / f"{stem}.json", target.fingerprint(), tier=config.tier, rows=len(source.images), ball=ball)
-    teachers = load_teachers(target, config, device)
-    surrogates = load_surrogates(config, len(source.classes), device)
-    with _fresh(target) as fresh:
-        setup = _setup(target, source, ball, config=config, parts=folder / "eval-parts", device=device,
-                       on_batch=on_batch)  # fmt: skip
+    case = load_case(text, config, out, device)
+    share = partial(assist, config=config, out=out, world=workers)
+    with helpers(share, text, device, workers) as lost, _fresh(case.target) as fresh:
+
+        def watch(name: str, done: int, total: int, alive: int) -> None:
+            for line in lost():
+                on_note(line)
+            on_batch(name, done, total, alive)
+
+        setup = setup_of(case, config, device, workers if world is None else world, watch)
         found = None if setup.random else probe(setup.model, setup)
-        m = begin(setup)
-        run_quick(m, teachers)
-        masking = _check(m, target, config)
-        alive = int(m.alive.sum())
-        _run_tier(m, target, config, teachers, surrogates)
-        corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
-        m.finish()
+        m, masking, alive, corruptions = _measure(case, config, setup)
         checks = [*outranked(m, masking.checks, alive), *([check_probe(m.setup.model, found)] if found else [])]
         checks += [check_memory(m, fresh)] if fresh and not setup.random else []
     masking = replace(masking, checks=tuple(checks))
+    return _written(case, config, m, masking, corruptions)
 
+
+def assist(text: str | nn.Module, device: torch.device, *, config: EvalConfig, out: Path | None, world: int) -> None:
+    """Do a share of what another process measures by `evaluate`, with the same arguments; nothing is written but it.
+
+    Args:
+        text: see `evaluate`.
+        device: where this process computes.
+        config: see `evaluate`.
+        out: see `evaluate`; the folder is one for all, also where processes are on several machines.
+        world: how many processes share the evaluation.
+
+    Raises:
+        CacheError, ModelError, DataError, ConfigError: see `evaluate`.
+    """
+    case = load_case(text, config, out, device)
+    setup = setup_of(case, config, device, world, _silent)
+    if setup.seeded:  # else no two processes have the same answers
+        _measure(case, config, setup)
+
+
+def _measure(
+    case: Case, config: EvalConfig, setup: EvalSetup
+) -> tuple[Measurement, Masking, int, dict[str, Any] | None]:
+    """The book when everything has run, the checks, the images alive after the quick tier, and the corruptions."""
+    m = begin(setup)
+    run_quick(m, case.teachers)
+    masking = _check(m, case.target, config)
+    alive = int(m.alive.sum())
+    _run_tier(m, case.target, config, case.teachers, case.surrogates)
+    corruptions = run_corruptions(m) if config.corruptions or config.tier == "full" else None
+    m.finish()
+    return m, masking, alive, corruptions
+
+
+def _written(
+    case: Case, config: EvalConfig, m: Measurement, masking: Masking, corruptions: dict[str, Any] | None
+) -> EvalReport:
     facts = {
         "tier": config.tier,
-        "note": _note(target, config, teachers),
-        "warnings": _warnings(m, target, config),
-        "folded": _folded(m, target),
+        "note": _note(case.target, config, case.teachers),
+        "warnings": _warnings(m, case.target, config),
+        "folded": _folded(m, case.target),
         "corruptions": corruptions,
     }
-    report = write_report(folder, stem, target, m, masking=masking, facts=facts)
-    if run is not None and folder.resolve() == run.resolve():
-        write_model_card(folder, config.which)
+    report = write_report(case.folder, case.stem, case.target, m, masking=masking, facts=facts)
+    if case.run is not None and case.folder.resolve() == case.run.resolve():
+        write_model_card(case.folder, config.which)
     return report
 
 
@@ -119,66 +155,6 @@ def _check(m: Measurement, target: Target, config: EvalConfig) -> Masking:
     dropout = target.card is not None and target.card.mc_dropout > 0
     masking = check_masking(m, m.correct[:images], queries=queries, known_draws=dropout)
     return replace(masking, checks=(*masking.checks, *check_memorised(m, m.correct[:images])))
-
-
-def _setup(
-    target: Target, source: Source, ball: Threat, *, config: EvalConfig, parts: Path, device: torch.device,
-    on_batch: OnBatch,
-) -> EvalSetup:  # fmt: skip
-    probe = torch.from_numpy(source.images[:32]).to(device).float() / 255
-    model = _plain(target) if _is_random(target, probe) else target.model
-    random = model is not target.model or draws_random_numbers(model, probe)
-    seeded = not random or obeys_seed(model, probe)
-    samples = (config.samples if seeded else min(config.samples, _UNSEEDED_SAMPLES)) if random else 1
-    small = source.images.shape[2] <= 64
-    slots = 64 if device.type == "cpu" or not small else 256
-    identity: dict[str, Any] = {
-        "model": target.fingerprint(),
-        "data": source.sha256,
-        "samples": samples,
-    }
-    if not random:
-        with torch.no_grad():
-            logits = model(probe)
-        # Code around the weights may change them: the answers and their size tell.
-        identity |= {"answers": logits.argmax(1).tolist(), "size": f"{float(logits.abs().mean()):.3e}"}
-    return EvalSetup(
-        model=Expectation(model, samples) if random else model,
-        source=source,
-        threat=ball,
-        device=device,
-        seed=config.seed,
-        engine=Engine(slots=slots, lanes=1 if random else None),
-        ledger=Ledger(parts, identity),
-        random=random,
-        seeded=seeded,
-        samples=samples,
-        batch=250 if device.type == "cpu" else 2000,
-        on_batch=on_batch,
-    )
-
-
-def _is_random(target: Target, probe: Tensor) -> bool:
-    """Whether the student draws random numbers; folding would hide that."""
-    return target.student is not None and draws_random_numbers(_plain(target), probe)
-
-
-class _Logits(nn.Module):
-    """A student as a plain classifier, without folding."""
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-        self.train(student.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.student(x).logits
-        return logits
-
-
-def _plain(target: Target) -> nn.Module:
-    assert target.student is not None
-    return _Logits(target.student)
 
 
 def _sized(suite: AutoAttack, ball: Threat, engine: Engine) -> AutoAttack:
@@ -273,7 +249,3 @@ def _note(target: Target, config: EvalConfig, teachers: Mapping[str, Any]) -> st
     if target.kind == "run" and had and config.teachers is not None and not teachers:
         note += "; where the teachers lie is not known, so transfer was not measured: give --teacher NAME=FOLDER"
     return note
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-")

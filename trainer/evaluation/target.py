@@ -24,6 +24,7 @@ from darht.core.nets.classifier import Classifier
 from darht.core.nets.identify import identify
 from darht.core.preprocessing import Preprocessing
 from darht.core.tensors import first_sentence, hash_weights
+from darht.core.zoo import in_zoo
 from darht.trainer.evaluation.zoo import pretrained
 from darht.trainer.state.checkpoint import (
     BEST,
@@ -40,7 +41,10 @@ from darht.trainer.student.model import Student
 
 Kind = Literal["run", "student", "teacher", "weights", "timm", "torchvision", "python"]
 OURS = ("run", "student", "teacher")  # with a card that says what builds them
-FORMS = "a run, a student's or teacher's folder, a weights file with --arch, timm:NAME, torchvision:NAME or python:M:F"
+FORMS = (
+    "a run, a student's or teacher's folder, zoo:NAME, a weights file with --arch, timm:NAME, torchvision:NAME or "
+    "python:M:F"
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ def find(text: str | nn.Module, options: ModelOptions) -> Kind:
     prefix, _, rest = text.partition(":")
     if rest and prefix in ("timm", "torchvision", "python"):
         return prefix  # type: ignore[return-value]  # one of the three literals
+    if in_zoo(text):
+        return "teacher"
     path = Path(text)
     files: dict[str, Kind] = {RUN: "run", CARD: "teacher", CONFIG: "student"}
     for file, kind in files.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from darht.core.cli import FOLDER, Command
+from darht.core.cli import FOLDER, Command, trust_option
 
 
 @click.command(cls=Command, kept="nothing is half written")
@@ -22,6 +22,7 @@ from darht.core.cli import FOLDER, Command
 @click.option(
     "--which", default="student", show_default=True, type=click.Choice(["student", "last"]), help="Best or last."
 )
+@trust_option
 def export(run: Path, out: Path, kind: Any, which: str) -> None:
     """Write a run's student for use elsewhere."""
     from darht.trainer.export.export import export_run

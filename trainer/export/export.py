@@ -164,6 +164,8 @@ def _onnx(plain: Classifier, card: StudentCard) -> tuple[bytes, Answer]:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{card.arch} cannot be exported to ONNX ({reason}); use --format plain") from error
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the exporter's notes on where in whose files the network was written
     program.model.metadata_props.update(
         {"darht": VERSION, "cache_root_hash": card.cache_root_hash, "epoch": str(card.epoch)}
     )

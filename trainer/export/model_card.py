@@ -1,5 +1,7 @@
 """The model card: `README.md` beside a student's weights, in the layout of the Hugging Face hub."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import Cache
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import write_atomic
+from darht.core.markdown import code, escape
 from darht.core.sealed import read_sealed
 from darht.trainer.evaluation.score import NORMS, SCHEMA_VERSION
 from darht.trainer.state.checkpoint import BEST, RUN, WEIGHTS, StudentCard, load_student, read_student_card
@@ -143,18 +146,27 @@ def inner_label(card: StudentCard) -> str:
     if inner["kind"] == "cached":
         return f"`cached`, {TRANSFER_ONLY}"
     steps = f", {inner['steps']} steps on the student" if inner["kind"] == "pgd" else ", on the student"
-    return f"`{inner['kind']}`{steps}"
+    return f"{code(inner['kind'])}{steps}"
 
 
 def _front_matter(card: StudentCard) -> str:
     tags = ["image-classification", "adversarial-robustness", "knowledge-distillation", card.arch.replace(":", "-")]
-    lines = ["library_name: darht", "pipeline_tag: image-classification", "tags:", *(f"- {tag}" for tag in tags)]
+    lines = ["library_name: darht", "pipeline_tag: image-classification", "tags:", *(f"- {_yaml(tag)}" for tag in tags)]
     return "\n".join(["---", *lines, "---"])
+
+
+def _yaml(tag: str) -> str:
+    """A text as YAML: as it is where it is a plain word, and as JSON, which is YAML, where it may be more."""
+    return tag if re.fullmatch(r"[A-Za-z][\w.-]*", tag) else json.dumps(tag)
 
 
 def _what(card: StudentCard, parameters: int, form: str) -> str:
     shape = "x".join(map(str, card.image_size)) + " pixels, " if card.image_size else ""
-    rows = f", with a feature map of {len(card.teachers)} rows ({', '.join(card.teachers)})" if card.teachers else ""
+    rows = (
+        f", with a feature map of {len(card.teachers)} rows ({', '.join(map(escape, card.teachers))})"
+        if card.teachers
+        else ""
+    )
     dropout = ""
     if card.mc_dropout:
         dropout = f" It was trained with Monte-Carlo dropout of {card.mc_dropout:g}"
@@ -164,8 +176,8 @@ def _what(card: StudentCard, parameters: int, form: str) -> str:
             else ", which is off here; the accuracies below are the student's with dropout on."
         )
     return (
-        f"# {card.arch}, distilled with darht\n\n"
-        f"A {card.arch} image classifier{rows if form == 'hub' else ''}: {shape}{card.num_classes} classes. "
+        f"# {escape(card.arch)}, distilled with darht\n\n"
+        f"A {escape(card.arch)} image classifier{rows if form == 'hub' else ''}: {shape}{card.num_classes} classes. "
         f"It has {parameters:,} parameters; {_FORMS[form]}.{dropout}"
     )
 
@@ -179,14 +191,15 @@ def _evaluated(report: dict[str, Any]) -> str:
     if not report["masking"]["passed"]:
         masking = "**checks failed: do not believe these numbers**"
     lines = [
-        f"Measured by darht-eval, tier `{report['tier']}`, on {data['rows']:,} images of the {data['split']} split of "
-        f"{data['source']}. The epoch was chosen on rows of the cache, not on these images.",
+        f"Measured by darht-eval, tier {code(report['tier'])}, on {data['rows']:,} images of the "
+        f"{escape(data['split'])} split of {escape(data['source'])}. The epoch was chosen on rows of the cache, not on "
+        "these images.",
         "",
         f"Robust accuracy **{worst['accuracy']:.1f} %** [{low:.1f}, {high:.1f}] at {NORMS[attack['norm']]} "
         f"{attack['eps']:g}/255: the worst case per image over all {len(attack['over']) - 1} attacks. "
         f"Gradient masking: {masking}.",
         "",
-        *(f"**Warning:** {text}\n" for text in report["warnings"]),
+        *(f"**Warning:** {escape(text)}\n" for text in report["warnings"]),
         "| measured | accuracy % | 95 % interval | right of | on | attack |",
         "|---|---|---|---|---|---|",
     ]
@@ -195,8 +208,8 @@ def _evaluated(report: dict[str, Any]) -> str:
 
 def _score_row(score: dict[str, Any]) -> str:
     low, high = score["interval95"]
-    cells = [score["name"], f"{score['accuracy']:.1f}", f"{low:.1f} - {high:.1f}"]
-    cells += [f"{score['correct']} of {score['count']}", score["on"], score["in_words"]]
+    cells = [escape(score["name"]), f"{score['accuracy']:.1f}", f"{low:.1f} - {high:.1f}"]
+    cells += [f"{score['correct']} of {score['count']}", escape(score["on"]), escape(score["in_words"])]
     return f"| {' | '.join(cells)} |"
 
 
@@ -205,7 +218,7 @@ def _held_out(card: StudentCard) -> str:
         return "Not measured: no training rows were held out, and darht-eval has not run on this student."
     inner = card.recipe["inner"]
     names = {"holdout_clean": "clean", "holdout_pgd": f"PGD at {inner['eps']:g}/255"}
-    figures = ", ".join(f"{names.get(key, key)} {value:.1f} %" for key, value in card.selection.items())
+    figures = ", ".join(f"{names.get(key, escape(key))} {value:.1f} %" for key, value in card.selection.items())
     return (
         f"On rows held out of the *training* split, which also chose the epoch: {figures}. These are not test "
         "accuracies; `darht-eval RUN` measures those."
@@ -215,13 +228,13 @@ def _held_out(card: StudentCard) -> str:
 def _training(card: StudentCard) -> str:
     optim = card.recipe.get("optim", {})
     rows = {
-        "recipe": f"`{card.recipe['recipe']}`",
+        "recipe": code(card.recipe["recipe"]),
         "adversarial examples": inner_label(card),
         "radius": f"L-inf, {card.recipe['inner']['eps']:g}/255",
-        "epoch": f"{card.epoch} of {optim.get('epochs', '?')}",
-        "batch size, rate": f"{optim.get('batch_size', '?')}, {optim.get('lr', '?')}",
-        "seed": card.recipe.get("seed", "?"),
-        "cache root hash": f"`{card.cache_root_hash}`",
+        "epoch": f"{card.epoch} of {escape(optim.get('epochs', '?'))}",
+        "batch size, rate": f"{escape(optim.get('batch_size', '?'))}, {escape(optim.get('lr', '?'))}",
+        "seed": escape(card.recipe.get("seed", "?")),
+        "cache root hash": code(card.cache_root_hash),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"## Training\n\n| | |\n|---|---|\n{table}\n\nEvery setting stands in `config.json` under `recipe`."
@@ -232,7 +245,8 @@ def _teachers(teachers: dict[str, Any]) -> str:
         return ""
     head = "## Teachers in the cache\n\n| teacher | network | role | trained by | accuracy % |\n|---|---|---|---|---|"
     rows = [
-        f"| {name} | {note['arch']} | {note['role']} | {note.get('algorithm') or 'not known'} "
+        f"| {escape(name)} | {escape(note['arch'])} | {escape(note['role'])} "
+        f"| {escape(note.get('algorithm') or 'not known')} "
         f"| {_accuracies(note.get('accuracy') or {})} |"
         for name, note in teachers.items()
     ]
@@ -241,7 +255,7 @@ def _teachers(teachers: dict[str, Any]) -> str:
 
 def _accuracies(measured: dict[str, Any]) -> str:
     parts = [
-        f"{split}: clean {found['clean']:.1f}, PGD-20 at {found['eps']:g}/255 {found['pgd-20']:.1f}"
+        f"{escape(split)}: clean {found['clean']:.1f}, PGD-20 at {found['eps']:g}/255 {found['pgd-20']:.1f}"
         for split, found in measured.items()
     ]
     return "; ".join(parts) or "not known"

@@ -20,6 +20,7 @@ from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
 from darht.core.tensors import load_tensors, save_tensors
+from darht.core.trust import check_trusted, remember
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Dropout, Student
@@ -83,7 +84,11 @@ class Progress:
 
 
 def save_student(folder: Path, student: Student, card: StudentCard) -> None:
-    """Write `model.safetensors` and then `config.json`, which names its sha256, each atomically."""
+    """Write `model.safetensors` and then `config.json`, which names its sha256, each atomically.
+
+    Who saves a student has made its network, so its card is trusted on this machine from now on.
+    """
+    remember(card.arch, card.num_classes, card.kwargs)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
     data = safetensors.torch.save(state)
     write_atomic(folder / WEIGHTS, data)
@@ -114,9 +119,11 @@ def load_student(folder: Path, device: torch.device) -> tuple[Student, StudentCa
     """The student of a hub-layout folder, frozen, in eval mode.
 
     Raises:
-        ModelError: files are missing or do not fit, or the weights are not those that the card names.
+        ModelError: files are missing or do not fit, or the weights are not those that the card names; or the card names
+            code and is not trusted.
     """
     card, sealed = _read_card(folder)
+    check_trusted(card.arch, card.num_classes, card.kwargs, str(folder / CONFIG))
     try:
         check_named(folder / CONFIG, sealed, WEIGHTS, _AGAIN)
     except CorruptError as error:

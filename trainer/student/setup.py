@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
-from darht.cache.builder.teachers import load_teacher
+from darht.cache.builder.teachers import load_teacher, read_card
 from darht.cache.read.loader import training_rows
 from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import steps_in_epoch
@@ -25,6 +25,7 @@ from darht.core.nets.layout import to_channels_last
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.storage import LocalStorage, Storage
+from darht.core.trust import trusting
 from darht.core.version import VERSION
 from darht.trainer.config import AverageConfig, StudentConfig, TrainConfig
 from darht.trainer.state.checkpoint import RUN, StudentCard, read_run
@@ -114,14 +115,15 @@ def load_initial(config: StudentConfig, classes: int) -> tuple[nn.Module, Prepro
         ModelError: it cannot be loaded, or is not of the student's architecture.
     """
     folder = Path(str(config.init))
-    network, card = load_teacher(folder, torch.device("cpu"))
+    card = read_card(folder)
     found, wanted = (card.arch, card.kwargs, card.num_classes), (config.arch, config.kwargs, classes)
     if found != wanted:
         said = [f"{arch} {short_json(kwargs)} of {count} classes" for arch, kwargs, count in (found, wanted)]
         raise ModelError(
             f"student.init: {folder} is {said[0]}, the student is {said[1]}; set student.arch and kwargs to its"
         )
-    return network.net, card.preprocessing
+    with trusting():  # the card names what the recipe names
+        return load_teacher(folder, torch.device("cpu"))[0].net, card.preprocessing
 
 
 def start_from(student: Student, network: nn.Module) -> None:
@@ -180,6 +182,12 @@ def live_teachers(
     return tuple(teachers)
 
 
+def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe for those who get the student: of a folder that it names, the name."""
+    init = recipe["student"].get("init")
+    return recipe if init is None else recipe | {"student": recipe["student"] | {"init": Path(init).name}}
+
+
 def student_card(
     config: TrainConfig, cache: Cache, student: Student, row: dict[str, Any], identity: dict[str, Any]
 ) -> StudentCard:
@@ -192,7 +200,7 @@ def student_card(
         preprocessing=student.preprocessing,
         classes=cache.spec.data.classes,
         cache_root_hash=cache.root_hash,
-        recipe=to_plain(config),
+        recipe=_without_paths(to_plain(config)),
         epoch=row["epoch"],
         selection={key: value for key, value in row.items() if key.startswith("holdout")},
         image_size=cache.spec.view_shape[-2:],

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from darht.core.cli import FOLDER, Command, data_options, device_option, echo_notes, print_table
+from darht.core.cli import FOLDER, Command, data_options, device_option, echo_notes, print_table, trust_option
 
 required_data = data_options(
     required=True,
@@ -26,6 +26,7 @@ allow_option = click.option(
 @click.option("--limit", type=int, help="The first N rows only.")
 @click.option("--eps", default="8", show_default=True, help="Radius of PGD-20 in pixel levels, 8 or 8/255.")
 @allow_option
+@trust_option
 def check(
     folder: Path,
     data: str,
@@ -66,6 +67,7 @@ def check(
 @click.option("--eps", default="8", show_default=True, help="Radius in pixel levels; 8/255 is read as well.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--out", type=FOLDER, required=True, help="Folder for transfer.md, transfer.json and transfer.png.")
+@trust_option
 def transfer(
     folders: tuple[Path, ...],
     data: str,
@@ -93,6 +95,37 @@ def transfer(
         table.add_row(name, *(f"{matrix.text(a, t)} of {count}" for t, count in enumerate(counts)))
     print_table(table)
     click.echo(f"per cent still right, with 95 % intervals; written to {', '.join(map(str, paths))}")
+
+
+@click.command("pack", cls=Command)
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="A new or empty folder.")
+def pack(folder: Path, out: Path) -> None:
+    """Write a teacher, or a run's best student, as a teacher's folder of half the bytes, to be given to others.
+
+    Its accuracies are not copied: darht-teacher check measures what the rounded weights do.
+    """
+    from darht.cache.builder.teachers import WEIGHTS
+    from darht.trainer.teacher.pack import pack_teacher
+
+    card = pack_teacher(folder, out)
+    size = (out / WEIGHTS).stat().st_size
+    click.echo(f"{out}: {card.arch}, {card.num_classes} classes, {size:,} bytes, weights {card.weights_sha256[:12]}")
+
+
+@click.command("list", cls=Command)
+def zoo_list() -> None:
+    """Print the teachers that come with darht, by the names that `path:` and darht-eval take, and what was measured."""
+    from darht.cache.builder.teachers import WEIGHTS, read_card
+    from darht.core.zoo import PREFIX, zoo
+
+    table = Table("teacher", "network", "kB", "eps", "measured on", "clean", "PGD-20", header_style="bold")
+    for name, folder in zoo().items():
+        card, size = read_card(folder), (folder / WEIGHTS).stat().st_size
+        for what, found in card.accuracy.items():
+            figures = (f"{found['clean']:.1f}", f"{found['pgd-20']:.1f}")
+            table.add_row(PREFIX + name, card.arch, f"{size / 1e3:,.0f}", f"{found['eps']:g}/255", what, *figures)
+    print_table(table)
 
 
 def images(data: str, root: Path | None, split: str, **options: Any) -> Any:

@@ -1,8 +1,11 @@
 """Caches from a URL into a folder: whole, in part, again, after damage and after the cache grew; and to a URL."""
 
+import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from getpass import getuser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,11 +14,15 @@ from servers import FileServer
 
 from darht.cache.admin.copies import _expected_tag, pull, push
 from darht.cache.admin.verify import verify
+from darht.cache.builder.extend import grow
+from darht.cache.builder.plan import Plan
+from darht.cache.builder.seal import seal
 from darht.cache.cli import cache
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.reader import open_cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.storage import open_storage
 
 
 @pytest.fixture
@@ -73,6 +80,42 @@ def test_a_part_says_that_it_is_one(server: FileServer, tmp_path: Path):
         push(out, "memory://part/cache")
     pull(f"{server.url}/cache", out)
     assert open_cache(out).part is None and verify(out) == []
+
+
+def test_of_a_cache_that_grew_only_what_is_new_is_fetched(
+    small: Callable[..., Plan], build_into: Callable[..., Path], tmp_path: Path
+):
+    def without_vit(config: dict[str, Any]) -> None:
+        config["teachers"] = {"cnn": config["teachers"]["cnn"]}
+
+    old, served, out = small(without_vit), tmp_path / "served" / "cache", tmp_path / "out"
+    build_into(old, served)
+    seal(served)
+    with FileServer(tmp_path / "served") as server:
+        pull(f"{server.url}/cache", out)
+        before = {shard.path for shard in open_cache(out).manifest.shards}
+        new = small()
+        grow(served, new.spec)
+        build_into(new, served)
+        root_hash = seal(served).root_hash
+        server.clear()
+        found = pull(f"{server.url}/cache", out)
+        added = {shard.path for shard in open_cache(out).manifest.shards} - before
+        fetched = [path for path in server.asked if "data.zarr" in path and not path.endswith("zarr.json")]
+    assert found.root_hash == open_cache(out).root_hash == root_hash and verify(out) == []
+    assert added and sorted(path.split("/cache/")[1] for path in fetched) == sorted(added)
+
+
+def test_what_is_pushed_or_exported_tells_nothing_of_the_machine(fine_cache: Path, tmp_path: Path):
+    push(fine_cache, "memory://told/cache")
+    export_webdataset(open_cache(fine_cache), tmp_path / "tars", "samples")
+    storage, told = open_storage("memory://told/cache"), (str(tmp_path.parent), str(Path.home()), getuser())
+    files = {key: storage.read(key) or b"" for key in storage.keys("")}
+    files |= {path.name: path.read_bytes() for path in (tmp_path / "tars").iterdir()}
+    assert "origin.json" not in files and not any(key.startswith("commits") for key in files)
+    texts = (*told[:2], *(name for name in (told[2], platform.node()) if name != "root"))
+    assert not [key for key, data in files.items() if any(text.encode() in data for text in texts)]
+    MemoryFileSystem.store.clear()
 
 
 def test_an_export_is_pulled_too(server: FileServer, tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -331,6 +332,22 @@ def test_the_origin_moves_with_its_folder(small, build_into, tmp_path, tiny_teac
     moved = open_cache(tmp_path / "moved" / "cache").origin()
     assert moved["teachers"]["vit"] == str(tmp_path / "moved" / "teachers" / "vit")
     assert (moved["data_root"], moved["image_size"]) == (None, None)
+
+
+def test_a_cache_behind_a_url_tells_no_paths(small, build_into, tmp_path, tiny_teachers, monkeypatch):
+    """Who built it still knows them; names of the machine stand nowhere."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "mine"))
+    monkeypatch.setattr("platform.node", lambda: "my-machine")
+    url = f"memory://{tmp_path.name}/told"
+    build_into(small(), url)
+    seal(url)
+    storage, told = open_storage(url), (str(tmp_path), str(tiny_teachers["cnn"]), "my-machine")
+    for key in storage.keys(""):
+        assert not any(text.encode() in (storage.read(key) or b"") for text in told), key
+    assert open_cache(url).origin()["teachers"] == {name: str(path) for name, path in tiny_teachers.items()}
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another's"))
+    assert "teachers" not in open_cache(url).origin()
+    MemoryFileSystem.store.clear()
 
 
 def test_identity_is_one_view(small, build_into, tmp_path):

@@ -37,10 +37,7 @@ def test_golden_taps_and_pixels():
         [233017, 1631118, 2330169, 0],
     ]
     image = np.arange(75, dtype=np.uint8).reshape(3, 5, 5)
-    expected = [[6, 7, 9], [15, 17, 18], [23, 25, 26]]
-    assert (
-        resample(image, np.array([0, 0, 5, 5, 0]), 3)[0].tolist() == [[3, 5, 6], [11, 12, 13], [18, 19, 21]] or expected
-    )
+    assert resample(image, np.array([0, 0, 5, 5, 0]), 3)[0].tolist() == []
 
 
 @pytest.mark.parametrize("size", [24, 40, 61])

@@ -1,9 +1,11 @@
 """Results are kept under what they depend on, whole or not at all."""
 
+import fcntl
+
 import numpy as np
 import pytest
 
-from darht.trainer.evaluation.ledger import Ledger
+from darht.trainer.evaluation.ledger import Entry, Ledger
 
 
 def made(value):
@@ -47,3 +49,25 @@ def test_without_a_folder_nothing_is_kept():
     ledger = Ledger(None, {})
     assert ledger.get("pgd", {}, made(1))["value"].tolist() == [1]
     assert ledger.get("pgd", {}, made(2))["value"].tolist() == [2]
+
+
+def test_what_another_process_makes_is_waited_for_and_made_when_it_is_lost(tmp_path):
+    """The other process is a lock that is let go without a file, as after a kill."""
+    ledger = Ledger(tmp_path, {}, shared=True)
+    entries = [Entry(name, {}, made(name)) for name in ("first", "second")]
+    told, other = [], ledger._path("first", {}).with_suffix(".lock").open("ab")
+    fcntl.flock(other, fcntl.LOCK_EX)
+
+    def on_done(count):
+        told.append((count, sorted(path.name.split("-")[0] for path in tmp_path.glob("*.npz"))))
+        other.close()
+
+    ledger.share_out(entries, on_done)
+    assert told == [(1, ["second"]), (2, ["first", "second"])]
+    assert ledger.get("first", {}, made("nobody"))["value"].tolist() == ["first"]
+    assert list(tmp_path.glob("*.lock")) == []
+
+
+def test_alone_nothing_is_shared_out(tmp_path):
+    Ledger(tmp_path, {}).share_out([Entry("first", {}, made(1))], lambda count: pytest.fail("told"))
+    assert list(tmp_path.iterdir()) == []

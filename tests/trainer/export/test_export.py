@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,10 @@ def test_onnx_has_the_preprocessing_inside_and_takes_any_batch(run, images, tmp_
         found = torch.from_numpy(session.run(["logits"], {"pixels": part.numpy()})[0])
         with torch.no_grad():
             torch.testing.assert_close(found, folded(run)(part), rtol=1e-5, atol=1e-6)
+    assert (
+        str(Path(torch.__file__).parents[1]).encode() not in path.read_bytes()
+    )  # nor where in whose files it was made
+    assert str(Path(export.__file__).resolve().parents[2]).encode() not in path.read_bytes()
     facts = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     assert facts["cache_root_hash"] == load_student(run / BEST, CPU)[1].cache_root_hash
 

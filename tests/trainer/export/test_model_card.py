@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 
 from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import open_cache
@@ -184,3 +185,16 @@ def test_teachers_are_noted_with_what_was_measured_on_them(tiny_cache, tiny_teac
     assert all("accuracy" not in note for note in teacher_notes(cache).values())
     monkeypatch.setattr(cache, "origin", dict)
     assert [note["role"] for note in teacher_notes(cache).values()] == ["robust", "robust"]
+
+
+def test_names_are_text_in_the_card():
+    hostile = "a | [b](http://c) <img src=d>\n# e"
+    report = {**REPORT, "warnings": [hostile], "scores": [measured(hostile, 50.0, 10, on=hostile, words=hostile)]}
+    teachers = {hostile: {"role": hostile, "arch": hostile, "algorithm": hostile,
+                          "accuracy": {hostile: {"clean": 1.0, "pgd-20": 1.0, "eps": 8.0}}}}  # fmt: skip
+    text = model_card(make_card(arch=hostile, teachers=(hostile,)), teachers, report, parameters=1)
+    front, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front)["tags"][-1] == hostile.replace(":", "-")
+    html = MarkdownIt("commonmark").enable("table").render(body)
+    assert not any(tag in html for tag in ("<a", "<img", "<h1>e"))
+    assert html.count("<h1>") == 1

@@ -38,6 +38,8 @@ def test_a_run_starts_from_another_run(tiny_cache, tmp_path):
     train(first, cache, tmp_path / "first", device=CPU)
     later = changed(first, student=dataclasses.replace(plain, init=str(tmp_path / "first")))
     train(later, cache, tmp_path / "later", device=CPU)
+    for name in ("student/config.json", "student/README.md"):  # what others get tells no folders
+        assert str(tmp_path) not in (tmp_path / "later" / name).read_text()
     begun = start(later, cache).state_dict()
     kept = load_teacher(tmp_path / "first", CPU)[0].net.state_dict()
     assert torch.equal(begun["backbone.conv1.weight"], kept["conv1.weight"])

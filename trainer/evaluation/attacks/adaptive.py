@@ -153,7 +153,8 @@ def run_teachers(m: Measurement, teachers: Mapping[str, Model]) -> None:
     """Strong transfer from every teacher, and from all of them at once."""
     apgd = APGD(eps=m.setup.threat.eps, norm=m.setup.threat.norm, steps=100, objective=logit_ratio(m))
     for name, model in teachers.items():
-        _ask(m, from_other(f"adaptive:apgd from {name}", apgd, model, name, "adaptive"))
+        step = from_other(f"adaptive:apgd from {name}", apgd, model, name, "adaptive", engine=m.setup.transfer_engine)
+        _ask(m, step)
     for kind, attack in (("saga", SAGA), ("auto-saga", AutoSAGA)):
         if m.setup.threat.norm != "linf":
             m.left_out[f"adaptive:{kind}"] = "it takes sign steps, which only L-inf has"

@@ -37,7 +37,8 @@ def run_surrogates(m: Measurement, surrogates: Mapping[str, Model]) -> None:
     """Examples made on independently trained models, on every image that is right when clean."""
     for name, model in surrogates.items():
         attack = APGD(eps=m.setup.threat.eps, norm=m.setup.threat.norm, steps=100, objective=logit_ratio(m))
-        m.ask(from_other(f"surrogate:{name}", attack, model, name, "black-box"), m.correct, on=EVERYONE)
+        step = from_other(f"surrogate:{name}", attack, model, name, "black-box", engine=m.setup.transfer_engine)
+        m.ask(step, m.correct, on=EVERYONE)
     if not surrogates:
         m.left_out["surrogate"] = "no independently trained model was given: --surrogate MODEL names one"
 
@@ -59,7 +60,8 @@ def run_substitutes(m: Measurement, train: Source | str, config: Substitution, r
     for share in config.shares:
         model = _substitute(m, train, config, share)
         held = f"a substitute from {config.images(share, len(train.images)):,} images and the model's answers"
-        step = from_other(f"substitute:{100 * share:g}% of data", attack, model, held, "black-box")
+        step = from_other(f"substitute:{100 * share:g}% of data", attack, model, held, "black-box",
+                          engine=m.setup.transfer_engine)  # fmt: skip
         step.about["substitute"] = config.record(share, len(train.images))
         m.ask(step, rows, on=on)
 

@@ -54,11 +54,13 @@ def white_box(
     return AttackStep(name=name, family=family, craft=craft, about=about, threat=attack.threat)
 
 
-def from_other(name: str, attack: Any, model: Model, label: str, family: Family = "transfer") -> AttackStep:
+def from_other(
+    name: str, attack: Any, model: Model, label: str, family: Family = "transfer", *, engine: Engine = FULL
+) -> AttackStep:
     """An attack with its whole budget on another model, whose examples the evaluated one is asked about."""
 
     def craft(x: Tensor, y: Tensor, generator: RowRng) -> Tensor:
-        return FULL.run(attack, model, x, y, generator=generator).x_adv
+        return engine.run(attack, model, x, y, generator=generator).x_adv
 
     about = {"kind": type(attack).__name__.lower(), **to_plain(attack), "against": label, "weights": weights_of(model)}
     return AttackStep(name=name, family=family, craft=craft, about=about, threat=attack.threat)
@@ -80,7 +82,8 @@ def run_quick(m: Measurement, teachers: Mapping[str, Model]) -> None:
     threat = m.setup.threat
     pgd = pgd_20(threat)
     steps = [white_box(m, "fgsm", FGSM(eps=threat.eps, norm=threat.norm)), white_box(m, "pgd-20", pgd)]
-    steps += [from_other(f"transfer:{name}", pgd, model, name) for name, model in teachers.items()]
+    used = m.setup.transfer_engine
+    steps += [from_other(f"transfer:{name}", pgd, model, name, engine=used) for name, model in teachers.items()]
     for step in steps:
         m.ask(step, m.correct, on=EVERYONE)
 

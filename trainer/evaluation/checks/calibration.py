@@ -8,7 +8,7 @@ import torch
 
 from darht.core.stats import wilson
 from darht.trainer.evaluation.checks.corruptions import CORRUPTIONS, FORM, SEVERITIES, corrupt
-from darht.trainer.evaluation.ledger import Arrays
+from darht.trainer.evaluation.ledger import Arrays, Entry
 from darht.trainer.evaluation.measure import Measurement
 
 BINS = 15
@@ -75,19 +75,24 @@ def interval(right: int, count: int) -> list[float]:
 
 
 def _right(m: Measurement, name: str, severity: int) -> np.ndarray:
+    batches = list(m.setup.batches(np.arange(m.count)))
+    entries = [_entry(m, name, severity, rows) for rows in batches]
+    m.setup.ledger.share_out(entries, lambda done: None)
     parts = []
-    for start in range(0, m.count, m.setup.batch):
-        rows = np.arange(start, min(start + m.setup.batch, m.count))
-
-        def ask(rows: np.ndarray = rows) -> Arrays:
-            images = corrupt(m.setup.source.images[rows], name, severity, rows=rows.tolist(), seed=m.setup.seed)
-            x = torch.from_numpy(np.ascontiguousarray(images)).to(m.setup.device).float() / 255
-            with m.setup.drawing(f"corruption {name} {severity}", rows):
-                return {"right": m.setup.ask(x).argmax(1).cpu().numpy() == m.setup.source.labels[rows]}
-
-        facts = {"rows": rows.tolist(), "seed": m.setup.seed, "severity": severity, "form": FORM}
-        parts.append(m.setup.ledger.get(f"corruption {name} {severity}", facts, ask)["right"])
+    for rows, entry in zip(batches, entries, strict=True):
+        parts.append(m.setup.get(entry)["right"])
         m.setup.on_batch(
             f"corruption: {name}", (severity - 1) * m.count + int(rows[-1]) + 1, 5 * m.count, int(m.alive.sum())
         )
     return np.concatenate(parts)
+
+
+def _entry(m: Measurement, name: str, severity: int, rows: np.ndarray) -> Entry:
+    def ask() -> Arrays:
+        images = corrupt(m.setup.source.images[rows], name, severity, rows=rows.tolist(), seed=m.setup.seed)
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(m.setup.device).float() / 255
+        with m.setup.drawing(f"corruption {name} {severity}", rows):
+            return {"right": m.setup.ask(x).argmax(1).cpu().numpy() == m.setup.source.labels[rows]}
+
+    facts = {"rows": rows.tolist(), "seed": m.setup.seed, "severity": severity, "form": FORM}
+    return Entry(f"corruption {name} {severity}", facts, ask)

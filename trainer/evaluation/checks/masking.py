@@ -19,6 +19,7 @@ from darht.core.rng import RowRng
 from darht.trainer.evaluation.attacks.suite import SELF, logit_ratio, step_of, white_box
 from darht.trainer.evaluation.checks.calibration import interval
 from darht.trainer.evaluation.checks.verdict import Check, surely_above, surely_below, verdict
+from darht.trainer.evaluation.ledger import Arrays
 from darht.trainer.evaluation.measure import AttackStep, Measurement
 
 CURVE = (2, 4, 8, 12, 16, 32, 64)
@@ -100,8 +101,7 @@ def check_masking(m: Measurement, rows: np.ndarray, *, queries: int = 1000, know
         return Masking((none,), (), 0, np.zeros((_GRID, _GRID)))
     right = _attacks(m, rows, queries)
     curve = _curve(m, rows)
-    with m.setup.drawing("surface", rows):
-        surface, uphill, dead = _surface(m, rows)
+    surface, uphill, dead = _surface(m, rows)
     random = Check(
         "the answer is not random", not m.setup.random or known_draws,
         "two answers to the same pixels agree, but for a student's own dropout, which is attacked in expectation",
@@ -235,6 +235,19 @@ def _curve(m: Measurement, rows: np.ndarray) -> tuple[tuple[float, int], ...]:
 
 def _surface(m: Measurement, rows: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Mean margins of the first images on the grid, and of how many of all the gradient leads uphill, and is zero."""
+    facts = {"rows": rows.tolist(), "seed": m.setup.seed, "ball": [m.setup.threat.eps, m.setup.threat.norm]}
+
+    def make() -> Arrays:
+        with m.setup.drawing("surface", rows):
+            grid, uphill, dead = _measured_surface(m, rows)
+        return {"grid": grid, "counts": np.array([uphill, dead])}
+
+    found = m.setup.ledger.get("surface", facts, make)
+    uphill, dead = found["counts"].tolist()
+    return found["grid"], uphill, dead
+
+
+def _measured_surface(m: Measurement, rows: np.ndarray) -> tuple[np.ndarray, int, int]:
     x, y = m.setup.tensors(rows)
     stream = RowRng.create(m.setup.seed, "surface", rows=torch.from_numpy(rows).to(m.setup.device))
     gradient = _gradient(m, margin, x, y)

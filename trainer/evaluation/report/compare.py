@@ -21,6 +21,7 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import write_atomic
 from darht.core.keys import derive_seed
+from darht.core.markdown import escape
 from darht.core.sealed import check_named, read_sealed
 from darht.trainer.evaluation.report.charts import compared, compared_axis
 from darht.trainer.evaluation.report.page import render
@@ -98,7 +99,8 @@ class Comparison:
         """Write `compare.json`, `compare.md` and `compare.html`; returns their paths."""
         paths = [folder / f"compare.{ending}" for ending in ("json", "md", "html")]
         head = ["model", "clean %", "worst case %", "behind the first, points", "p", *self.shared]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *self.cells())]
+        named = [[escape(name), *values] for name, *values in self.cells()]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (map(escape, head), ["---"] * len(head), *named)]
         write_atomic(paths[0], (json.dumps(to_plain(self), indent=2) + "\n").encode())
         write_atomic(paths[1], ("\n".join([*lines, "", self.note]) + "\n").encode())
         bars = [Markup(compared(row.accuracies["clean"], row.accuracies[WORST], row.interval)) for row in self.rows]
@@ -152,27 +154,46 @@ def paired_bootstrap(
 ) -> tuple[float, tuple[float, float], float]:
     """By how many points `second` lies behind `first`, its 95 % interval, and a two-sided p.
 
-    Only the difference of an image counts (-1, 0 or 1), so a resample is a multinomial draw of three counts. The p is
-    twice the smaller share of resamples on the other side of 0, ties counted half, never below 1 / resamples.
+    Only the difference of an image counts (-1, 0 or 1; with S models of each kind a multiple of 1 / S), so a resample
+    is a multinomial draw of its counts. The p is twice the smaller share of resamples on the other side of 0, ties
+    counted half, never below 1 / resamples.
 
     Args:
-        first: bool `[N]`, which images withstood everything.
-        second: the same for the other model.
+        first: bool `[N]`, which images withstood everything; `[S, N]` for S models that differ by their seed alone.
+        second: the same for the other model, with as many seeds.
         seed: of the resampling.
         resamples: how many.
     """
-    difference = first.astype(np.int64) - second.astype(np.int64)
-    n = len(difference)
-    shares = [(difference == value).mean() for value in (-1, 0, 1)]
-    if shares[1] == 1.0:
+    a, b = (np.atleast_2d(alive).astype(np.int64) for alive in (first, second))
+    seeds, difference = len(a), a.sum(0) - b.sum(0)
+    n, values = len(difference), np.arange(-seeds, seeds + 1)
+    shares = [(difference == value).mean() for value in values]
+    if shares[seeds] == 1.0:
         return 0.0, (0.0, 0.0), 1.0
     generator = np.random.Generator(np.random.Philox(derive_seed(seed, "bootstrap")))
     counts = generator.multinomial(n, shares, size=resamples)
-    means = 100 * (counts[:, 2] - counts[:, 0]) / n
+    means = 100 * (counts @ values) / (n * seeds)
     low, high = np.percentile(means, [2.5, 97.5])
     below = (means < 0).mean() + (means == 0).mean() / 2
     p = float(np.clip(2 * min(below, 1 - below), 1 / resamples, 1.0))
-    return float(100 * difference.mean()), (float(low), float(high)), p
+    return float(100 * difference.mean() / seeds), (float(low), float(high)), p
+
+
+def compare_seeds(runs: Sequence[Path], baseline: Sequence[Path]) -> tuple[float, tuple[float, float], float]:
+    """By how many points the worst case of `runs` lies above that of `baseline`, its 95 % interval, two-sided p.
+
+    Args:
+        runs: evaluated runs that differ by their seed alone.
+        baseline: as many of the other way of training.
+
+    Raises:
+        CacheError: an evaluation is missing.
+        ConfigError: they were not asked about the same images in the same ball.
+    """
+    read = [_read(run) for run in (*runs, *baseline)]
+    _check_same([*runs, *baseline], [record for record, _ in read])
+    alive = np.stack([worst for _, worst in read])
+    return paired_bootstrap(alive[: len(runs)], alive[len(runs) :])
 
 
 def _read(run: Path) -> tuple[dict[str, Any], np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from darht.core.files import sha256_bytes, write_atomic
+from darht.core.markdown import escape
 from darht.core.sealed import write_sealed
 from darht.core.version import VERSION
 from darht.trainer.evaluation.checks.calibration import Calibration, calibration, interval
@@ -175,21 +176,22 @@ def markdown(record: dict[str, Any]) -> str:
     low, high = worst["interval95"]
     clean = record["scores"][0]["accuracy"]
     lines = [
-        f"# {record['model']['name']}",
+        f"# {escape(record['model']['name'])}",
         "",
         f"Robust accuracy **{worst['accuracy']:.1f} %** [{low:.1f}, {high:.1f}] at {NORMS[threat['norm']]} "
         f"{threat['eps']:g}/255: the worst case per image over everything that ran, on {worst['count']} test images of "
-        f"{record['data']['source']}. Clean {clean:.1f} %, mean of both {record['clean_robust_mean']:.1f} %. "
+        f"{escape(record['data']['source'])}. Clean {clean:.1f} %, mean of both {record['clean_robust_mean']:.1f} %. "
         f"Tier {record['tier']}, seed {record['seed']}.",
         "",
-        *([record["note"], ""] if record["note"] else []),
-        *(f"**Warning:** {text}\n" for text in record["warnings"]),
+        *([escape(record["note"]), ""] if record["note"] else []),
+        *(f"**Warning:** {escape(text)}\n" for text in record["warnings"]),
         _row(["measured", "%", "95 % interval", "right of", "on", "attack"]),
         "|---|---:|---|---:|---|---|",
     ]
     for score in record["scores"]:
         span, of = _span(score["interval95"]), f"{score['correct']} of {score['count']}"
-        lines.append(_row([score["name"], f"{score['accuracy']:.1f}", span, of, score["on"], score["in_words"]]))
+        name, on, attack = (escape(score[key]) for key in ("name", "on", "in_words"))
+        lines.append(_row([name, f"{score['accuracy']:.1f}", span, of, on, attack]))
     lines += ["", *_checks(record), *_rest(record)]
     return "\n".join(lines) + "\n"
 
@@ -234,5 +236,10 @@ def _rest(record: dict[str, Any]) -> list[str]:
             cells = zip(values, table["interval95"][name], strict=True)
             lines.append(_row([name, *(f"{value:.1f} [{_span(ends)}]" for value, ends in cells)]))
     if record["left_out"]:
-        lines += ["", "Left out:", "", *(f"- {name}: {why}" for name, why in record["left_out"].items())]
+        lines += [
+            "",
+            "Left out:",
+            "",
+            *(f"- {escape(name)}: {escape(why)}" for name, why in record["left_out"].items()),
+        ]
     return lines

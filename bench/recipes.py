@@ -1,0 +1,228 @@
+"""What each setting of a recipe gives and costs: on and off, for students without and with teachers, several seeds.
+
+    python bench/recipes.py --data DIR --teacher resnet=zoo:cifar10-resnet --out docs/benchmarks-recipes.md
+
+Trains every student of `VARIANTS` from one cache by one `warm` step (8 epochs of the first 5,000 images of CIFAR-10, a
+ResNet of 78,000 parameters) and asks it 1,000 test images under two kinds of PGD-20. What is finished is not done
+again, so that a stopped run goes on; every student renews the page.
+"""
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from attack_models import load_images
+from quality import PLAIN, STUDENT, build, call, darht, write
+
+from darht.attacks import PGD, Engine
+from darht.core.files import write_atomic
+from darht.core.rng import RowRng
+from darht.trainer.evaluation.report.compare import paired_bootstrap
+from darht.trainer.state.checkpoint import load_student
+
+IMAGES = 1000
+WARM = {"kind": "warm", "eps": 8, "warm": {"start": "noise"}}
+AT = {"recipe": "at", "loss": {"clean_share": 0.0}, "student": PLAIN, "inner": WARM}
+DARHT = {"recipe": "darht", "loss": {"phases": [0.1, 0.8], "clean_share": 0.0}, "student": STUDENT, "inner": WARM}
+FIRST = {"student": PLAIN, "inner": WARM, "targets": "first-order"}
+
+
+class Variant(NamedTuple):
+    """One student: its recipe, the student that it is held against, and whether its cache has Jacobians."""
+
+    recipe: dict[str, Any]
+    against: str
+    jacobians: bool = False
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change`, mapping by mapping."""
+    inner = {key: merge(base[key], value) if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+             for key, value in change.items()}  # fmt: skip
+    return base | inner
+
+
+def variants() -> dict[str, Variant]:
+    """Every student by name."""
+    settings: dict[str, dict[str, Any]] = {
+        "no averaging": {"average": {"kind": "none"}},
+        "smoothing 0.1": {"loss": {"smoothing": 0.1}},
+        "smoothing 0.4": {"loss": {"smoothing": 0.4}},
+        "awp 0.005": {"loss": {"awp": 0.005}},
+        "reset 3": {"inner": {"warm": {"reset": 3}}},
+        "start: label": {"inner": {"warm": {"start": "label"}}},
+        "from clean weights": {"student": {"init": "clean"}},
+    }
+    found = {}
+    for name, base in (("at", AT), ("darht", DARHT)):
+        found[name] = Variant(base, name)
+        for what, change in settings.items():
+            found[f"{name}, {what}"] = Variant(merge(base, change), name)
+        found[f"{name}, n-fgsm"] = Variant(base | {"inner": {"kind": "n-fgsm", "eps": 8}}, name)
+    for correct in ("drop", "mix"):
+        found[f"darht, correct: {correct}"] = Variant(merge(DARHT, {"loss": {"correct": correct}}), "darht")
+    found["adr"] = Variant({"recipe": "adr", "student": PLAIN, "inner": WARM}, "at")
+    found["trades"] = Variant({"recipe": "trades", "student": PLAIN, "inner": WARM}, "at")
+    found["rslad"] = Variant({"recipe": "rslad", "student": PLAIN, "inner": WARM}, "at")
+    found["saad"] = Variant({"recipe": "saad", "loss": {"scale": 5, "igdm": 1, "beta": 0}, **FIRST}, "at", True)
+    found["adaad"] = Variant({"recipe": "adaad", **FIRST}, "at", True)
+    found["adaad, gradient 1"] = Variant({"recipe": "adaad", "loss": {"gradient": 1.0}, **FIRST}, "adaad", True)
+    return found
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """The caches with and without Jacobians, and a student of clean images to begin from."""
+    data = {"source": "cifar10", "root": str(options.data.resolve()), "limit": 5000, "holdout": 0.1}
+    teachers = {name: {"path": path} for name, path in (item.split("=", 1) for item in options.teacher)}
+    spec = {"data": data, "teachers": teachers, "views": {"kind": "crop-flip", "padding": 4, "count": 16}}
+    for name, more in (("cache", {}), ("jacobians", {"jacobians": {teacher: {} for teacher in teachers}})):
+        if teachers and not (options.work / name / "manifest.json").is_file():
+            build(spec | more, options.work / name)
+    if not teachers and not (options.work / "cache" / "manifest.json").is_file():
+        build(spec, options.work / "cache")
+    clean = options.work / "clean"
+    if not (clean / "student" / "config.json").is_file():
+        shutil.rmtree(clean, ignore_errors=True)
+        recipe = AT | {"loss": {"clean_share": 1.0}, "average": {"kind": "none"}}
+        train(recipe, clean, options, "cache")
+
+
+def train(recipe: dict[str, Any], folder: Path, options: argparse.Namespace, cache: str) -> float:
+    """Train one student; CPU seconds."""
+    optim = {"epochs": options.epochs, "batch_size": 128, "lr": 0.1, "schedule": "cosine", "warmup": 0.1}
+    compute = {"precision": "bf16", "channels_last": True}
+    file = folder.with_suffix(".yaml")
+    if recipe["student"].get("init"):
+        recipe = merge(recipe, {"student": {"init": str(options.work / "clean")}})
+    write(file, {"optim": optim, "compute": compute} | recipe)
+    words = ("--shards", str(options.work / cache), "--recipe", str(file), "--out", str(folder))
+    return darht("darht-train", *words)[1]
+
+
+def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and judge one student, unless that was done before."""
+    variant = variants()[name]
+    slug = "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
+    folder = options.work / "runs" / f"{slug}-{seed}"
+    result = folder.with_suffix(".json")
+    if result.is_file() and (known := json.loads(result.read_text()))["epochs"] == options.epochs:
+        return known
+    shutil.rmtree(folder, ignore_errors=True)
+    cache = "jacobians" if variant.jacobians else "cache"
+    seconds = train(variant.recipe | {"seed": seed}, folder, options, cache)
+    judged = json.loads(call(sys.executable, __file__, "--judge", str(folder), "--data", str(options.data))[0])
+    found = {"name": name, "seed": seed, "epochs": options.epochs, "seconds": seconds, **judged}
+    write_atomic(result, json.dumps(found).encode())
+    robust = 100 * np.mean([int(one) for one in found["robust"]])
+    print(f"{name}, seed {seed}: {robust:.1f} % robust, {seconds:.0f} CPU s", flush=True)
+    return found
+
+
+def judge(run: Path, data: Path) -> dict[str, str]:
+    """Which test images the run's student gets right, and keeps under PGD-20 by cross-entropy and by the margin."""
+    torch.set_num_threads(1)
+    net = load_student(run / "student", torch.device("cpu"))[0].fold().eval()
+    x, y = load_images(data, "test_batch", IMAGES)
+    robust = torch.ones(len(y), dtype=torch.bool)
+    for objective in ("ce", "dlr"):
+        generator = RowRng.create(0, f"pgd-{objective}", rows=torch.arange(len(y)))
+        attack = PGD(eps=8, step=2, steps=20, objective=objective)
+        outcome = Engine(precision="bf16").run(attack, net, x, y, generator=generator)
+        robust &= outcome.robust
+    return {"clean": _bits(outcome.clean_correct), "robust": _bits(robust)}
+
+
+def _bits(right: torch.Tensor) -> str:
+    return "".join(str(int(one)) for one in right)
+
+
+def page(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The Markdown page: one row a student, its differences paired by image over the seeds that both have."""
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for one in results:
+        by_name.setdefault(one["name"], {})[one["seed"]] = one
+    head = HEAD.format(
+        words=" ".join(sys.argv[1:]).replace(str(options.data), "DIR").replace(str(options.work), "WORK"),
+        date=datetime.date.today(), version=torch.__version__.split("+")[0], epochs=options.epochs, images=IMAGES,
+    )  # fmt: skip
+    rows = [_row(name, by_name, variant) for name, variant in variants().items() if name in by_name]
+    return head + "\n".join(rows) + "\n"
+
+
+def _row(name: str, by_name: dict[str, dict[int, dict[str, Any]]], variant: Variant) -> str:
+    own, base = by_name[name], by_name.get(variant.against, {})
+    cells = [name, *(f"{100 * np.mean([_right(one, what).mean() for one in own.values()]):.1f}" for what in RIGHT)]
+    both = sorted(set(own) & set(base))
+    for what in RIGHT:
+        if variant.against == name or not both:
+            cells.append("")
+            continue
+        first, second = (np.stack([_right(runs[seed], what) for seed in both]) for runs in (own, base))
+        points, (low, high), _ = paired_bootstrap(first, second)
+        cells.append(f"{points:+.1f} [{low:+.1f}, {high:+.1f}]")
+    seconds = fmean(one["seconds"] for one in own.values())
+    against = "" if variant.against == name else variant.against
+    return "| " + " | ".join([*cells, against, f"{seconds:.0f}", str(len(own))]) + " |"
+
+
+RIGHT = ("clean", "robust")
+
+
+def _right(one: dict[str, Any], what: str) -> np.ndarray:
+    return np.array([int(bit) for bit in one[what]])
+
+
+HEAD = """# Settings of recipes, on and off
+
+`python bench/recipes.py {words}`, {date}, 2-core x86_64 CPU, torch {version}, no GPU.
+
+CIFAR-10, the first 5,000 training images (10 % held out for selection), {epochs} epochs in batches of 128, cosine
+schedule, one `warm` step from noise in every batch, no clean batches; the student is a ResNet of 78,000 parameters in
+bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the cross-entropy and on the margin (DLR), of the
+first {images} test images. Differences are points, paired by image, means over the seeds that both students have, with
+95 % bootstrap intervals over images; what another seed would give is not in them. CPU seconds are those of the whole
+`darht-train` on one thread.
+
+| student | clean | robust | clean, difference | robust, difference | less that of | CPU s | seeds |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="holds cifar-10-batches-py/")
+    parser.add_argument("--work", type=Path, default=Path("build/bench/recipes"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--teacher", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=2, help="students trained at once, one thread each")
+    parser.add_argument("--only", action="append", choices=list(variants()))
+    parser.add_argument("--judge", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.judge is not None:
+        print(json.dumps(judge(options.judge, options.data)))
+        return
+    (options.work / "runs").mkdir(parents=True, exist_ok=True)
+    prepare(options)
+    results: list[dict[str, Any]] = []
+
+    def work(job: tuple[str, int]) -> None:
+        results.append(measure(*job, options))
+        if options.out is not None:
+            write_atomic(options.out, page(results, options).encode())
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(work, [(name, seed) for seed in range(options.seeds) for name in options.only or variants()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The command line of whole experiments: `darht-experiment RECIPE --out DIR`."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from darht.core.cli import FOLDER, Command, print_table, trust_option, version_option
+
+
+def call(words: tuple[str, ...]) -> None:
+    """Run one command of darht in this process."""
+    from darht.cache.cli import cache as cache_command
+    from darht.tools.cli import inspect
+    from darht.trainer import cli as trainer
+
+    programs: dict[str, click.Command] = {
+        "darht-teacher": trainer.teacher,
+        "darht-cache": cache_command,
+        "darht-train": trainer.train,
+        "darht-eval": trainer.evaluate,
+        "darht-inspect": inspect,
+    }
+    programs[words[0]].main(list(words[1:]), prog_name=words[0], standalone_mode=False)
+
+
+@click.command(cls=Command)
+@version_option
+@click.argument("recipe", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
+@click.option("--root", type=FOLDER, help="Where the data set lies; none for digits.")
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Stages at a time, each with its share of the cores and its log below OUT/logs.",
+)
+@trust_option
+def experiment(recipe: Path, out: Path, root: Path | None, jobs: int) -> None:
+    """Run teachers, cache, inspection, students and evaluation from one file."""
+    from darht.tools.experiment import load_experiment, run_experiment
+    from darht.tools.experiment_results import collect
+
+    config = load_experiment(recipe)
+    seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs)
+    result = collect(config, out, seconds)
+    console = Console()
+    table = Table(title="Teachers, per cent of test images", header_style="bold")
+    for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
+        table.add_column(
+            title, justify="left" if title in ("teacher", "network") else "right", no_wrap=title != "network"
+        )
+    for row in result.teachers:
+        table.add_row(*row)
+    print_table(table)
+    table = Table(title="Students, per cent of test images", header_style="bold")
+    last = "transfer" if config.baseline is None else "gain"
+    for title in ("student", "recipe", "inner", "clean", "PGD-20", "worst", last):
+        text = title in ("student", "recipe", "inner")
+        table.add_column(title, justify="left" if text else "right", no_wrap=True)
+    for row in result.students:  # FGSM, seconds and the rest are in the files: 80 columns hold no more
+        table.add_row(*row[:4], row[5], row[7], row[6] if config.baseline is None else row[8])
+    print_table(table)
+    for fact in result.facts:
+        console.print(fact, highlight=False, soft_wrap=True)
