@@ -108,7 +108,7 @@ def image_vectors(images: NDArray[np.uint8]) -> Floats:
 def blocks(cache: Cache, array: str) -> Iterator[slice]:
     """The rows of a cache in order, cut at chunk borders, so that each block of `array` takes at most 32 MiB."""
     layout = cache.arrays[array]
-    row_bytes = int(np.prod(layout.shape[1:])) * np.dtype(layout.dtype).itemsize
+    row_bytes = int(np.prod(cache.spec.view_shape)) if array == "image" else layout.row_bytes
     chunks = max(1, _BLOCK_BYTES // max(1, row_bytes * layout.rows_per_chunk))
     step = min(chunks * layout.rows_per_chunk, layout.rows_per_shard)
     for first in range(0, cache.rows, step):

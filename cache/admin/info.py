@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from darht.cache.admin.cost import array_seconds, cost_facts, cost_of, run_cost
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.format.spec import ViewSpec
@@ -60,11 +58,11 @@ def _views(views: ViewSpec) -> str:
 
 def _array_row(cache: Cache, array: ArrayLayout) -> tuple[str, ...]:
     size = cache.size(array.name)
-    raw = int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+    raw = size if array.encoded else array.shape[0] * array.row_bytes
     shape = " x ".join(map(str, array.shape))
     return (
         array.name,
-        array.dtype,
+        cache.spec.store.images if array.encoded else array.dtype,
         shape,
         f"{size / 1e6:.2f}",
         f"{size / array.shape[0]:.1f}",

@@ -13,6 +13,7 @@ from torch import Tensor
 from darht.attacks.encoding import encode
 from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
+from darht.cache.builder.pixels import Pixels, pixels_of, sizes_of, stored_images
 from darht.cache.builder.plan import Plan
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.boxes import draw_boxes
@@ -33,7 +34,7 @@ class Worker:
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
-        self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
+        self._decoded: tuple[slice, Pixels] = slice(0, 0), []
 
     @functools.cached_property
     def history(self) -> History:
@@ -57,7 +58,8 @@ class Worker:
             case "label":
                 return self.plan.source.labels[rows].astype(array.dtype)
             case "image":
-                return self._pixels(rows)
+                store, images = self.plan.spec.store, self.plan.source.images
+                return stored_images(images, rows, store) if store.encoded else np.asarray(self._pixels(rows))
             case "views":
                 return self.plan.offsets.numpy()[rows]
             case "boxes":
@@ -155,16 +157,18 @@ class Worker:
         if self.plan.spec.views.resized:
             size = self.plan.spec.views.size
             return torch.from_numpy(resample_all(pixels, self._boxes(rows)[:, number], size))
-        return apply_views(torch.from_numpy(pixels), self.plan.offsets[view])
+        return apply_views(torch.from_numpy(np.asarray(pixels)), self.plan.offsets[view])
 
     def _boxes(self, rows: slice) -> np.ndarray:
         """Where the resized crops of some rows lie, int32 `[n, V, 5]`."""
         spec, every = self.plan.spec, np.arange(rows.start, rows.stop, dtype=np.int64)
-        sizes = np.tile(spec.data.image_shape[1:], (len(every), 1))
-        return draw_boxes(sizes, every, spec.views, spec.seed)
+        return draw_boxes(sizes_of(self.plan.source.images, rows), every, spec.views, spec.seed)
 
-    def _pixels(self, rows: slice) -> np.ndarray:
-        """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""
+    def _pixels(self, rows: slice) -> Pixels:
+        """Images of some rows, uint8 `[3, H, W]` each.
+
+        Those of a whole shard are decoded at once, and kept until another is wanted.
+        """
         images = self.plan.source.images
         if isinstance(images, np.ndarray):
             return images[rows]
@@ -173,7 +177,7 @@ class Worker:
             size = self.plan.spec.store.rows_per_shard
             start = rows.start // size * size
             wanted = slice(start, min(max(start + size, rows.stop), len(images)))
-            self._decoded = wanted, images[wanted]
+            self._decoded = wanted, pixels_of(images, wanted)
             first = start
         return self._decoded[1][rows.start - first : rows.stop - first]
 

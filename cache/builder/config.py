@@ -114,6 +114,11 @@ class CacheConfig:
     precision: PrecisionSpec = PrecisionSpec()
     seed: int = 0
 
+    @property
+    def mixed(self) -> bool:
+        """Whether images may differ in size: where they are stored encoded and shown as resized crops."""
+        return self.views.kind == RESIZED_CROP and self.store.encoded
+
     def __post_init__(self) -> None:
         check_seed(self.seed)
 
@@ -207,9 +212,9 @@ def data_root(data: DataConfig, base: Path) -> Path | None:
 
 
 def load_images(
-    data: DataConfig, base: Path, *, download: bool, rules: int, index: Index | None = None
+    data: DataConfig, base: Path, *, mixed: bool, download: bool, rules: int, index: Index | None = None
 ) -> Source | FileSource:
     """The images of a config; see `open_source`."""
     given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
-    options = given | {"download": download, "rules": rules, "index": index}
+    options = given | {"download": download, "rules": rules, "index": index, "mixed": mixed}
     return open_source(data.source, data_root(data, base), data.split, **options)

@@ -18,7 +18,7 @@ from darht.attacks.engine.query_model import NoGradientError, Oracle
 from darht.attacks.objectives import cross_entropy
 from darht.attacks.threat import LEVELS
 from darht.cache.builder.answers import Difference, compare, find_cycle, is_distribution
-from darht.cache.format.resample import centred
+from darht.cache.builder.pixels import first_views
 from darht.cache.sources.load import FileSource, Source
 from darht.core.errors import ModelError
 from darht.core.nets.classifier import Classifier
@@ -147,8 +147,7 @@ def probe_teacher(
         ModelError: it does not answer one image by itself, or what it answers is not finite.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(source.images))[:_IMAGES])
-    pixels = centred(source.images[rows], size) if size else source.images[rows]
-    x = torch.from_numpy(pixels).to(device).float() / LEVELS
+    x = torch.from_numpy(first_views(source, rows, size)).to(device).float() / LEVELS
     y = torch.from_numpy(source.labels[rows]).to(device)
     few = np.random.default_rng(1).permutation(len(rows))[:_FEW]
     short, words = _short(attack)

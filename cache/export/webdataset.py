@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
+from darht.cache.format.images import encode_png, suffix_of
 from darht.cache.format.layout import BOXES, block_rows
-from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord, tar_name
+from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord, flat_images, tar_name
 from darht.cache.read.reader import Cache
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import CacheError, ConfigError
@@ -142,7 +142,7 @@ def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
         if layout == "samples":
             yield from _samples(cache, arrays, block)
         else:
-            yield {"__key__": f"{first:08d}", "npz": _npz(arrays)}
+            yield {"__key__": f"{first:08d}", "npz": _npz(flat_images(arrays))}
 
 
 def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
@@ -155,7 +155,8 @@ def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterat
             "delta": {name: attack.views for name, attack in attacks.items()},
             "cache": cache.root_hash,
         }
-        entry = {"__key__": f"{rows.start + i:08d}", "png": _png(arrays["image"][i]), "cls": str(label).encode()}
+        image = arrays["image"][i] if cache.spec.store.encoded else encode_png(arrays["image"][i])
+        entry = {"__key__": f"{rows.start + i:08d}", suffix_of(image): image, "cls": str(label).encode()}
         entry["json"] = canonical_json(about).encode()
         entry["logits.npz"] = _npz(
             {array.of_teacher: arrays[name][i] for name, array in cache.arrays.items() if array.said}
@@ -166,12 +167,6 @@ def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterat
         if attacks:
             entry["delta.npy"] = _npy(np.concatenate([arrays[f"delta/{name}"][i] for name in attacks]))
         yield entry
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def _npy(values: np.ndarray) -> bytes:

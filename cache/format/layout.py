@@ -18,6 +18,7 @@ _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an o
 Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
 Kind = Literal["source_index", "label", "image", "views", "boxes", "delta", "logits"] | Part
 OFFSETS, BOXES = "views/offset", "views/box"
+ENCODED = "object"  # numpy's name for values of any length, here the bytes of an image
 BOX_COLUMNS = "top, left, height, width, flip"
 JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
@@ -72,6 +73,11 @@ class ArrayLayout:
         return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
 
     @property
+    def encoded(self) -> bool:
+        """Whether each value is the bytes of an image."""
+        return self.dtype == ENCODED
+
+    @property
     def is_jacobian(self) -> bool:
         """Whether it is a part of a teacher's Jacobian."""
         return self.kind in JACOBIAN_PARTS
@@ -96,6 +102,11 @@ class ArrayLayout:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
         return float("nan") if np.dtype(self.dtype).kind == "f" else 0
 
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes in memory; of encoded images, which differ, without their bytes."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
 
 def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
     """Every chunk fits the codec.
@@ -103,7 +114,7 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
     Raises:
         ConfigError: chunks that are too large, with the most rows that fit.
     """
-    rows = {name: math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for name, array in arrays.items()}
+    rows = {name: array.row_bytes for name, array in arrays.items()}
     worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
     if arrays[worst].rows_per_chunk * rows[worst] > _MAX_CHUNK:
         raise ConfigError(
@@ -139,11 +150,11 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     plain = to_plain(spec)
     base = {key: plain[key] for key in ("format_version", "store")} | {"data": _content(plain["data"])}
     table = view_table(**plain["views"], seed=spec.seed)
-    N, image, V = spec.data.rows, spec.data.image_shape, spec.views.count
+    N, V = spec.data.rows, spec.views.count
     arrays = [
         _array(spec, "source_index", "source_index", (N,), "int64", inputs=base),
         _array(spec, "label", "label", (N,), label_dtype(len(spec.data.classes)), inputs=base),
-        _array(spec, "image", "image", (N, *image), "uint8", inputs=base, packed=True),
+        _images(spec, base),
         _views(spec, base | {"views": table.tolist()} | ({"seed": spec.seed} if spec.views.resized else {})),
     ]
     computed = base | {"precision": plain["precision"]}
@@ -162,6 +173,13 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
+
+
+def _images(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
+    N = spec.data.rows
+    if spec.store.encoded:
+        return _array(spec, "image", "image", (N,), ENCODED, inputs=inputs, rows_per_chunk=1)
+    return _array(spec, "image", "image", (N, *spec.data.image_shape), "uint8", inputs=inputs, packed=True)
 
 
 def _content(data: dict[str, Any]) -> dict[str, Any]:
@@ -212,14 +230,13 @@ def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
 
 
 def _array(spec: CacheSpec, name: str, kind: Kind, shape: tuple[int, ...], dtype: str, **more: Any) -> ArrayLayout:
-    own: dict[str, Any] = {"packed": False, "attributes": {}} | more
+    own: dict[str, Any] = {"packed": False, "attributes": {}, "rows_per_chunk": spec.store.rows_per_chunk} | more
     return ArrayLayout(
         name=name,
         kind=kind,
         shape=shape,
         dtype=dtype,
         rows_per_shard=spec.store.rows_per_shard,
-        rows_per_chunk=spec.store.rows_per_chunk,
         fingerprint=fingerprint({"array": name, **own.pop("inputs")}),
         **own,
     )

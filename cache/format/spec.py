@@ -30,6 +30,14 @@ class StoreSpec:
     rows_per_shard: int = 1024  # a unit of work: some seconds to minutes of attack
     rows_per_chunk: int = 128  # the smallest read
     logits: Literal["float16", "float32"] = "float16"
+    images: Literal["raw", "jpeg", "png"] = added(
+        "raw"
+    )  # as pixels, or encoded: docs/cache-format.md, "Encoded images"
+
+    @property
+    def encoded(self) -> bool:
+        """Whether images are stored as JPEG or PNG files, which may differ in size."""
+        return self.images != "raw"
 
     def __post_init__(self) -> None:
         if self.rows_per_chunk < 1 or self.rows_per_shard < 1:
@@ -60,6 +68,8 @@ class DataSpec:
             exact, and image files are read as `cache/sources/folders.py` says. 3: `sha256` of a source that is read is
             over the bytes of its files, and no longer over pixels; the rest is as under 2.
         skipped: image files that could not be read and were left out.
+        image_shape: `[3, H, W]`, or `[3]` where images differ in size.
+        decoder: `cache.format.images.decoder_identity` where rows are stored as JPEG; else empty.
     """
 
     source: str
@@ -71,6 +81,12 @@ class DataSpec:
     holdout: float
     rules: int = added(1)
     skipped: int = added(0)
+    decoder: str = added("")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether images differ in size."""
+        return len(self.image_shape) == 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.rules <= RULES:
@@ -197,8 +213,13 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
-        if self.format_version != (needed := needed_version(self.views)):
+        if self.format_version != (needed := needed_version(self.views, self.store)):
             raise ConfigError(f"format_version must be {needed} for what this spec asks for; got {self.format_version}")
+        if self.data.mixed and not (self.views.resized and self.store.encoded):
+            raise ConfigError(
+                f"images of several sizes need views.kind {RESIZED_CROP} and store.images jpeg or png; got "
+                f"{self.views.kind} and {self.store.images}"
+            )
         units = -(-self.data.rows // self.store.rows_per_shard)
         if units > _MAX_UNITS:
             raise ConfigError(
@@ -216,6 +237,6 @@ def check_version(found: int) -> None:
         )
 
 
-def needed_version(views: ViewSpec) -> int:
+def needed_version(views: ViewSpec, store: StoreSpec) -> int:
     """The version of a cache: that of the oldest reader which understands all of it."""
-    return NEWEST_VERSION if views.resized else FORMAT_VERSION
+    return NEWEST_VERSION if views.resized or store.encoded else FORMAT_VERSION

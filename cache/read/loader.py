@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from darht.cache.format.layout import BOXES, JACOBIAN_PARTS
@@ -17,6 +18,7 @@ from darht.core.errors import ConfigError
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
 GIB = 2**30
+_BYTES_OBJECT = 40  # of Python, around the bytes of an image
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
 
 
@@ -51,7 +53,7 @@ class TrainingSet:
     Attributes:
         rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
         keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
-        images: uint8 `[n, 3, H, W]`.
+        images: uint8 `[n, 3, H, W]`; `[n, 0]` where they are encoded.
         labels: int64 `[n]`.
         offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
@@ -66,6 +68,7 @@ class TrainingSet:
         holdout: int64, rows of the cache kept for selection.
         boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
         size: side of resized crops.
+        encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
     """
 
     rows: Tensor
@@ -85,6 +88,7 @@ class TrainingSet:
     holdout: np.ndarray
     boxes: Tensor | None = None
     size: int = 0
+    encoded: NDArray[np.object_] | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -99,12 +103,15 @@ class TrainingSet:
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at))
+        encoded = None if self.encoded is None else self.encoded[at.numpy()]
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), encoded=encoded)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[: len(at)] = theirs.index_select(0, at)
+        if self.encoded is not None and other.encoded is not None:
+            self.encoded[: len(at)] = other.encoded[at.numpy()]
 
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held."""
@@ -127,7 +134,7 @@ class TrainingSet:
 
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
+    """What a row takes in memory, on average: its arrays, an int64 label and an int64 source index."""
     held = [
         array
         for array in cache.arrays.values()
@@ -135,7 +142,8 @@ def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logit
         and (array.attack is None or adversarial)
         and (array.kind != "logits" or logits)
     ]
-    return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
+    encoded = sum(cache.size(array.name) // cache.rows + _BYTES_OBJECT for array in held if array.encoded)
+    return 16 + sum(array.row_bytes for array in held) + encoded
 
 
 def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
@@ -171,11 +179,12 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
-    held, V = _room(rows, dtype="int64"), spec.views.count
+    cache.check_decoder()
+    held, V, coded = _room(rows, dtype="int64"), spec.views.count, spec.store.encoded
     return TrainingSet(
         rows=held,
         keys=held,
-        images=_room(rows, *spec.data.image_shape, dtype="uint8"),
+        images=_room(rows, *((0,) if coded else spec.data.image_shape), dtype="uint8"),
         labels=_room(rows, dtype="int64"),
         offsets=torch.zeros(V, 3, dtype=torch.int8) if spec.views.resized else torch.from_numpy(cache.views),
         teachers=teachers,
@@ -190,6 +199,7 @@ def allocate(
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
         boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
         size=spec.views.size,
+        encoded=np.empty(rows, dtype=object) if coded else None,
     )
 
 
@@ -215,7 +225,7 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
     """
     here = slice(at, at + rows.stop - rows.start)
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
-    out = {"label": labels, "image": data.images[here].numpy()}
+    out = {"label": labels, "image": data.images[here].numpy() if data.encoded is None else data.encoded[here]}
     if data.boxes is not None:
         out[BOXES] = data.boxes[here].numpy()
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}

@@ -219,13 +219,16 @@ class Feed:
         return images, labels
 
     def pixel_counts(self) -> Tensor:
-        """How often each of the 256 levels occurs in each channel of the images to train on, int64 `[3, 256]`."""
+        """How often each level occurs in each channel of the images to train on, int64 `[3, 256]`.
+
+        Of resized crops it is view 0 that is looked at.
+        """
         trained = np.zeros(self.cache.rows, dtype=bool)
         trained[self.training] = True
 
         def count(block: slice) -> Tensor:
-            if self.plan.kind == "streamed":
-                images = torch.from_numpy(self.cache.read("image", block)[trained[block]])
+            if self.plan.kind == "streamed" or self.cache.spec.views.resized or self.cache.spec.store.encoded:
+                images = torch.from_numpy(self.cache.clean(block)[trained[block]])
             else:
                 kept = torch.from_numpy(trained[block]).to(self._windows[0].images.device)
                 images = self._windows[0].images[block][kept]
