@@ -30,7 +30,7 @@ from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml"]
+EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml", "tiny-imagenet-small.yaml"]
 TINY_NET = {"arch": "resnet18", "kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}
 TRAINING = {"eps": 32, "step": 8, "steps": 1, "padding": 1, "flip": False, "optim.epochs": 1, "optim.batch_size": 32}
 TINY = {
