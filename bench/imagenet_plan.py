@@ -69,7 +69,7 @@ def forward_operations(arch: str) -> int:
 
 
 def bytes_of_arrays(spec: CacheSpec) -> Iterator[tuple[str, float]]:
-    """Bytes of every array: images as their archive has them, perturbations at 3 bits a value (docs/benchmarks-cache)."""
+    """Bytes of every array: images as their archive has them, perturbations at 3 bits (docs/benchmarks-cache)."""
     for name, array in layouts(spec).items():
         raw = array.shape[0] * array.row_bytes
         if array.encoded:

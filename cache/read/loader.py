@@ -58,7 +58,7 @@ class TrainingSet:
         offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
@@ -69,6 +69,8 @@ class TrainingSet:
         boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
         size: side of resized crops.
         encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
+        held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
     """
 
     rows: Tensor
@@ -89,6 +91,8 @@ class TrainingSet:
     boxes: Tensor | None = None
     size: int = 0
     encoded: NDArray[np.object_] | None = None
+    held: Tensor | None = None
+    order: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -100,11 +104,27 @@ class TrainingSet:
         moved = self._each(lambda tensor: send(tensor, device))
         return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
+    def ordered(self, order: Tensor) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are."""
+        device = self.images.device
+        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+
+    def sent(self, at: Tensor) -> Tensor:
+        """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
+        if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
+            return send(at, self.images.device)
+        return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
         encoded = None if self.encoded is None else self.encoded[at.numpy()]
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), encoded=encoded)
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None, encoded=encoded)
+
+    def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
+        """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
+        few = dataclasses.replace(self, clean=self.clean[:, :0]).take(at)
+        return dataclasses.replace(few, clean=self.clean[at[:, None], held], held=held)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -126,11 +146,16 @@ class TrainingSet:
             images=change(self.images),
             labels=change(self.labels),
             clean=change(self.clean),
+            held=None if self.held is None else change(self.held),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
             boxes=None if self.boxes is None else change(self.boxes),
         )
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
