@@ -194,7 +194,7 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     keep_memory()
     student = make_student(config, feed, cache.spec.data.classes)
     memory: Memory | None = None
-    shape = cache.spec.data.image_shape
+    shape = cache.spec.view_shape
     if config.inner.kind == "warm" and config.inner.warm.start == "label":
         memory = LabelPatterns.create(len(cache.spec.data.classes), shape, feed.plan.device)
     elif config.inner.kind == "warm":
