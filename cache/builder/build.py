@@ -9,21 +9,25 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import PIL
 import torch
 
 from darht.cache.builder.compute import GONE, Worker, arithmetic
 from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images
 from darht.cache.builder.history import growth_problems
+from darht.cache.builder.pixels import first_views
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.students import student_folder
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
-from darht.cache.format.commit import Commit, State, unit_state, write_commit
+from darht.cache.builder.writer import OnUnit, UnitWriter
+from darht.cache.format.commit import State, unit_state
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.format.manifest import ORIGIN, SPEC, write_remote_origin
 from darht.cache.format.spec import RULES, CacheSpec
@@ -43,7 +47,6 @@ from darht.core.version import VERSION
 from darht.core.zoo import absolute, in_zoo, teacher_at
 
 _PROCESS = secrets.token_hex(6)  # tells processes of several machines apart, and names none of these
-OnUnit = Callable[[ArrayLayout, int, float], None]
 
 
 @dataclass
@@ -93,7 +96,7 @@ def plan_build(
     rules = RULES if known is None else known.data.rules
     root = data_root(data, base)
     index = None if out is None else read_index(open_storage(out).read(INDEX), root)
-    source = load_images(data, base, download=download, rules=rules, index=index)
+    source = load_images(data, base, mixed=config.mixed, download=download, rules=rules, index=index)
     folders = {name: teacher_at(teacher.path, base) for name, teacher in config.teachers.items()}
     with trusting(trust_code):
         loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
@@ -104,7 +107,8 @@ def plan_build(
     check_chunks(arrays)
     for name, (teacher, card) in loaded.items():
         if teacher is not None:
-            image, fix = torch.from_numpy(source.images[:1]).to(device), "give its card the resize that it needs"
+            shown = first_views(source, np.zeros(1, dtype=np.int64), spec.views.size)
+            image, fix = torch.from_numpy(shown).to(device), "give its card the resize that it needs"
             check_pixels(teacher, image, f"teacher '{name}'", fix=fix, num_classes=card.num_classes)
     return Plan(
         spec=spec,
@@ -144,7 +148,7 @@ def build(
     out: Location,
     *,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     shards: Sequence[int] | None = None,
     on_unit: OnUnit,
 ) -> BuildReport:
@@ -154,8 +158,8 @@ def build(
         plan: from `plan_build`.
         out: the cache's folder or URL; made when absent, continued when it holds the same spec.
         device: where teachers and attacks run.
-        batch_size: images in one forward pass; batches are cut inside a shard, so the bytes do not depend on
-            which worker computes it.
+        batch_size: images in one forward pass; None for 256, or what fits on a GPU. Batches are cut inside a shard,
+            so the bytes do not depend on which worker computes it.
         shards: the row blocks to build; None for all of them.
         on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
 
@@ -189,17 +193,17 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
     """
     folder = worker.store.storage
     facts = environment(worker.device, worker.batch_size, engine=engine, worker=number)
-    with arithmetic(worker.plan.spec.precision):
+    with arithmetic(worker.plan.spec.precision), UnitWriter(worker.store, facts, on_unit) as writer:
         for array in worker.plan.block(shard):
             if unit_state(folder, array, shard, check_bytes=True)[0] is State.DONE:
+                writer.wait()
                 on_unit(array, shard, 0.0)
                 continue
+            if array.kind == "logits" and array.attack is not None:
+                writer.wait(f"delta/{array.attack}")  # which the teacher is asked about
             start = time.perf_counter()
-            size, sha256 = worker.store.write(array, shard, worker.compute(array, shard))
-            seconds, rows = time.perf_counter() - start, array.rows(shard)
-            commit = Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, facts)
-            write_commit(folder, array, commit)
-            on_unit(array, shard, seconds)
+            values = worker.compute(array, shard)
+            writer.put(array, shard, values, time.perf_counter() - start)
 
 
 def claim_folder(out: Storage, plan: Plan) -> None:
@@ -280,6 +284,7 @@ def environment(device: torch.device, batch_size: int, *, engine: str = "local",
     return {
         "darht": VERSION,
         "torch": torch.__version__,
+        "pillow": PIL.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,

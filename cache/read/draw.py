@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.apply_views import apply_views
+from darht.cache.format.images import decode_views
+from darht.cache.format.resample import resample_batch
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import draw_choices
+from darht.cache.read.sampler import choose, draw_choices
+from darht.core.fused import fused
 
 
 def choose_attack(count: int, *, seed: int, number: int) -> int:
     """Which of `count` stored attacks a batch shows; `number` counts the batches of the whole run."""
-    return int(draw_choices(torch.tensor([number]), count, seed, 0, "attack"))
+    return choose(count, seed, number, "attack")
 
 
 def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack: int | None = None) -> Tensor:
@@ -32,13 +35,20 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
     """The rows in these views, uint8 `[B, 3, H, W]`."""
-    return apply_views(data.images[at], data.offsets[views])
+    if data.encoded is not None:
+        boxes = None if data.boxes is None else data.boxes[at, views].cpu().numpy()
+        shown = torch.from_numpy(decode_views(data.encoded[at.cpu().numpy()], boxes, data.size)).to(at.device)
+        return shown if data.boxes is not None else apply_views(shown, data.offsets[views])
+    if data.boxes is not None:
+        return resample_batch(data.images[at], data.boxes[at, views], data.size)
+    return _cut(data.images, data.offsets, at, views)
 
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
-    stored = data.clean if attack is None else data.adversarial[attack]
-    return stored[at, views].float()
+    if attack is not None:
+        return _said(data.adversarial[attack], at, views)
+    return _said(data.clean, at, views) if data.held is None else _said_of_held(data.clean, data.held, at, views)
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:
@@ -51,4 +61,25 @@ def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int
         attack: a position in `data.attacks`.
         pixels: what `view_pixels` gave.
     """
-    return (pixels + data.scales[attack] * data.deltas[attack][at, views]).float()
+    return _moved(pixels, data.deltas[attack], at, views, data.scales[attack])
+
+
+@fused
+def _cut(images: Tensor, offsets: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return apply_views(images[at], offsets[views])
+
+
+@fused
+def _said(stored: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return stored[at, views].float()
+
+
+@fused
+def _said_of_held(stored: Tensor, held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    places = (held[at] == views[:, None]).int().argmax(1)
+    return stored[at, places].float()
+
+
+@fused
+def _moved(pixels: Tensor, deltas: Tensor, at: Tensor, views: Tensor, scale: float) -> Tensor:
+    return (pixels + scale * deltas[at, views]).float()

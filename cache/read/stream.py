@@ -7,7 +7,8 @@ depends on its size and so on the budget, and on nothing else of the machine.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import block_rows, row_blocks
+from darht.cache.read.draw import view_pixels
 from darht.cache.read.loader import (
     GIB,
     TrainingSet,
@@ -28,10 +30,11 @@ from darht.cache.read.loader import (
     row_bytes,
 )
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
+from darht.cache.read.sampler import Window, draw_choices, epoch_windows, steps_in_epoch
 from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
+_AHEAD = 2  # batches that are on their way to the device while one is used there
 _COPIES = 3  # of a block, at worst: as in the file, out of its tar, decoded
 T = TypeVar("T")
 
@@ -112,7 +115,7 @@ def plan_feed(
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
         return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
-    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
+    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
     if per_window < 1:
@@ -134,6 +137,9 @@ def _fits(device: torch.device, needed: int) -> bool:
 class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
 
+    With `views`, numbers of views among which a batch's own are drawn (`draw_choices`), rows that are sent to the
+    device take the logits of these alone along.
+
     Attributes:
         training: int64, rows to make batches of: those to train on where no others are given.
         holdout: int64, rows kept for selection.
@@ -149,11 +155,13 @@ class Feed:
         epochs: int,
         rows: np.ndarray | None = None,
         drop_last: bool = True,
+        views: Sequence[int] = (),
     ) -> None:
-        self.cache, self.plan = cache, plan
+        self.cache, self.plan, self._views = cache, plan, tuple(views)
         self._seed, self._epochs, self._drop_last = seed, epochs, drop_last
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
+        self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
@@ -171,6 +179,7 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sender.shutdown(cancel_futures=True)
         self._ahead.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
 
@@ -193,38 +202,40 @@ class Feed:
                 filled = self._fill_later(after, data)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
-            for start in range(0, len(window.order), self.plan.batch):
-                yield self._delivered(data, torch.from_numpy(window.order[start : start + self.plan.batch]))
+            yield from self._delivered(data, torch.from_numpy(window.order), epoch)
             if after is None:
                 return
             window = after
 
     def fetch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
+        """Images in view 0 uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
         if self.plan.kind != "streamed":
             data, at = self._windows[0], torch.from_numpy(rows).to(self._windows[0].images.device)
-            return data.images[at].cpu(), data.labels[at].cpu()
-        images = torch.empty(len(rows), *self.cache.spec.data.image_shape, dtype=torch.uint8)
+            return view_pixels(data, at, torch.zeros_like(at)).cpu(), data.labels[at].cpu()
+        images = torch.empty(len(rows), *self.cache.spec.view_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
 
         def take(block: slice) -> None:
             wanted = np.flatnonzero((rows >= block.start) & (rows < block.stop))
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
-                images[at] = torch.from_numpy(self.cache.read("image", block)[inside])
+                images[at] = torch.from_numpy(self.cache.clean(block)[inside])
                 labels[at] = torch.from_numpy(self.cache.read("label", block)[inside]).long()
 
         self._by_blocks(take)
         return images, labels
 
     def pixel_counts(self) -> Tensor:
-        """How often each of the 256 levels occurs in each channel of the images to train on, int64 `[3, 256]`."""
+        """How often each level occurs in each channel of the images to train on, int64 `[3, 256]`.
+
+        Of resized crops it is view 0 that is looked at.
+        """
         trained = np.zeros(self.cache.rows, dtype=bool)
         trained[self.training] = True
 
         def count(block: slice) -> Tensor:
-            if self.plan.kind == "streamed":
-                images = torch.from_numpy(self.cache.read("image", block)[trained[block]])
+            if self.plan.kind == "streamed" or self.cache.spec.views.resized or self.cache.spec.store.encoded:
+                images = torch.from_numpy(self.cache.clean(block)[trained[block]])
             else:
                 kept = torch.from_numpy(trained[block]).to(self._windows[0].images.device)
                 images = self._windows[0].images[block][kept]
@@ -296,11 +307,32 @@ class Feed:
             job.result()
         return into
 
-    def _delivered(self, data: TrainingSet, at: Tensor) -> tuple[TrainingSet, Tensor]:
-        device = self.plan.device
-        if data.images.device.type == device.type:
-            return data, at
-        return data.take(at).send(device), torch.arange(len(at))
+    def _delivered(self, data: TrainingSet, order: Tensor, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
+        """The batches of a window, which a thread gathers and sends ahead where the rows are not on the device."""
+        batches = order.split(self.plan.batch) if len(order) else ()
+        if data.images.device.type == self.plan.device.type:
+            data = data.ordered(order)
+            yield from ((data, at) for at in batches)
+            return
+        coming: deque[Future[TrainingSet]] = deque()
+        for at in batches:
+            coming.append(self._sender.submit(self._gathered, data, at, epoch))
+            if len(coming) > _AHEAD:
+                yield _all_of(coming.popleft().result())
+        while coming:
+            yield _all_of(coming.popleft().result())
+
+    def _gathered(self, data: TrainingSet, at: Tensor, epoch: int) -> TrainingSet:
+        """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
+        if not self._views:
+            return data.take(at).send(self.plan.device)
+        rows = data.keys[at]
+        drawn = [draw_choices(rows, count, self._seed, epoch, "view") for count in self._views]
+        return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
+
+
+def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:
+    return data, torch.arange(len(data.keys))
 
 
 def level_counts(images: Tensor) -> Tensor:

@@ -50,6 +50,12 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
     )
 
 
+def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:
+    """The numbers of views among which the steps of this recipe draw: all, and with `cached` those of each attack."""
+    attacks = cache.spec.attacks.values() if config.inner.kind == "cached" else ()
+    return tuple(dict.fromkeys([cache.spec.views.count, *(attack.views for attack in attacks)]))
+
+
 def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     """The recipe with what `average: null` means: in a run that is gone on with what it began with, else the default.
 
@@ -186,8 +192,8 @@ def live_teachers(
             raise ConfigError(f"teachers: live needs the folder of teacher '{name}'; give --teacher {name}=FOLDER")
         teacher = load_known_teacher(name, folders[name], cache.spec, device)
         if config.compute.channels_last:
-            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
-            to_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
+            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.view_shape)), device=device)
+            to_channels_last(teacher, pixels.view(2, *cache.spec.view_shape))
         teachers.append(teacher)
     return tuple(teachers)
 
@@ -213,7 +219,7 @@ def student_card(
         recipe=_without_paths(to_plain(config)),
         epoch=row["epoch"],
         selection={key: value for key, value in row.items() if key.startswith("holdout")},
-        image_size=cache.spec.data.image_shape[-2:],
+        image_size=cache.spec.view_shape[-2:],
         mc_dropout=student.dropout.p,
         mc_samples=student.dropout.samples,
         run=fingerprint(identity),

@@ -14,30 +14,35 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
+from torch import nn
 
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed, FeedPlan
 from darht.cache.sources.load import Source
 from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
+from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
+from darht.core.tensors import save_tensors
 from darht.trainer.config import TrainConfig
 from darht.trainer.export.model_card import teacher_notes
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
-from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, write_run
+from darht.trainer.state.checkpoint import Progress, claim_run, write_run
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.averaging import averaged_model, is_due
+from darht.trainer.student.checkpoints import Checkpoints, advance
 from darht.trainer.student.distributed import Ranks, joined
-from darht.trainer.student.gradients import compute_gradients
+from darht.trainer.student.gradients import StepCost, compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.memory import Memory
-from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
+from darht.trainer.student.run import TrainState, load_furthest, pause_file
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
     cache_from,
+    drawn_views,
     feed_plan,
     live_teachers,
     make_student,
@@ -46,6 +51,7 @@ from darht.trainer.student.setup import (
     with_average,
 )
 from darht.trainer.student.single_step import LabelPatterns
+from darht.trainer.student.twin import frozen_twin
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
@@ -78,6 +84,7 @@ class TrainContext:
         examples: draws what is trained on, as the recipe says.
         ranks: the processes.
         out: the run's folder.
+        checkpoints: what is kept there between epochs.
         callbacks: who is told what.
     """
 
@@ -85,6 +92,7 @@ class TrainContext:
     examples: Examples
     ranks: Ranks
     out: Path
+    checkpoints: Checkpoints
     callbacks: Callbacks
 
 
@@ -109,8 +117,9 @@ def train(
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
             A KeyboardInterrupt from `callbacks.on_step` leaves `paused.pt`, from which the next step goes on; one from
-            elsewhere, or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or
-            at the epoch's end when that comes first, and as many must go on, or the epoch is begun again.
+            elsewhere, or a kill, costs what is not in the checkpoint: the epoch, and up to a minute before it. Of
+            several processes any may raise it: all stop two steps later, or at the epoch's end when that comes first,
+            and as many must go on, or the epoch is begun again.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
         callbacks: who is told what.
 
@@ -126,8 +135,9 @@ def train(
     deterministic, epochs = config.compute.deterministic, config.optim.epochs
     with (
         arithmetic(device, deterministic=deterministic),
+        fusing("cuda" if config.compute.compile else ""),  # a CPU has no launches to save, and compiles for minutes
         joined(device) as ranks,
-        Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
+        Feed(cache, plan, seed=config.seed, epochs=epochs, views=drawn_views(config, cache)) as feed,
     ):
         config.optim.check_rows(len(feed.training))
         if ranks.first:
@@ -135,15 +145,20 @@ def train(
         state = _start(config, cache, feed, identity)
         check_parts(state.student, config, len(feed.training), ranks)
         average = None if state.average is None else state.average.module
-        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows)
-        context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
+        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
+        state.shared = ranks.averaged(StepCost(state.forward, examples))
+        checkpoints = Checkpoints(out, writes=ranks.first, goes_back=bool(config.inner.probed_rows))
+        context = TrainContext(
+            feed=feed, examples=examples, ranks=ranks, out=out, checkpoints=checkpoints, callbacks=callbacks
+        )
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}
             write_run(out, identity, _notes(cache, out, plan) | notes)
         layout = layout_note(state.student) if config.compute.channels_last else ""
         for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
             callbacks.on_note(note)
-        _train(state, context)
+        with checkpoints:
+            _train(state, context)
     return state.progress
 
 
@@ -164,15 +179,14 @@ def _train(state: TrainState, context: TrainContext) -> None:
         if _collapsed(row, state.progress, len(cache.spec.data.classes)):
             callbacks.on_note(_go_back(state, context, row))
             continue
-        if ranks.first:
-            card = student_card(config, cache, state.student, row, state.identity)
-            save_epoch(context.out, state, row=row, card=card)
-        advance(state.progress, row)
+        best, card = advance(state.progress, row), student_card(config, cache, state.student, row, state.identity)
+        context.checkpoints.add(state, card, best=best, now=state.progress.epoch == config.optim.epochs)
         try:
             callbacks.on_epoch(row)
         except KeyboardInterrupt:
             state.stopping = True
-        if ranks.any(state.stopping):  # and nobody goes on before the checkpoint is there
+        if ranks.any(state.stopping):
+            context.checkpoints.finish(state, card)
             raise KeyboardInterrupt
 
 
@@ -180,7 +194,7 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     keep_memory()
     student = make_student(config, feed, cache.spec.data.classes)
     memory: Memory | None = None
-    shape = cache.spec.data.image_shape
+    shape = cache.spec.view_shape
     if config.inner.kind == "warm" and config.inner.warm.start == "label":
         memory = LabelPatterns.create(len(cache.spec.data.classes), shape, feed.plan.device)
     elif config.inner.kind == "warm":
@@ -189,6 +203,14 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     average = averaged_model(student, config.average)
     forward = Compiled(student) if config.compute.compile else student
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
+
+
+def _twin(config: TrainConfig, state: TrainState) -> nn.Module | None:
+    """What PGD ascends on, where some steps do; compiled where the student is."""
+    if config.inner.kind == "cached" or config.objective().adversarial_when == "never":
+        return None
+    twin = frozen_twin(state.student)
+    return Compiled(twin).eval() if config.compute.compile else twin
 
 
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
@@ -208,7 +230,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
             done = number / total
             examples = context.examples
             compute_gradients(state, examples, ranks, metrics, data=data, batch=batch, number=number, done=done)
-            before, wishes = wishes, ranks.add_gradients(state.student, stop=state.stopping)
+            before, wishes = wishes, ranks.wish(state.stopping)
             take_step(state.student, state.optimizer, config.optim, done)
             _average(state, config, step=True, done=done)
             images += len(batch)
@@ -241,7 +263,8 @@ def _forgets(every: int, epoch: int) -> bool:
 def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
     """Keep a run that is between two steps, and end it."""
     assert state.pause is not None
-    state.save(pause_file(context.out, context.ranks))
+    context.checkpoints.settle()
+    save_tensors(pause_file(context.out, context.ranks), state.contents())
     steps, of = state.pause.steps, context.feed.steps
     context.callbacks.on_note(f"kept: epoch {state.progress.epoch + 1} up to its step {steps} of {of}")
     raise KeyboardInterrupt
@@ -286,10 +309,9 @@ def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
 
 
 def _go_back(state: TrainState, context: TrainContext, row: dict[str, Any]) -> str:
-    """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
+    """Take the end of the last good epoch again, with more PGD steps from now on; says so."""
     collapses = state.progress.collapses + 1
-    remove_pauses(context.out)
-    state.load(context.out / CHECKPOINT)
+    context.checkpoints.back(state)
     state.progress.collapses = collapses
     share = "all" if state.progress.pgd_share == 1 else "half of"
     return (
