@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN_PARTS
+from darht.cache.format.layout import BOXES, JACOBIAN_PARTS
 from darht.cache.read.reader import Cache
 from darht.core.device import send
 from darht.core.errors import ConfigError
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
 GIB = 2**30
+_BYTES_OBJECT = 40  # of Python, around the bytes of an image
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
 
 
@@ -51,9 +53,9 @@ class TrainingSet:
     Attributes:
         rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
         keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
-        images: uint8 `[n, 3, H, W]`.
+        images: uint8 `[n, 3, H, W]`; `[n, 0]` where they are encoded.
         labels: int64 `[n]`.
-        offsets: int8 `[V, 3]`.
+        offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`.
@@ -64,6 +66,9 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
+        size: side of resized crops.
+        encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
         held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
         order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
     """
@@ -83,6 +88,9 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    boxes: Tensor | None = None
+    size: int = 0
+    encoded: NDArray[np.object_] | None = None
     held: Tensor | None = None
     order: tuple[Tensor, Tensor] | None = None
 
@@ -110,7 +118,8 @@ class TrainingSet:
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None)
+        encoded = None if self.encoded is None else self.encoded[at.numpy()]
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None, encoded=encoded)
 
     def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
         """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
@@ -121,11 +130,14 @@ class TrainingSet:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[: len(at)] = theirs.index_select(0, at)
+        if self.encoded is not None and other.encoded is not None:
+            self.encoded[: len(at)] = other.encoded[at.numpy()]
 
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes]
+        boxes = [] if self.boxes is None else [self.boxes]
+        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes, *boxes]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
         return dataclasses.replace(
@@ -138,6 +150,7 @@ class TrainingSet:
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+            boxes=None if self.boxes is None else change(self.boxes),
         )
 
 
@@ -146,7 +159,7 @@ def _same_storage(one: Tensor, other: Tensor) -> bool:
 
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
+    """What a row takes in memory, on average: its arrays, an int64 label and an int64 source index."""
     held = [
         array
         for array in cache.arrays.values()
@@ -154,7 +167,8 @@ def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logit
         and (array.attack is None or adversarial)
         and (array.kind != "logits" or logits)
     ]
-    return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
+    encoded = sum(cache.size(array.name) // cache.rows + _BYTES_OBJECT for array in held if array.encoded)
+    return 16 + sum(array.row_bytes for array in held) + encoded
 
 
 def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
@@ -177,7 +191,7 @@ def allocate(
     """
     spec = cache.spec
     teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
-    T, image = len(teachers), spec.data.image_shape
+    T, image = len(teachers), spec.view_shape
 
     def answers(kind: str) -> Tensor:
         views = spec.views.count if kind == "clean" else spec.attacks[kind].views
@@ -190,13 +204,14 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
-    held = _room(rows, dtype="int64")
+    cache.check_decoder()
+    held, V, coded = _room(rows, dtype="int64"), spec.views.count, spec.store.encoded
     return TrainingSet(
         rows=held,
         keys=held,
-        images=_room(rows, *image, dtype="uint8"),
+        images=_room(rows, *((0,) if coded else spec.data.image_shape), dtype="uint8"),
         labels=_room(rows, dtype="int64"),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.zeros(V, 3, dtype=torch.int8) if spec.views.resized else torch.from_numpy(cache.views),
         teachers=teachers,
         attacks=attacks,
         clean=answers("clean"),
@@ -207,6 +222,9 @@ def allocate(
         robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
+        boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
+        size=spec.views.size,
+        encoded=np.empty(rows, dtype=object) if coded else None,
     )
 
 
@@ -220,7 +238,8 @@ def array_names(data: TrainingSet) -> list[str]:
     kinds = ["clean", *data.attacks]
     logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
-    return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
+    boxes = [] if data.boxes is None else [BOXES]
+    return ["label", "image", *boxes, *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
 def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
@@ -231,7 +250,9 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
     """
     here = slice(at, at + rows.stop - rows.start)
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
-    out = {"label": labels, "image": data.images[here].numpy()}
+    out = {"label": labels, "image": data.images[here].numpy() if data.encoded is None else data.encoded[here]}
+    if data.boxes is not None:
+        out[BOXES] = data.boxes[here].numpy()
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
     for logits, kind in zip((data.clean, *data.adversarial), ("clean", *data.attacks), strict=True):
         out |= {f"logits/{name}/{kind}": logits[here, :, t].numpy() for t, name in enumerate(data.teachers)}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import block_rows, row_blocks
+from darht.cache.read.draw import view_pixels
 from darht.cache.read.loader import (
     GIB,
     TrainingSet,
@@ -114,7 +115,7 @@ def plan_feed(
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
         return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
-    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
+    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
     if per_window < 1:
@@ -207,31 +208,34 @@ class Feed:
             window = after
 
     def fetch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
+        """Images in view 0 uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
         if self.plan.kind != "streamed":
             data, at = self._windows[0], torch.from_numpy(rows).to(self._windows[0].images.device)
-            return data.images[at].cpu(), data.labels[at].cpu()
-        images = torch.empty(len(rows), *self.cache.spec.data.image_shape, dtype=torch.uint8)
+            return view_pixels(data, at, torch.zeros_like(at)).cpu(), data.labels[at].cpu()
+        images = torch.empty(len(rows), *self.cache.spec.view_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
 
         def take(block: slice) -> None:
             wanted = np.flatnonzero((rows >= block.start) & (rows < block.stop))
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
-                images[at] = torch.from_numpy(self.cache.read("image", block)[inside])
+                images[at] = torch.from_numpy(self.cache.clean(block)[inside])
                 labels[at] = torch.from_numpy(self.cache.read("label", block)[inside]).long()
 
         self._by_blocks(take)
         return images, labels
 
     def pixel_counts(self) -> Tensor:
-        """How often each of the 256 levels occurs in each channel of the images to train on, int64 `[3, 256]`."""
+        """How often each level occurs in each channel of the images to train on, int64 `[3, 256]`.
+
+        Of resized crops it is view 0 that is looked at.
+        """
         trained = np.zeros(self.cache.rows, dtype=bool)
         trained[self.training] = True
 
         def count(block: slice) -> Tensor:
-            if self.plan.kind == "streamed":
-                images = torch.from_numpy(self.cache.read("image", block)[trained[block]])
+            if self.plan.kind == "streamed" or self.cache.spec.views.resized or self.cache.spec.store.encoded:
+                images = torch.from_numpy(self.cache.clean(block)[trained[block]])
             else:
                 kept = torch.from_numpy(trained[block]).to(self._windows[0].images.device)
                 images = self._windows[0].images[block][kept]

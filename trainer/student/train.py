@@ -164,7 +164,8 @@ def train(
 
 def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
     """What `run.json` says beside the identity: where things were."""
-    return {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+    where = {"cache": cache_from(cache.folder, out)} if cache.built else {}
+    return {**where, "feed": str(plan), "teachers": teacher_notes(cache)}
 
 
 def _train(state: TrainState, context: TrainContext) -> None:
@@ -193,7 +194,7 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     keep_memory()
     student = make_student(config, feed, cache.spec.data.classes)
     memory: Memory | None = None
-    shape = cache.spec.data.image_shape
+    shape = cache.spec.view_shape
     if config.inner.kind == "warm" and config.inner.warm.start == "label":
         memory = LabelPatterns.create(len(cache.spec.data.classes), shape, feed.plan.device)
     elif config.inner.kind == "warm":
