@@ -121,6 +121,8 @@ class _Verifier:
             yield "view 0 is not the identity"
         if array.kind == "views" and not np.array_equal(values, self.views):
             yield "the offsets are not the views of the spec"
+        if array.kind == "logits-class" and (values.min() < 0 or values.max() >= classes):
+            yield f"the logits are those of classes {values.min()}..{values.max()}, classes lie in 0..{classes - 1}"
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
         if array.attack is not None and array.kind == "delta":

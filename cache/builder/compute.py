@@ -15,7 +15,8 @@ from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
 from darht.cache.builder.plan import Plan
 from darht.cache.format.apply_views import apply_views
-from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
+from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout, label_dtype
+from darht.cache.format.logit_codes import encode_int8, encode_top
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
 from darht.core.errors import ModelError
@@ -31,6 +32,7 @@ class Worker:
     def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
         self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
+        self._said: tuple[tuple[object, ...], tuple[np.ndarray, ...]] | None = None
         self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
 
     @functools.cached_property
@@ -45,7 +47,7 @@ class Worker:
         )
 
     def values(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray] = _NOTHING) -> np.ndarray:
-        """The values of any rows; `known` are clean logits `[rows, C]` by view.
+        """The values of any rows; `known` are an array of clean answers `[rows, ...]` by view.
 
         They have the bits of the whole unit's when `rows` is made of the batches that the unit was cut into.
         """
@@ -60,10 +62,10 @@ class Worker:
                 return self.plan.offsets.numpy()[rows]
             case "delta":
                 return self._perturb(array, rows)
-            case "logits":
-                return self._ask(array, rows, known if array.attack is None else _NOTHING)
-            case part:
+            case "jacobian" | "jacobian-scale" | "jacobian-class" as part:
                 return self._jacobian(array, rows)[JACOBIAN_PARTS.index(part)]
+            case _:
+                return self._answer(array, rows, known if array.attack is None else _NOTHING)
 
     def _perturb(self, array: ArrayLayout, rows: slice) -> np.ndarray:
         assert array.attack is not None
@@ -80,32 +82,50 @@ class Worker:
             deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.scale).cpu()
         return deltas.numpy()
 
-    @torch.no_grad()
-    def _ask(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
-        """What a teacher says about the stored pixels: clean views, or views plus stored perturbation.
-
-        Views in `known` are not asked about again.
-        """
+    def _answer(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
+        """A teacher's logits as the array holds them; views in `known` are not asked about again."""
         values = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
         for number, answers in known.items():
             values[:, number] = answers
         todo = [view for view in range(array.shape[1]) if view not in known]
-        model, attack = self._model(array.teacher) if todo else None, array.attack
-        scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
-        delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
-        for row, view in self._batches(rows, todo):
-            x, at = self._views(row, view), ((row - rows.start).numpy(), view.numpy())
-            if delta is not None:
-                x = x + scale * torch.from_numpy(delta[at])
-            assert model is not None
-            with np.errstate(over="ignore"):  # the next lines say it better
-                values[at] = model(x.to(self.device).float() / 255).cpu().numpy()
-        if not np.isfinite(values).all():
+        if todo:
+            values[:, todo] = self._coded(array, rows, todo)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(
                 f"teacher '{array.teacher}' gave logits that are not finite in {array.dtype} on {where}; "
                 f"use store.logits: float32, or another teacher"
             )
+        return values
+
+    def _coded(self, array: ArrayLayout, rows: slice, todo: list[int]) -> np.ndarray:
+        """Answers about some views, in the code of the store; one question gives both arrays of a code."""
+        if array.kind == "logits":
+            return self._ask(array, rows, todo)
+        key = (array.teacher, array.attack, rows.start, rows.stop, *todo)
+        if self._said is None or self._said[0] != key:
+            store, logits = self.plan.spec.store, self._ask(array, rows, todo)
+            classes = label_dtype(logits.shape[-1])
+            self._said = (
+                key,
+                encode_int8(logits) if store.logits == "int8" else encode_top(logits, store.top_k, classes),
+            )
+        return self._said[1][int(array.kind in ("logits-class", "logits-scale"))]
+
+    @torch.no_grad()
+    def _ask(self, array: ArrayLayout, rows: slice, todo: list[int]) -> np.ndarray:
+        """What a teacher says about the stored pixels, clean or plus stored perturbation, `[rows, V, C]`."""
+        model, attack, teacher = self._model(array.teacher), array.attack, self.plan.spec.teachers[array.teacher or ""]
+        dtype = array.dtype if array.kind == "logits" else "float32"
+        values = np.empty((rows.stop - rows.start, len(todo), teacher.num_classes), dtype=dtype)
+        scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
+        delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
+        for row, view in self._batches(rows, todo):
+            x, at = self._views(row, view), (row - rows.start).numpy()
+            if delta is not None:
+                x = x + scale * torch.from_numpy(delta[at, view.numpy()])
+            with np.errstate(over="ignore"):  # who called says it better
+                values[at, todo.index(int(view[0]))] = model(x.to(self.device).float() / 255).cpu().numpy()
         return values
 
     def _jacobian(self, array: ArrayLayout, rows: slice) -> tuple[np.ndarray, ...]:

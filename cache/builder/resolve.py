@@ -4,7 +4,16 @@ import dataclasses
 
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
-from darht.cache.format.spec import PIXEL_RULES, RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
+from darht.cache.format.spec import (
+    PIXEL_RULES,
+    RULES,
+    CacheSpec,
+    DataSpec,
+    JacobianSpec,
+    TeacherSpec,
+    ViewSpec,
+    needed_version,
+)
 from darht.cache.format.views import check_padding
 from darht.cache.sources.load import OF_FILES, FileSource, Source
 from darht.core.class_names import check_class_names
@@ -60,6 +69,7 @@ def resolve(
         store=config.store,
         precision=config.precision,
         seed=config.seed,
+        format_version=needed_version(config.store),
     )
 
 

@@ -16,7 +16,9 @@ _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an o
 
 
 Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
-Kind = Literal["source_index", "label", "image", "views", "delta", "logits"] | Part
+Answer = Literal["logits", "logits-top", "logits-class", "logits-int8", "logits-scale"]
+Kind = Literal["source_index", "label", "image", "views", "delta"] | Answer | Part
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
 JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
 
@@ -77,17 +79,22 @@ class ArrayLayout:
     @property
     def of_teacher(self) -> str:
         """The name among what teachers say, as an export's `logits.npz` has it: `T/clean`, `T/ATTACK`, `T/jacobian`."""
-        return f"{self.teacher}/{self.kind if self.is_jacobian else self.attack or 'clean'}"
+        return self.name.removeprefix("logits/")
 
     @property
     def said(self) -> bool:
         """Whether it is what a teacher says: logits, or a part of its Jacobian."""
-        return self.kind == "logits" or self.is_jacobian
+        return self.is_answer or self.is_jacobian
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is a teacher's logits, or a part of them where they are coded."""
+        return self.kind in ANSWERS
 
     @property
     def has_views(self) -> bool:
         """Whether its second axis are views."""
-        return self.kind in ("delta", "logits")
+        return self.kind == "delta" or self.is_answer
 
     @property
     def fill_value(self) -> float | int:
@@ -147,16 +154,12 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     computed = base | {"precision": plain["precision"]}
     for name, attack in spec.attacks.items():
         arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
-    for name, teacher in spec.teachers.items():
+    for name in spec.teachers:
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
-        C = teacher.num_classes
-        clean = own | {"views": table.tolist()}
-        dtype = spec.store.logits
-        arrays.append(_array(spec, f"logits/{name}/clean", "logits", (N, V, C), dtype, inputs=clean, teacher=name))
+        arrays += _answers(spec, name, None, views=V, inputs=own | {"views": table.tolist()})
         for attack_name, attack in spec.attacks.items():
-            shape, about = (N, attack.views, C), {"teacher": name, "attack": attack_name}
             inputs = own | _attack_inputs(plain, attack_name, table)
-            arrays.append(_array(spec, f"logits/{name}/{attack_name}", "logits", shape, dtype, inputs=inputs, **about))
+            arrays += _answers(spec, name, attack_name, views=attack.views, inputs=inputs)
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
@@ -187,6 +190,26 @@ def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     more = {"packed": True, "attributes": about, "teacher": attack.teacher, "attack": name}
     return _array(spec, f"delta/{name}", "delta", shape, "int8", inputs=inputs, **more)
+
+
+def _answers(
+    spec: CacheSpec, name: str, attack: str | None, *, views: int, inputs: dict[str, Any]
+) -> list[ArrayLayout]:
+    """A teacher's logits on clean views or on an attack's images: one array, or the two that they are coded as."""
+    C, k, main = spec.teachers[name].num_classes, spec.store.top_k, f"logits/{name}/{attack or 'clean'}"
+    parts: list[tuple[str, Answer, int, str]]
+    match spec.store.logits:
+        case "top-k":
+            parts = [(main, "logits-top", k + 1, "float16"), (f"{main}-class", "logits-class", k, label_dtype(C))]
+        case "int8":
+            parts = [(main, "logits-int8", C, "int8"), (f"{main}-scale", "logits-scale", 2, "float32")]
+        case dtype:
+            parts = [(main, "logits", C, dtype)]
+    about = {"teacher": name, "attack": attack}
+    return [
+        _array(spec, part, kind, (spec.data.rows, views, last), dtype, inputs=inputs, **about)
+        for part, kind, last, dtype in parts
+    ]
 
 
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:

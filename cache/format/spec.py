@@ -12,6 +12,7 @@ from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
+NEWEST_VERSION = 2  # of caches that use what version 1 did not have: see needed_version
 RULES = 3  # how image files become rows, and rows are held out; see DataSpec
 PIXEL_RULES = 2  # the last under which the content hash of image files is that of their pixels
 _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels from whole levels, and stays on them
@@ -26,9 +27,18 @@ class StoreSpec:
 
     rows_per_shard: int = 1024  # a unit of work: some seconds to minutes of attack
     rows_per_chunk: int = 128  # the smallest read
-    logits: Literal["float16", "float32"] = "float16"
+    logits: Literal["float16", "float32", "top-k", "int8"] = "float16"  # see docs/cache-format.md, "Coded logits"
+    top_k: int = added(0)  # logits of an answer that are kept, with top-k
+
+    @property
+    def coded(self) -> bool:
+        """Whether an answer's logits are two arrays, which `cache.format.logit_codes` decodes."""
+        return self.logits in ("top-k", "int8")
 
     def __post_init__(self) -> None:
+        if (self.logits == "top-k") != (self.top_k > 0):
+            raise ConfigError("store.top_k says how many logits of an answer are kept (at least 1), with store.logits: "
+                              f"top-k and only then; got logits {self.logits} and top_k {self.top_k}")  # fmt: skip
         if self.rows_per_chunk < 1 or self.rows_per_shard < 1:
             raise ConfigError(f"rows_per_shard and rows_per_chunk must be at least 1; got {self.rows_per_shard} and "
                               f"{self.rows_per_chunk}")  # fmt: skip
@@ -159,6 +169,11 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
+        if self.format_version != (needed := needed_version(self.store)):
+            raise ConfigError(f"format_version must be {needed} for what this spec asks for; got {self.format_version}")
+        if self.teachers and self.store.top_k >= (C := len(self.data.classes)):
+            raise ConfigError(f"store.top_k must lie in 1..{C - 1} for {C} classes; got {self.store.top_k}: "
+                              "store.logits: float16 keeps all")  # fmt: skip
         units = -(-self.data.rows // self.store.rows_per_shard)
         if units > _MAX_UNITS:
             raise ConfigError(
@@ -169,5 +184,13 @@ class CacheSpec:
 
 def check_version(found: int) -> None:
     """Raise ConfigError for a format that this code does not know."""
-    if found != FORMAT_VERSION:
-        raise ConfigError(f"format_version is {found}, this darht knows {FORMAT_VERSION}: use the darht that wrote it")
+    if not FORMAT_VERSION <= found <= NEWEST_VERSION:
+        raise ConfigError(
+            f"format_version is {found}, this darht knows {FORMAT_VERSION}..{NEWEST_VERSION}: use the darht that wrote "
+            "it"
+        )
+
+
+def needed_version(store: StoreSpec) -> int:
+    """The version of a cache: that of the oldest reader which understands all of it."""
+    return NEWEST_VERSION if store.coded else FORMAT_VERSION

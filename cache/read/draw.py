@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.apply_views import apply_views
+from darht.cache.format.logit_codes import spread
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import draw_choices
 
@@ -38,7 +39,19 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
     stored = data.clean if attack is None else data.adversarial[attack]
-    return stored[at, views].float()
+    if not data.companions:
+        return stored[at, views].float()
+    companion = data.companions[0 if attack is None else 1 + attack]
+    return decode_tensors(stored[at, views], companion[at, views], data.classes)
+
+
+def decode_tensors(main: Tensor, companion: Tensor, classes: int) -> Tensor:
+    """Logits of all classes, float32 `[..., C]`, as `cache.format.logit_codes.decode` has them."""
+    if main.dtype == torch.int8:
+        return main * companion[..., :1] + companion[..., 1:]
+    k = companion.shape[-1]
+    rest = main[..., k:].float() - spread(classes, k)
+    return rest.expand(*rest.shape[:-1], classes).scatter(-1, companion.long(), main[..., :k].float())
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import JACOBIAN_PARTS
+from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.read.reader import Cache
 from darht.core.device import send
 from darht.core.errors import ConfigError
@@ -56,14 +57,17 @@ class TrainingSet:
         offsets: int8 `[V, 3]`.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view; where these are coded the main array of the
+            code, `[n, V, T, ...]`. `draw.view_logits` tells what was said.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
-        adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
+        adversarial: by attack, every teacher's logits on the stored adversarial images, `[n, Va, T, C]`; as `clean`.
         jacobians: by teacher; empty when they are not needed.
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
+        classes: C.
     """
 
     rows: Tensor
@@ -81,6 +85,8 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    companions: tuple[Tensor, ...] = ()
+    classes: int = 0
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -105,7 +111,16 @@ class TrainingSet:
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes]
+        return [
+            self.rows,
+            self.images,
+            self.labels,
+            self.clean,
+            *self.deltas,
+            *self.adversarial,
+            *self.companions,
+            *slopes,
+        ]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
         return dataclasses.replace(
@@ -116,6 +131,7 @@ class TrainingSet:
             clean=change(self.clean),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
+            companions=tuple(map(change, self.companions)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
         )
 
@@ -127,7 +143,7 @@ def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logit
         for array in cache.arrays.values()
         if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
         and (array.attack is None or adversarial)
-        and (array.kind != "logits" or logits)
+        and (not array.is_answer or logits)
     ]
     return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
 
@@ -152,11 +168,14 @@ def allocate(
     """
     spec = cache.spec
     teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
-    T, image = len(teachers), spec.data.image_shape
+    T, image, part = len(teachers), spec.data.image_shape, companion_suffix(spec.store)
 
-    def answers(kind: str) -> Tensor:
-        views = spec.views.count if kind == "clean" else spec.attacks[kind].views
-        return _room(rows, views, T, len(spec.data.classes), dtype=spec.store.logits)
+    def answers(about: str, part: str = "") -> Tensor:
+        if not teachers:
+            views = spec.views.count if about == "clean" else spec.attacks[about].views
+            return _room(rows, views, 0, len(spec.data.classes), dtype="float16")
+        array = cache.arrays[f"logits/{teachers[0]}/{about}{part}"]
+        return _room(rows, array.shape[1], T, array.shape[2], dtype=array.dtype)
 
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:
@@ -182,6 +201,8 @@ def allocate(
         robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
+        companions=tuple(answers(about, part) for about in ("clean", *attacks)) if part and teachers else (),
+        classes=len(spec.data.classes),
     )
 
 
@@ -190,10 +211,17 @@ def _room(*shape: int, dtype: str) -> Tensor:
     return torch.from_numpy(np.empty(shape, dtype=dtype))
 
 
-def array_names(data: TrainingSet) -> list[str]:
+def _answers(cache: Cache, data: TrainingSet) -> Iterator[tuple[list[str], Tensor]]:
+    """The teachers' arrays of one kind, and the tensor that holds them on axis 2."""
+    kinds, part = ("clean", *data.attacks), companion_suffix(cache.spec.store)
+    for suffix, tensors in (("", (data.clean, *data.adversarial)), (part, data.companions)):
+        for about, tensor in zip(kinds, tensors, strict=False):
+            yield [f"logits/{teacher}/{about}{suffix}" for teacher in data.teachers], tensor
+
+
+def array_names(cache: Cache, data: TrainingSet) -> list[str]:
     """The arrays of a cache that a set holds."""
-    kinds = ["clean", *data.attacks]
-    logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
+    logits = [name for names, _ in _answers(cache, data) for name in names]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
     return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
@@ -208,8 +236,8 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
     out = {"label": labels, "image": data.images[here].numpy()}
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
-    for logits, kind in zip((data.clean, *data.adversarial), ("clean", *data.attacks), strict=True):
-        out |= {f"logits/{name}/{kind}": logits[here, :, t].numpy() for t, name in enumerate(data.teachers)}
+    for names, tensor in _answers(cache, data):
+        out |= {name: tensor[here, :, t].numpy() for t, name in enumerate(names)}
     for name, jacobian in zip(data.teachers, data.jacobians, strict=False):
         parts = (jacobian.values, jacobian.scales, jacobian.classes)
         out |= {f"logits/{name}/{part}": t[here].numpy() for part, t in zip(JACOBIAN_PARTS, parts, strict=True)}
@@ -249,7 +277,7 @@ def load_training_set(
         )
     data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
     label = cache.arrays["label"]
-    cache.prefetch(array_names(data), range(label.shards))
+    cache.prefetch(array_names(cache, data), range(label.shards))
     with ThreadPoolExecutor(reading_threads(cache)) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]
         list(pool.map(lambda rows: fill(cache, data, rows.start, rows), shards))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
+from darht.cache.format.logit_codes import companion_suffix, decode
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
@@ -101,7 +102,26 @@ class Cache:
             for shard in array.shards_of(rows):
                 part, wanted = array.overlap(shard, rows)
                 self._decode(array, shard, part, values[wanted])
-            self._check_finite(name, values, rows)
+            self._check_values(name, values, rows)
+
+    def logits(self, teacher: str, about: str = "clean", *, rows: slice | None = None, view: int = 0) -> np.ndarray:
+        """What a teacher said about one view of rows (all of them by default), `[n, C]`, whatever code they are in.
+
+        Args:
+            teacher: its name.
+            about: `clean`, or the attack whose images of the view were shown.
+            rows: which.
+            view: its number.
+
+        Returns:
+            Raw logits of all classes: float32 where they are coded (see `cache.format.logit_codes`), else as stored.
+
+        Raises:
+            ConfigError, IncompleteError, CorruptError: as `read`.
+        """
+        name, suffix = f"logits/{teacher}/{about}", companion_suffix(self.spec.store)
+        main = self.read(name, rows)[:, view]
+        return decode(main, self.read(name + suffix, rows)[:, view], len(self.classes)) if suffix else main
 
     def check(self, name: str, shard: int) -> None:
         """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.
@@ -183,7 +203,14 @@ class Cache:
             )
         self._checked.add((name, shard))
 
-    def _check_finite(self, name: str, values: np.ndarray, rows: slice) -> None:
+    def _check_values(self, name: str, values: np.ndarray, rows: slice) -> None:
+        if self.arrays[name].kind == "logits-class" and values.size:
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= len(self.classes):
+                raise CorruptError(
+                    f"{self.folder}: {name} names classes {low}..{high} in rows {rows.start}..{rows.stop - 1}, there "
+                    f"are 0..{len(self.classes) - 1}"
+                )
         if values.dtype.kind == "f" and not _all_finite(values):
             raise CorruptError(
                 f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"

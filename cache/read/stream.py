@@ -207,8 +207,10 @@ class Feed:
         images = torch.empty(len(rows), *self.cache.spec.data.image_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
 
+        order = np.argsort(rows, kind="stable")
+
         def take(block: slice) -> None:
-            wanted = np.flatnonzero((rows >= block.start) & (rows < block.stop))
+            wanted = order[slice(*np.searchsorted(rows, (block.start, block.stop), sorter=order))]
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
                 images[at] = torch.from_numpy(self.cache.read("image", block)[inside])
@@ -283,8 +285,8 @@ class Feed:
     def _fill(self, window: Window, into: TrainingSet) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards = np.unique(blocks[:, 0] // per_shard).tolist()
-        units = [(name, shard) for name in array_names(into) for shard in shards]
-        self.cache.prefetch(array_names(into), shards)
+        units = [(name, shard) for name in array_names(self.cache, into) for shard in shards]
+        self.cache.prefetch(array_names(self.cache, into), shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
         starts = len(window.carried) + np.cumsum(sizes) - sizes

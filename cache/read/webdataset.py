@@ -76,7 +76,7 @@ class ExportedCache(Cache):
             except _BROKEN as error:
                 raise CorruptError(f"{self.folder.name(tar.path)} does not decode: {error}; export again") from error
         for name, values in out.items():
-            self._check_finite(name, values, rows)
+            self._check_values(name, values, rows)
 
     def _check(self, name: str, shard: int) -> None:
         """Compare a tar with the sha256 of the index, once."""
