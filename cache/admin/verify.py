@@ -9,7 +9,7 @@ from darht.cache.format.commit import State, commit_key, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.spec import AttackSpec, CacheSpec
-from darht.cache.format.store import Store
+from darht.cache.format.store import Store, part_hashes
 from darht.cache.format.tar_index import INDEX
 from darht.cache.format.views import crop_flip, view_table
 from darht.cache.read.webdataset import open_shards
@@ -45,7 +45,7 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         for file in manifest.metadata
         if sha256_bytes(folder.read(file.path) or b"") != file.sha256
     ]
-    sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
+    sealed = {(record.array, record.shard): record for record in manifest.shards}
     # Under a wrong description nothing can be decoded: then only bytes are compared.
     # Records stay behind when a cache is pulled or served: then the manifest alone says what the bytes are.
     recorded = any(folder.read(commit_key(array, 0)) is not None for array in arrays.values())
@@ -56,7 +56,7 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         problems.append(str(error))
     for array in arrays.values():
         for shard in range(array.shards):
-            problems += verifier.unit(array, shard, sealed.get((array.name, shard)))
+            problems += verifier.unit(array, shard, sealed[array.name, shard].sha256, sealed[array.name, shard].parts)
             on_unit(array.name, shard)
     return problems
 
@@ -88,7 +88,7 @@ class _Verifier:
         """The table that the spec describes."""
         return view_table(**vars(self.spec.views), seed=self.spec.seed)
 
-    def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
+    def unit(self, array: ArrayLayout, shard: int, sealed: str | None, parts: tuple[str, ...]) -> list[str]:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
         path, rows = self.folder.name(shard_key(array, shard)), array.rows(shard)
         if self.recorded:
@@ -104,6 +104,8 @@ class _Verifier:
             return [f"{path} does not have the sha256 of {'its record' if self.recorded else 'the manifest'}"]
         if not self.described:
             return []
+        if part_hashes(array, shard, data) != parts:
+            return [f"{path} does not have the sha256 of each view that the manifest names"]
         try:
             found = list(self.values(array, rows, self.store.decode(array, shard, data)))
         except CacheError as error:

@@ -195,9 +195,10 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
                 on_unit(array, shard, 0.0)
                 continue
             start = time.perf_counter()
-            size, sha256 = worker.store.write(array, shard, worker.compute(array, shard))
+            size, sha256, parts = worker.store.write(array, shard, worker.compute(array, shard))
             seconds, rows = time.perf_counter() - start, array.rows(shard)
-            commit = Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, facts)
+            about = (array.name, shard, (rows.start, rows.stop), array.fingerprint)
+            commit = Commit(*about, size, sha256, seconds, facts, parts=parts)
             write_commit(folder, array, commit)
             on_unit(array, shard, seconds)
 

@@ -32,8 +32,13 @@ def seal(location: Location) -> Manifest:
     arrays = layouts(spec)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
     former = former_of(folder)
+
+    def look(unit: tuple[ArrayLayout, int]) -> tuple[State, str, ShardRecord | None]:
+        state, reason, commit = inspect_unit(folder, *unit, check_bytes=True, former=former)
+        return state, reason, None if commit is None else _record(*unit, commit)
+
     with ThreadPoolExecutor(_READERS) as pool:  # reading and hashing release the interpreter's lock
-        found = list(pool.map(lambda unit: inspect_unit(folder, *unit, check_bytes=True, former=former), units))
+        found = list(pool.map(look, units))
     for wrong, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
         reasons = [reason for state, reason, _ in found if state is wrong]
         if reasons:
@@ -41,8 +46,7 @@ def seal(location: Location) -> Manifest:
                 f"{folder}: {len(reasons)} of {len(units)} units are {wrong.value}, first: {reasons[0]}; "
                 "run darht-cache build again"
             )
-    commits = [commit for _, _, commit in found if commit is not None]
-    shards = tuple(_record(*unit, commit) for unit, commit in zip(units, commits, strict=True))
+    shards = tuple(record for _, _, record in found if record is not None)
     described = sorted(Store(folder).create(arrays).items())
     metadata = tuple(FileRecord(key, len(data), sha256_bytes(data)) for key, data in described)
     manifest = _manifest(spec, shards, metadata)
@@ -51,7 +55,7 @@ def seal(location: Location) -> Manifest:
 
 
 def _record(array: ArrayLayout, shard: int, commit: Commit) -> ShardRecord:
-    return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256)
+    return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256, commit.parts)
 
 
 def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[FileRecord, ...]) -> Manifest:

@@ -12,6 +12,7 @@ from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 
 _MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
+_MAX_JACOBIAN = 2**30  # of a unit; it is computed in parts of float32 and then held twice
 _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
 
 
@@ -38,6 +39,7 @@ class ArrayLayout:
         attributes: stored beside the array.
         teacher: who is asked, or for perturbations attacked; None where no teacher computes it.
         attack: whose perturbations these are, or are answered; None for clean views.
+        by_view: whether a chunk holds one view of its rows, and a shard one view after the other.
     """
 
     name: str
@@ -51,6 +53,17 @@ class ArrayLayout:
     attributes: dict[str, Any]
     teacher: str | None = None
     attack: str | None = None
+    by_view: bool = False
+
+    @property
+    def views_per_shard(self) -> int:
+        """Into how many views the chunks of a shard are cut, one after the other: 1 where a chunk holds all."""
+        return self.shape[1] if self.by_view else 1
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """The values of one chunk."""
+        return (self.rows_per_chunk, *((1, *self.shape[2:]) if self.by_view else self.shape[1:]))
 
     @property
     def shards(self) -> int:
@@ -103,10 +116,10 @@ class ArrayLayout:
 
 
 def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
-    """Every chunk fits the codec.
+    """Every chunk fits the codec, and every unit of a Jacobian the memory that computes it.
 
     Raises:
-        ConfigError: chunks that are too large, with the most rows that fit.
+        ConfigError: chunks or Jacobians that are too large, with what fits.
     """
     rows = {name: math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for name, array in arrays.items()}
     worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
@@ -115,6 +128,16 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
             f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
             f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
         )
+
+    for array in arrays.values():
+        unit = min(array.rows_per_shard, array.shape[0]) * rows[array.name]
+        if array.kind == "jacobian" and unit > _MAX_JACOBIAN:
+            raise ConfigError(
+                f"the Jacobian of teacher '{array.teacher}' takes {rows[array.name]:,} bytes a row, "
+                f"{array.shape[0] * rows[array.name] / 1e9:,.1f} GB in all and {unit / 1e9:,.1f} GB a shard, which is "
+                f"computed in memory, at most {_MAX_JACOBIAN / 1e9:.1f} GB: leave it out and train with targets: "
+                "clean, ask for fewer jacobians.classes, or lower store.rows_per_shard"
+            )
 
 
 def block_rows(store: StoreSpec) -> int:
@@ -205,7 +228,7 @@ def _answers(
             parts = [(main, "logits-int8", C, "int8"), (f"{main}-scale", "logits-scale", 2, "float32")]
         case dtype:
             parts = [(main, "logits", C, dtype)]
-    about = {"teacher": name, "attack": attack}
+    about = {"teacher": name, "attack": attack, "by_view": spec.store.by_view}
     return [
         _array(spec, part, kind, (spec.data.rows, views, last), dtype, inputs=inputs, **about)
         for part, kind, last, dtype in parts

@@ -29,6 +29,7 @@ class StoreSpec:
     rows_per_chunk: int = 128  # the smallest read
     logits: Literal["float16", "float32", "top-k", "int8"] = "float16"  # see docs/cache-format.md, "Coded logits"
     top_k: int = added(0)  # logits of an answer that are kept, with top-k
+    by_view: bool = added(False)  # a chunk of logits holds one view, and its rows show the same view in an epoch
 
     @property
     def coded(self) -> bool:
@@ -193,4 +194,4 @@ def check_version(found: int) -> None:
 
 def needed_version(store: StoreSpec) -> int:
     """The version of a cache: that of the oldest reader which understands all of it."""
-    return NEWEST_VERSION if store.coded else FORMAT_VERSION
+    return NEWEST_VERSION if store.coded or store.by_view else FORMAT_VERSION

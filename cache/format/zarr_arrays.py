@@ -12,6 +12,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from darht.cache.format.layout import DATA, ArrayLayout, shard_key
+from darht.cache.format.shards import order_by_view
 
 
 def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
@@ -28,7 +29,8 @@ def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
     store = MemoryStore()
     with zarr.config.set({"array.write_empty_chunks": True}):
         _create(store, array)[rows] = values
-    return _items(store)[shard_key(array, shard).removeprefix(f"{DATA}/")]
+    data = _items(store)[shard_key(array, shard).removeprefix(f"{DATA}/")]
+    return order_by_view(array, shard, data) if array.by_view else data
 
 
 def metadata_files(arrays: Iterable[ArrayLayout]) -> dict[str, bytes]:
@@ -53,7 +55,7 @@ def _create(store: MemoryStore, array: ArrayLayout) -> Any:
         store,
         name=array.name,
         shape=array.shape,
-        chunks=(array.rows_per_chunk, *rest),
+        chunks=array.chunk_shape,
         shards=(array.rows_per_shard, *rest),
         dtype=array.dtype,
         compressors=compressors,

@@ -27,8 +27,15 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         epoch: as well.
         attack: a position in `data.attacks`.
     """
+    if attack is None and data.drawn is not None:
+        return data.drawn[at]
     count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
-    return draw_choices(data.rows[at], count, seed, epoch, "view")
+    return draw_views(data.rows[at], count, seed=seed, epoch=epoch, together=data.same_view)
+
+
+def draw_views(rows: Tensor, count: int, *, seed: int, epoch: int, together: int = 1) -> Tensor:
+    """One of `count` views for each source index, int64 `[B]`; so many neighbours `together` have the same."""
+    return draw_choices(rows // together if together > 1 else rows, count, seed, epoch, "view")
 
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
@@ -39,6 +46,8 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
     stored = data.clean if attack is None else data.adversarial[attack]
+    if attack is None and data.drawn is not None:
+        views = torch.zeros_like(at)
     if not data.companions:
         return stored[at, views].float()
     companion = data.companions[0 if attack is None else 1 + attack]

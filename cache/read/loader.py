@@ -1,6 +1,7 @@
 """The arrays a trainer needs, as tensors: of a whole cache, or of some of its rows."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN_PARTS
+from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
 from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.read.reader import Cache
 from darht.core.device import send
@@ -68,6 +69,8 @@ class TrainingSet:
         holdout: int64, rows of the cache kept for selection.
         companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
         classes: C.
+        same_view: rows whose source indices have one quotient by this number show the same view in an epoch.
+        drawn: int64 `[n]`, which view alone `clean` holds of each row; None where it holds all.
     """
 
     rows: Tensor
@@ -87,6 +90,8 @@ class TrainingSet:
     holdout: np.ndarray
     companions: tuple[Tensor, ...] = ()
     classes: int = 0
+    same_view: int = 1
+    drawn: Tensor | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -102,6 +107,17 @@ class TrainingSet:
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
         return dataclasses.replace(taken, keys=self.keys.index_select(0, at))
+
+    def take_view(self, at: Tensor, views: Tensor) -> "TrainingSet":
+        """As `take`, and of each row's clean answers only those in one view, int64 `[B]`."""
+
+        def seen(tensor: Tensor) -> Tensor:
+            return tensor[at, views][:, None]
+
+        others = [part if number else part[:, :0] for number, part in enumerate(self.companions)]
+        taken = dataclasses.replace(self, clean=self.clean[:, :0], companions=tuple(others)).take(at)
+        companions = tuple(map(seen, self.companions[:1])) + taken.companions[1:]
+        return dataclasses.replace(taken, clean=seen(self.clean), companions=companions, drawn=views)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -119,6 +135,7 @@ class TrainingSet:
             *self.deltas,
             *self.adversarial,
             *self.companions,
+            *([] if self.drawn is None else [self.drawn]),
             *slopes,
         ]
 
@@ -132,12 +149,18 @@ class TrainingSet:
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             companions=tuple(map(change, self.companions)),
+            drawn=None if self.drawn is None else change(self.drawn),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
         )
 
 
-def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
+def row_bytes(
+    cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True, one_view: bool = False
+) -> int:
+    """What a row takes in memory: its arrays, an int64 label and an int64 source index.
+
+    With `one_view` its clean answers in one view alone, and an int64 for which.
+    """
     held = [
         array
         for array in cache.arrays.values()
@@ -145,7 +168,12 @@ def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logit
         and (array.attack is None or adversarial)
         and (not array.is_answer or logits)
     ]
-    return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
+
+    def size(array: ArrayLayout) -> int:
+        views = array.shape[1] if one_view and array.is_answer and array.attack is None else 1
+        return int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize // views
+
+    return 16 + 8 * one_view + sum(map(size, held))
 
 
 def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
@@ -159,9 +187,15 @@ def training_rows(cache: Cache) -> np.ndarray:
 
 
 def allocate(
-    cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False, logits: bool = True
+    cache: Cache,
+    rows: int,
+    *,
+    adversarial: bool,
+    jacobians: bool = False,
+    logits: bool = True,
+    one_view: bool = False,
 ) -> TrainingSet:
-    """A set with room for `rows` rows, whose contents `fill` brings.
+    """A set with room for `rows` rows, whose contents `fill` brings; of clean answers in one view where asked.
 
     Raises:
         ConfigError: a Jacobian is needed that the cache does not hold.
@@ -175,7 +209,8 @@ def allocate(
             views = spec.views.count if about == "clean" else spec.attacks[about].views
             return _room(rows, views, 0, len(spec.data.classes), dtype="float16")
         array = cache.arrays[f"logits/{teachers[0]}/{about}{part}"]
-        return _room(rows, array.shape[1], T, array.shape[2], dtype=array.dtype)
+        views = 1 if one_view and about == "clean" else array.shape[1]
+        return _room(rows, views, T, array.shape[2], dtype=array.dtype)
 
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:
@@ -203,6 +238,8 @@ def allocate(
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
         companions=tuple(answers(about, part) for about in ("clean", *attacks)) if part and teachers else (),
         classes=len(spec.data.classes),
+        same_view=spec.store.rows_per_chunk if spec.store.by_view else 1,
+        drawn=_room(rows, dtype="int64") if one_view else None,
     )
 
 
@@ -226,8 +263,17 @@ def array_names(cache: Cache, data: TrainingSet) -> list[str]:
     return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
-def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
+def fill(
+    cache: Cache, data: TrainingSet, at: int, rows: slice, choose: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Read rows of a cache into a set, from position `at` on.
+
+    Args:
+        cache: which.
+        data: from `allocate`.
+        at: the first position.
+        rows: of the cache.
+        choose: gives the view of each of these rows, int64; for a set that holds one view of each.
 
     Raises:
         CorruptError: a checksum fails.
@@ -236,14 +282,30 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
     out = {"label": labels, "image": data.images[here].numpy()}
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
+    apart: dict[str, np.ndarray] = {}
     for names, tensor in _answers(cache, data):
-        out |= {name: tensor[here, :, t].numpy() for t, name in enumerate(names)}
+        alone = data.drawn is not None and cache.arrays[names[0]].attack is None
+        into = apart if alone else out
+        into |= {name: tensor[here, 0 if alone else slice(None), t].numpy() for t, name in enumerate(names)}
     for name, jacobian in zip(data.teachers, data.jacobians, strict=False):
         parts = (jacobian.values, jacobian.scales, jacobian.classes)
         out |= {f"logits/{name}/{part}": t[here].numpy() for part, t in zip(JACOBIAN_PARTS, parts, strict=True)}
     cache.read_into(out, rows)
     data.labels[here] = torch.from_numpy(labels).long()
     data.rows[here] = torch.arange(rows.start, rows.stop)
+    if data.drawn is not None and choose is not None:
+        data.drawn[here] = choose(data.rows[here])
+        _fill_view(cache, apart, rows, data.drawn[here].tolist())
+
+
+def _fill_view(cache: Cache, out: dict[str, np.ndarray], rows: slice, views: list[int]) -> None:
+    """Read the drawn view of each row; neighbours that drew the same are read together."""
+    start = 0
+    for view, group in itertools.groupby(views):
+        stop = start + len(list(group))
+        for name, values in out.items():
+            cache.read_view(name, slice(rows.start + start, rows.start + stop), view, values[start:stop])
+        start = stop
 
 
 def load_training_set(

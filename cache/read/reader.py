@@ -1,5 +1,6 @@
 """Read a sealed cache."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.logit_codes import companion_suffix, decode
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
-from darht.cache.format.shards import Index
+from darht.cache.format.shards import Index, plain_index
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import ShardReader
 from darht.cache.read.local_copy import CopiedStorage
@@ -46,6 +47,7 @@ class Cache:
         self._store = ShardReader(self._steady)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
         self._checked: set[tuple[str, int]] = set()
+        self._checked_views: set[tuple[str, int, int]] = set()
         self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
 
     @property
@@ -120,8 +122,43 @@ class Cache:
             ConfigError, IncompleteError, CorruptError: as `read`.
         """
         name, suffix = f"logits/{teacher}/{about}", companion_suffix(self.spec.store)
-        main = self.read(name, rows)[:, view]
-        return decode(main, self.read(name + suffix, rows)[:, view], len(self.classes)) if suffix else main
+        main = self._view(name, rows, view)
+        return decode(main, self._view(name + suffix, rows, view), len(self.classes)) if suffix else main
+
+    def _view(self, name: str, rows: slice | None, view: int) -> np.ndarray:
+        array = self._array(name)
+        rows = slice(*(rows or slice(None)).indices(array.shape[0]))
+        values = np.empty((max(0, rows.stop - rows.start), *array.shape[2:]), dtype=array.dtype)
+        self.read_view(name, rows, range(array.shape[1])[view], values)
+        return values
+
+    def read_view(self, name: str, rows: slice, view: int, out: np.ndarray) -> None:
+        """One view of rows of an array, into `out`, `[n, ...]` in its type.
+
+        Of arrays `by_view` nothing else is read, and only the view's part of a shard is compared with its sha256.
+
+        Raises:
+            ConfigError, IncompleteError, CorruptError: as `read`.
+        """
+        array = self._array(name)
+        if not self._apart(array):
+            out[...] = self.read(name, rows)[:, view]
+            return
+        for shard in array.shards_of(rows):
+            part, wanted = array.overlap(shard, rows)
+            read = functools.partial(self._decode_view, array, shard, part, view, out[wanted][:, None])
+            self._steadily(name, shard, read)
+        self._check_values(name, out, rows)
+
+    def _apart(self, array: ArrayLayout) -> bool:
+        """Whether one view can be read alone."""
+        return array.by_view
+
+    def _decode_view(self, array: ArrayLayout, shard: int, part: slice, view: int, out: np.ndarray) -> None:
+        name = array.name
+        if (name, shard) not in self._checked and (name, shard, view) not in self._checked_views:
+            self._accept(name, shard, self._store.view_sha256(array, shard, view), view)
+        self._store.read_part(array, shard, plain_index(array, shard), part, out, view=view)
 
     def check(self, name: str, shard: int) -> None:
         """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.
@@ -155,6 +192,7 @@ class Cache:
 
     def _forget(self, name: str, shard: int) -> None:
         self._checked.discard((name, shard))
+        self._checked_views -= {key for key in self._checked_views if key[:2] == (name, shard)}
         self._indices.pop((name, shard), None)
 
     def _check(self, name: str, shard: int) -> None:
@@ -189,8 +227,9 @@ class Cache:
             self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
         self._store.read_part(array, shard, self._indices[key], part, out)
 
-    def _accept(self, name: str, shard: int, sha256: str) -> None:
-        if sha256 != self._sealed[name, shard].sha256:
+    def _accept(self, name: str, shard: int, sha256: str, view: int | None = None) -> None:
+        sealed = self._sealed[name, shard]
+        if sha256 != (sealed.sha256 if view is None else sealed.parts[view]):
             if isinstance(self.folder, CopiedStorage) and self.folder.drop(self._path(name, shard)):
                 raise FileChanged(self._path(name, shard))  # the copy went bad on the disk, and is fetched again
             if self.folder.size(self._path(name, shard)) is None:
@@ -201,7 +240,10 @@ class Cache:
                 f"{path} (rows {span.start}..{span.stop - 1} of {name}) does not have the sha256 that was sealed: run "
                 "darht-cache build again, then seal"
             )
-        self._checked.add((name, shard))
+        if view is None:
+            self._checked.add((name, shard))
+        else:
+            self._checked_views.add((name, shard, view))
 
     def _check_values(self, name: str, values: np.ndarray, rows: slice) -> None:
         if self.arrays[name].kind == "logits-class" and values.size:

@@ -6,6 +6,7 @@ before are used, so two windows are in memory, and nothing else that grows with 
 depends on its size and so on the budget, and on nothing else of the machine.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import block_rows, row_blocks
+from darht.cache.read.draw import choose_views, draw_views
 from darht.cache.read.loader import (
     GIB,
     TrainingSet,
@@ -53,6 +55,8 @@ class FeedPlan:
         window_rows: the rows that these hold.
         threads: that read.
         logits: whether the teachers' logits are needed.
+        one_view: whether clean answers are needed in the drawn view alone: then only that goes to the device, and of
+            caches whose views lie apart only that is read and held.
     """
 
     kind: Literal["device", "memory", "streamed"]
@@ -66,6 +70,7 @@ class FeedPlan:
     window_rows: int
     threads: int
     logits: bool = True
+    one_view: bool = False
 
     def __str__(self) -> str:
         needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
@@ -83,8 +88,8 @@ def plan_feed(
     batch: int,
     budget_gib: float,
     jacobians: bool = False,
-    threads: int | None = None,
     logits: bool = True,
+    one_view: bool = False,
 ) -> FeedPlan:
     """Decide where the rows will be.
 
@@ -95,8 +100,8 @@ def plan_feed(
         batch: rows of a step.
         budget_gib: the most memory that the cache may take.
         jacobians: whether the teachers' Jacobians are needed.
-        threads: that may read; None for `reading_threads`.
         logits: whether the teachers' logits are needed.
+        one_view: whether clean answers are needed in the drawn view alone.
 
     Raises:
         ConfigError: the budget does not hold two windows of one block and a batch.
@@ -105,13 +110,15 @@ def plan_feed(
         raise ConfigError(
             f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
         )
-    threads = threads or reading_threads(cache)
+    threads = reading_threads(cache)
     row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
     budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
-        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
+        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits, one_view)
+    if one_view and cache.spec.store.by_view:
+        row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits, one_view=True)
     held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
@@ -123,7 +130,7 @@ def plan_feed(
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
     rows = min(per_window * size, cache.rows)
-    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits)
+    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits, one_view)
 
 
 def _fits(device: torch.device, needed: int) -> bool:
@@ -158,7 +165,8 @@ class Feed:
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
             size = plan.per_window * block_rows(cache.spec.store) + plan.batch - 1
-            self._windows = [allocate(cache, size, **wanted) for _ in range(2)]
+            alone = plan.one_view and plan.logits and cache.spec.store.by_view
+            self._windows = [allocate(cache, size, **wanted, one_view=alone) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
@@ -190,11 +198,12 @@ class Feed:
         while True:
             data, after = filled.result(), next(windows, None)
             if after is not None:
-                filled = self._fill_later(after, data)
+                filled = self._fill_later(after, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
             for start in range(0, len(window.order), self.plan.batch):
-                yield self._delivered(data, torch.from_numpy(window.order[start : start + self.plan.batch]))
+                at = torch.from_numpy(window.order[start : start + self.plan.batch])
+                yield self._delivered(data, at, epoch)
             if after is None:
                 return
             window = after
@@ -273,36 +282,44 @@ class Feed:
             ready.set_result(self._windows[0])
             return ready
         window = next(self._epoch_windows(epoch))
-        return self._fill_later(window, before)
+        return self._fill_later(window, before, epoch)
 
-    def _fill_later(self, window: Window, before: TrainingSet | None) -> "Future[TrainingSet]":
+    def _fill_later(self, window: Window, before: TrainingSet | None, epoch: int) -> "Future[TrainingSet]":
         """Fill the set that is not `before`."""
         into = self._windows[1] if before is self._windows[0] else self._windows[0]
         if before is not None:
             into.copy_from(before, torch.from_numpy(window.carried))
-        return self._ahead.submit(self._fill, window, into)
+        return self._ahead.submit(self._fill, window, into, epoch)
 
-    def _fill(self, window: Window, into: TrainingSet) -> TrainingSet:
+    def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards = np.unique(blocks[:, 0] // per_shard).tolist()
-        units = [(name, shard) for name in array_names(self.cache, into) for shard in shards]
-        self.cache.prefetch(array_names(self.cache, into), shards)
+        names, arrays = array_names(self.cache, into), self.cache.arrays
+        apart = {name for name in names if into.drawn is not None and arrays[name].by_view and not arrays[name].attack}
+        units = [(name, shard) for name in names if name not in apart for shard in shards]  # others are checked by view
+        self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
+        count, together = len(into.offsets), into.same_view
+        choose = functools.partial(draw_views, count=count, seed=self._seed, epoch=epoch, together=together)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
         jobs = [
-            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)))
+            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), choose)
             for at, (first, last) in zip(starts, blocks, strict=True)
         ]
         for job in jobs:
             job.result()
         return into
 
-    def _delivered(self, data: TrainingSet, at: Tensor) -> tuple[TrainingSet, Tensor]:
+    def _delivered(self, data: TrainingSet, at: Tensor, epoch: int) -> tuple[TrainingSet, Tensor]:
         device = self.plan.device
         if data.images.device.type == device.type:
             return data, at
-        return data.take(at).send(device), torch.arange(len(at))
+        if self.plan.one_view and data.drawn is None:
+            taken = data.take_view(at, choose_views(data, at, seed=self._seed, epoch=epoch))
+        else:
+            taken = data.take(at)
+        return taken.send(device), torch.arange(len(at))
 
 
 def level_counts(images: Tensor) -> Tensor:

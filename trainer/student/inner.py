@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS
-from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
+from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import coin, draw_choices
+from darht.cache.read.sampler import coin
 from darht.core.device import constant, send
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
@@ -46,7 +46,7 @@ class Examples:
 
     def views(self, data: TrainingSet, at: Tensor, epoch: int, attack: int | None = None) -> Tensor:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
-        if not self.rows:
+        if not self.rows or data.drawn is not None:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
         count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
         key = (epoch, count, at.device)
@@ -54,7 +54,8 @@ class Examples:
             for old in [one for one in self._views if one[0] != epoch]:
                 del self._views[old]
             every = torch.arange(self.rows, device=at.device)
-            self._views[key] = draw_choices(every, count, self.config.seed, epoch, "view")
+            seed, together = self.config.seed, data.same_view
+            self._views[key] = draw_views(every, count, seed=seed, epoch=epoch, together=together)
         return self._views[key][data.rows[at]]
 
     def draw(

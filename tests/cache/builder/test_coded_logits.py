@@ -26,7 +26,11 @@ from darht.trainer.student.targets import nearest_answer
 from darht.trainer.student.train import train
 
 CPU = torch.device("cpu")
-CODES: dict[str, dict[str, Any]] = {"top-k": {"logits": "top-k", "top_k": 4}, "int8": {"logits": "int8"}, "dense": {}}
+CODES: dict[str, dict[str, Any]] = {
+    "top-k": {"logits": "top-k", "top_k": 4, "by_view": True},
+    "int8": {"logits": "int8"},
+    "dense": {},
+}
 COMPANION = {"top-k": "logits/cnn/pgd-cnn-class", "int8": "logits/cnn/pgd-cnn-scale"}
 
 
