@@ -29,8 +29,9 @@ from darht.cache.builder.seal import seal
 from darht.cache.format.layout import layouts
 from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import view_table
-from darht.cache.read.loader import GIB, row_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import open_cache
+from darht.cache.read.sizes import row_bytes
 from darht.cache.read.stream import Feed, plan_feed
 from darht.core.config import to_plain
 from darht.core.preprocessing import Preprocessing

@@ -9,12 +9,13 @@ from torch import Tensor
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.logit_codes import spread
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import draw_choices
+from darht.cache.read.sampler import choose, draw_choices
+from darht.core.fused import fused
 
 
 def choose_attack(count: int, *, seed: int, number: int) -> int:
     """Which of `count` stored attacks a batch shows; `number` counts the batches of the whole run."""
-    return int(draw_choices(torch.tensor([number]), count, seed, 0, "attack"))
+    return choose(count, seed, number, "attack")
 
 
 def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack: int | None = None) -> Tensor:
@@ -27,8 +28,6 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         epoch: as well.
         attack: a position in `data.attacks`.
     """
-    if attack is None and data.drawn is not None:
-        return data.drawn[at]
     count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
     return draw_views(data.rows[at], count, seed=seed, epoch=epoch, together=data.same_view)
 
@@ -40,18 +39,18 @@ def draw_views(rows: Tensor, count: int, *, seed: int, epoch: int, together: int
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
     """The rows in these views, uint8 `[B, 3, H, W]`."""
-    return apply_views(data.images[at], data.offsets[views])
+    return _cut(data.images, data.offsets, at, views)
 
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
     stored = data.clean if attack is None else data.adversarial[attack]
-    if attack is None and data.drawn is not None:
-        views = torch.zeros_like(at)
+    held = data.held if attack is None else None
     if not data.companions:
-        return stored[at, views].float()
+        return _said(stored, at, views) if held is None else _said_of_held(stored, held, at, views)
+    places = views if held is None else _places(held, at, views)
     companion = data.companions[0 if attack is None else 1 + attack]
-    return decode_tensors(stored[at, views], companion[at, views], data.classes)
+    return decode_tensors(stored[at, places], companion[at, places], data.classes)
 
 
 def decode_tensors(main: Tensor, companion: Tensor, classes: int) -> Tensor:
@@ -73,4 +72,29 @@ def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int
         attack: a position in `data.attacks`.
         pixels: what `view_pixels` gave.
     """
-    return (pixels + data.scales[attack] * data.deltas[attack][at, views]).float()
+    return _moved(pixels, data.deltas[attack], at, views, data.scales[attack])
+
+
+@fused
+def _cut(images: Tensor, offsets: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return apply_views(images[at], offsets[views])
+
+
+@fused
+def _said(stored: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return stored[at, views].float()
+
+
+@fused
+def _said_of_held(stored: Tensor, held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return stored[at, _places(held, at, views)].float()
+
+
+def _places(held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    """Where the drawn views are among those that are held of each row, int64 `[B]`."""
+    return (held[at] == views[:, None]).int().argmax(1)
+
+
+@fused
+def _moved(pixels: Tensor, deltas: Tensor, at: Tensor, views: Tensor, scale: float) -> Tensor:
+    return (pixels + scale * deltas[at, views]).float()

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
+from darht.cache.format.layout import JACOBIAN_PARTS
 from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.read.reader import Cache
+from darht.cache.read.sizes import needed_bytes
 from darht.core.device import send
 from darht.core.errors import ConfigError
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
@@ -58,8 +59,8 @@ class TrainingSet:
         offsets: int8 `[V, 3]`.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view; where these are coded the main array of the
-            code, `[n, V, T, ...]`. `draw.view_logits` tells what was said.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`;
+            where they are coded the main array of the code, `[n, V, T, ...]`. `draw.view_logits` tells what was said.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, every teacher's logits on the stored adversarial images, `[n, Va, T, C]`; as `clean`.
@@ -67,10 +68,11 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
         companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
         classes: C.
         same_view: rows whose source indices have one quotient by this number show the same view in an epoch.
-        drawn: int64 `[n]`, which view alone `clean` holds of each row; None where it holds all.
     """
 
     rows: Tensor
@@ -88,10 +90,11 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    held: Tensor | None = None
+    order: tuple[Tensor, Tensor] | None = None
     companions: tuple[Tensor, ...] = ()
     classes: int = 0
     same_view: int = 1
-    drawn: Tensor | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -103,21 +106,29 @@ class TrainingSet:
         moved = self._each(lambda tensor: send(tensor, device))
         return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
+    def ordered(self, order: Tensor) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are."""
+        device = self.images.device
+        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+
+    def sent(self, at: Tensor) -> Tensor:
+        """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
+        if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
+            return send(at, self.images.device)
+        return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at))
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None)
 
-    def take_view(self, at: Tensor, views: Tensor) -> "TrainingSet":
-        """As `take`, and of each row's clean answers only those in one view, int64 `[B]`."""
-
-        def seen(tensor: Tensor) -> Tensor:
-            return tensor[at, views][:, None]
-
+    def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
+        """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
+        where = at[:, None], held
         others = [part if number else part[:, :0] for number, part in enumerate(self.companions)]
-        taken = dataclasses.replace(self, clean=self.clean[:, :0], companions=tuple(others)).take(at)
-        companions = tuple(map(seen, self.companions[:1])) + taken.companions[1:]
-        return dataclasses.replace(taken, clean=seen(self.clean), companions=companions, drawn=views)
+        few = dataclasses.replace(self, clean=self.clean[:, :0], companions=tuple(others)).take(at)
+        companions = (*(part[where] for part in self.companions[:1]), *few.companions[1:])
+        return dataclasses.replace(few, clean=self.clean[where], companions=companions, held=held)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -135,7 +146,7 @@ class TrainingSet:
             *self.deltas,
             *self.adversarial,
             *self.companions,
-            *([] if self.drawn is None else [self.drawn]),
+            *([] if self.held is None else [self.held]),
             *slopes,
         ]
 
@@ -146,39 +157,16 @@ class TrainingSet:
             images=change(self.images),
             labels=change(self.labels),
             clean=change(self.clean),
+            held=None if self.held is None else change(self.held),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             companions=tuple(map(change, self.companions)),
-            drawn=None if self.drawn is None else change(self.drawn),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
         )
 
 
-def row_bytes(
-    cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True, one_view: bool = False
-) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index.
-
-    With `one_view` its clean answers in one view alone, and an int64 for which.
-    """
-    held = [
-        array
-        for array in cache.arrays.values()
-        if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
-        and (array.attack is None or adversarial)
-        and (not array.is_answer or logits)
-    ]
-
-    def size(array: ArrayLayout) -> int:
-        views = array.shape[1] if one_view and array.is_answer and array.attack is None else 1
-        return int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize // views
-
-    return 16 + 8 * one_view + sum(map(size, held))
-
-
-def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What `load_training_set` will hold in memory."""
-    return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def training_rows(cache: Cache) -> np.ndarray:
@@ -219,10 +207,10 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
-    held = _room(rows, dtype="int64")
+    numbers = _room(rows, dtype="int64")
     return TrainingSet(
-        rows=held,
-        keys=held,
+        rows=numbers,
+        keys=numbers,
         images=_room(rows, *image, dtype="uint8"),
         labels=_room(rows, dtype="int64"),
         offsets=torch.from_numpy(cache.read("views/offset")),
@@ -239,7 +227,7 @@ def allocate(
         companions=tuple(answers(about, part) for about in ("clean", *attacks)) if part and teachers else (),
         classes=len(spec.data.classes),
         same_view=spec.store.rows_per_chunk if spec.store.by_view else 1,
-        drawn=_room(rows, dtype="int64") if one_view else None,
+        held=_room(rows, 1, dtype="int64") if one_view else None,
     )
 
 
@@ -284,7 +272,7 @@ def fill(
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
     apart: dict[str, np.ndarray] = {}
     for names, tensor in _answers(cache, data):
-        alone = data.drawn is not None and cache.arrays[names[0]].attack is None
+        alone = data.held is not None and cache.arrays[names[0]].attack is None
         into = apart if alone else out
         into |= {name: tensor[here, 0 if alone else slice(None), t].numpy() for t, name in enumerate(names)}
     for name, jacobian in zip(data.teachers, data.jacobians, strict=False):
@@ -293,9 +281,9 @@ def fill(
     cache.read_into(out, rows)
     data.labels[here] = torch.from_numpy(labels).long()
     data.rows[here] = torch.arange(rows.start, rows.stop)
-    if data.drawn is not None and choose is not None:
-        data.drawn[here] = choose(data.rows[here])
-        _fill_view(cache, apart, rows, data.drawn[here].tolist())
+    if data.held is not None and choose is not None:
+        data.held[here, 0] = choose(data.rows[here])
+        _fill_view(cache, apart, rows, data.held[here, 0].tolist())
 
 
 def _fill_view(cache: Cache, out: dict[str, np.ndarray], rows: slice, views: list[int]) -> None:

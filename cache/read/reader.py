@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,10 @@ class Cache:
         arrays: the layout of every array by name.
         excluded: rows that are not trained on, though they are not held out for selection either.
         part: the arrays that are here, where the folder is a part of a cache, pulled by `darht-cache pull --arrays`.
+        built: whether it lies somewhere; false for the rows of a source.
     """
+
+    built: ClassVar[bool] = True
 
     def __init__(self, folder: Storage, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest

@@ -8,7 +8,8 @@ depends on its size and so on the budget, and on nothing else of the machine.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import block_rows, row_blocks
-from darht.cache.read.draw import choose_views, draw_views
+from darht.cache.read.draw import draw_views
 from darht.cache.read.loader import (
     GIB,
     TrainingSet,
@@ -27,13 +28,14 @@ from darht.cache.read.loader import (
     fill,
     load_training_set,
     reading_threads,
-    row_bytes,
 )
 from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
+from darht.cache.read.sizes import row_bytes
 from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
+_AHEAD = 2  # batches that are on their way to the device while one is used there
 _COPIES = 3  # of a block, at worst: as in the file, out of its tar, decoded
 T = TypeVar("T")
 
@@ -55,8 +57,7 @@ class FeedPlan:
         window_rows: the rows that these hold.
         threads: that read.
         logits: whether the teachers' logits are needed.
-        one_view: whether clean answers are needed in the drawn view alone: then only that goes to the device, and of
-            caches whose views lie apart only that is read and held.
+        one_view: whether clean answers are needed in the drawn view alone; where views lie apart no other is streamed.
     """
 
     kind: Literal["device", "memory", "streamed"]
@@ -141,6 +142,9 @@ def _fits(device: torch.device, needed: int) -> bool:
 class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
 
+    With `views`, numbers of views among which a batch's own are drawn (`draw_choices`), rows that are sent to the
+    device take the logits of these alone along.
+
     Attributes:
         training: int64, rows to make batches of: those to train on where no others are given.
         holdout: int64, rows kept for selection.
@@ -156,11 +160,13 @@ class Feed:
         epochs: int,
         rows: np.ndarray | None = None,
         drop_last: bool = True,
+        views: Sequence[int] = (),
     ) -> None:
-        self.cache, self.plan = cache, plan
+        self.cache, self.plan, self._views = cache, plan, tuple(views)
         self._seed, self._epochs, self._drop_last = seed, epochs, drop_last
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
+        self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
@@ -179,6 +185,7 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sender.shutdown(cancel_futures=True)
         self._ahead.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
 
@@ -201,9 +208,7 @@ class Feed:
                 filled = self._fill_later(after, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
-            for start in range(0, len(window.order), self.plan.batch):
-                at = torch.from_numpy(window.order[start : start + self.plan.batch])
-                yield self._delivered(data, at, epoch)
+            yield from self._delivered(data, torch.from_numpy(window.order), epoch)
             if after is None:
                 return
             window = after
@@ -215,7 +220,6 @@ class Feed:
             return data.images[at].cpu(), data.labels[at].cpu()
         images = torch.empty(len(rows), *self.cache.spec.data.image_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
-
         order = np.argsort(rows, kind="stable")
 
         def take(block: slice) -> None:
@@ -295,7 +299,7 @@ class Feed:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards = np.unique(blocks[:, 0] // per_shard).tolist()
         names, arrays = array_names(self.cache, into), self.cache.arrays
-        apart = {name for name in names if into.drawn is not None and arrays[name].by_view and not arrays[name].attack}
+        apart = {name for name in names if into.held is not None and arrays[name].by_view and not arrays[name].attack}
         units = [(name, shard) for name in names if name not in apart for shard in shards]  # others are checked by view
         self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
@@ -311,15 +315,32 @@ class Feed:
             job.result()
         return into
 
-    def _delivered(self, data: TrainingSet, at: Tensor, epoch: int) -> tuple[TrainingSet, Tensor]:
-        device = self.plan.device
-        if data.images.device.type == device.type:
-            return data, at
-        if self.plan.one_view and data.drawn is None:
-            taken = data.take_view(at, choose_views(data, at, seed=self._seed, epoch=epoch))
-        else:
-            taken = data.take(at)
-        return taken.send(device), torch.arange(len(at))
+    def _delivered(self, data: TrainingSet, order: Tensor, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
+        """The batches of a window, which a thread gathers and sends ahead where the rows are not on the device."""
+        batches = order.split(self.plan.batch) if len(order) else ()
+        if data.images.device.type == self.plan.device.type:
+            data = data.ordered(order)
+            yield from ((data, at) for at in batches)
+            return
+        coming: deque[Future[TrainingSet]] = deque()
+        for at in batches:
+            coming.append(self._sender.submit(self._gathered, data, at, epoch))
+            if len(coming) > _AHEAD:
+                yield _all_of(coming.popleft().result())
+        while coming:
+            yield _all_of(coming.popleft().result())
+
+    def _gathered(self, data: TrainingSet, at: Tensor, epoch: int) -> TrainingSet:
+        """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
+        if not self._views or data.held is not None:
+            return data.take(at).send(self.plan.device)
+        choose = functools.partial(draw_views, seed=self._seed, epoch=epoch, together=data.same_view)
+        drawn = [choose(data.keys[at], count) for count in self._views]
+        return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
+
+
+def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:
+    return data, torch.arange(len(data.keys))
 
 
 def level_counts(images: Tensor) -> Tensor:

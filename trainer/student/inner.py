@@ -1,5 +1,6 @@
 """The inner maximisation: one training step's images and targets, from the cache and, unless `cached`, the student."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks.pgd import PGD, ascend
-from darht.attacks.threat import LEVELS
+from darht.attacks.threat import LEVELS, to_pixels
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin
-from darht.core.device import constant, send
+from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
+from darht.trainer.student.friendly import friendly_ascent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.single_step import label_step, noise_step
 from darht.trainer.student.step import Recipe, Step
@@ -34,6 +36,7 @@ class Examples:
         teachers: loaded for `teachers: live`, in the cache's order.
         average: of the student, in eval mode, for recipes that ask it.
         rows: of the cache; where it is known, the views of all rows are drawn once in an epoch and then looked up.
+        twin: of the student, which PGD steps ascend on; the student itself where there is none.
     """
 
     config: TrainConfig
@@ -42,21 +45,32 @@ class Examples:
     teachers: Sequence[nn.Module] = ()
     average: nn.Module | None = None
     rows: int = 0
-    _views: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
+    twin: nn.Module | None = None
+    _drawn: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
     def views(self, data: TrainingSet, at: Tensor, epoch: int, attack: int | None = None) -> Tensor:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
-        if not self.rows or data.drawn is not None:
+        if not self.rows:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
         count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
         key = (epoch, count, at.device)
-        if key not in self._views:
-            for old in [one for one in self._views if one[0] != epoch]:
-                del self._views[old]
+        if key not in self._drawn:
+            for old in [one for one in self._drawn if one[0] != epoch]:
+                del self._drawn[old]
             every = torch.arange(self.rows, device=at.device)
             seed, together = self.config.seed, data.same_view
-            self._views[key] = draw_views(every, count, seed=seed, epoch=epoch, together=together)
-        return self._views[key][data.rows[at]]
+            self._drawn[key] = draw_views(every, count, seed=seed, epoch=epoch, together=together)
+        return _look_up(self._drawn[key], data.rows, at)
+
+    def _coins(self, keys: Tensor, epoch: int) -> Tensor:
+        """A number in [0, 1) for each row, on the CPU, where it decides shapes; drawn for all rows at once."""
+        if not self.rows:
+            return RowRng.create(self.config.seed, "coin", epoch, rows=keys).uniform((1,))[:, 0]
+        key = (epoch, 0, keys.device)
+        if key not in self._drawn:
+            every = torch.arange(self.rows)
+            self._drawn[key] = RowRng.create(self.config.seed, "coin", epoch, rows=every).uniform((1,))[:, 0]
+        return self._drawn[key][keys]
 
     def draw(
         self,
@@ -89,7 +103,7 @@ class Examples:
         share, per = self.recipe.clean_mix()
         if per == "batch":
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
-        clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.keys[at]).uniform((1,))[:, 0] < share
+        clean = self._coins(data.keys[at], epoch) < share
         others = int((~clean).sum())
         if others <= int(self.config.inner.single_step):  # one step on one row would have no batch statistics
             return draw.clean(at)
@@ -116,18 +130,22 @@ class _Draw:
         """A view of each row, and what every teacher said about exactly that view."""
         return self._clean(at, ask=True)[0]
 
-    def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
-        """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
-        data, at = self.data, send(at, self.data.images.device)
+    def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor, Tensor]:
+        """Also the offsets and the source indices of the rows.
+
+        Live teachers are asked if `ask`; what the cache says is the same to its precision.
+        """
+        data, at = self.data, self.data.sent(at)
         views = self.examples.views(data, at, self.epoch)
-        x, targets = view_pixels(data, at, views).float() / LEVELS, view_logits(data, at, views)
+        x, targets = to_pixels(view_pixels(data, at, views)), view_logits(data, at, views)
         if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
-        supervises = torch.ones(len(at), len(data.robust), dtype=torch.bool, device=at.device)
+        supervises = _flags((True,) * len(data.robust), at.device).expand(len(at), -1)
         answer = clean_answer(targets)
-        step = Step(x, x, data.labels[at], answer, targets, targets, supervises, data.robust, self.done)
-        return step, data.offsets[views]
+        y, offsets, rows = _of_rows(data.labels, data.offsets, data.rows, at, views)
+        step = Step(x, x, y, answer, targets, targets, supervises, data.robust, self.done)
+        return step, offsets, rows
 
     def adversarial(self, student: nn.Module, at: Tensor) -> Step:
         """Stored adversarial images, or the student's own with what stands for the teachers' answers to them.
@@ -137,10 +155,9 @@ class _Draw:
         """
         if self.config.inner.kind == "cached":
             return self._cached(at)
-        data, here = self.data, send(at, self.data.images.device)
-        rows = data.rows[here]
+        here = self.data.sent(at)
         uses_adversarial_logits = self.examples.recipe.uses_adversarial_logits
-        step, offsets = self._clean(at, ask=not uses_adversarial_logits)
+        step, offsets, rows = self._clean(here, ask=not uses_adversarial_logits)
         step = step._replace(
             supervises=self._robust(at),
             answer=self._answer(here, offsets, step.clean, step.clean_targets),
@@ -155,7 +172,8 @@ class _Draw:
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
-            step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
+            frozen, tau = self.examples.twin or student, inner.tau if inner.kind == "fat" else None
+            step = step._replace(x=maximise(frozen, step, attack, self.examples.recipe, generator, tau=tau))
         if not uses_adversarial_logits:
             return step
         with torch.no_grad():
@@ -170,26 +188,25 @@ class _Draw:
         generator = RowRng.create(self.config.seed, "single", self.epoch, rows=rows)
         if memory is None:
             return noise_step(student, step, recipe=recipe, inner=inner, generator=generator)
-        memory.refresh(student, self.number)
+        memory.refresh(self.examples.twin or student, self.number)
         return label_step(student, step, memory, recipe=recipe, inner=inner, generator=generator)
 
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
         data, config = self.data, self.config
         attack = choose_attack(len(data.attacks), seed=config.seed, number=self.number)
-        at = send(at, data.images.device)
+        at = data.sent(at)
         views = self.examples.views(data, at, self.epoch, attack)
         pixels = view_pixels(data, at, views)
-        x = adversarial_levels(data, at, views, attack, pixels) / LEVELS
+        x = to_pixels(adversarial_levels(data, at, views, attack, pixels))
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
-        seen, robust = pixels.float() / LEVELS, self._robust(at)
+        seen, robust = to_pixels(pixels), self._robust(at)
         answer = nearest_answer(data, at, data.offsets[views], seen, clean)
         return Step(x, seen, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
 
     def _robust(self, at: Tensor) -> Tensor:
         """Bool `[B, T]`, the robust teachers."""
-        roles = constant(tuple(self.data.robust.tolist()), self.data.images.device)
-        return roles.bool().expand(len(at), -1)
+        return _flags(tuple(self.data.robust.tolist()), self.data.images.device).expand(len(at), -1)
 
     def _answer(self, at: Tensor, offsets: Tensor, clean: Tensor, clean_targets: Tensor) -> Answer:
         if self.examples.teachers:
@@ -201,24 +218,56 @@ class _Draw:
         return clean_answer(clean_targets)
 
 
-def maximise(student: nn.Module, step: Step, attack: PGD, recipe: Recipe, generator: RowRng) -> Tensor:
-    """PGD on the student against its recipe's inner objective, in eval mode so that batch statistics stay out of it."""
+def maximise(
+    student: nn.Module, step: Step, attack: PGD, recipe: Recipe, generator: RowRng, *, tau: int | None = None
+) -> Tensor:
+    """PGD on the student against its recipe's inner objective, in eval mode so that batch statistics stay out of it.
+
+    With `tau` a row stops so many steps after it is misclassified first.
+    """
     was_training = student.training
     student.eval()
     try:
         objective = recipe.inner(student, step)
         start = attack.threat.random_start(step.clean.shape, generator)
-        delta = ascend(
-            lambda x: objective(student(x).logits, x),
-            step.clean,
-            start,
-            threat=attack.threat,
-            step=attack.step,
-            steps=attack.steps,
-        )
+        if tau is not None:
+            delta = friendly_ascent(student, step, objective, start, attack=attack, tau=tau)
+        else:
+            delta = ascend(
+                lambda x: objective(student(x).logits, x),
+                step.clean,
+                start,
+                threat=attack.threat,
+                step=attack.step,
+                steps=attack.steps,
+            )
     finally:
         student.train(was_training)
-    return (step.clean * LEVELS + delta).round() / LEVELS
+    return _whole_levels(step.clean, delta)
+
+
+@fused
+def _whole_levels(clean: Tensor, delta: Tensor) -> Tensor:
+    """Clean pixels and a perturbation in levels to pixels on whole levels."""
+    return (clean * LEVELS + delta).round() / LEVELS
+
+
+@fused
+def _of_rows(labels: Tensor, offsets: Tensor, rows: Tensor, at: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, offsets of the views, and source indices of the rows at these positions."""
+    return labels[at], offsets[views], rows[at]
+
+
+@functools.cache
+def _flags(values: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Flags that never change, on a device, which they are sent to once."""
+    return torch.tensor(values, dtype=torch.bool, device=device)
+
+
+@fused
+def _look_up(table: Tensor, rows: Tensor, at: Tensor) -> Tensor:
+    """What the rows at these positions have in a table of all rows of the cache."""
+    return table[rows[at]]
 
 
 def _together(clean: Step, adversarial: Step) -> Step:

@@ -66,6 +66,12 @@ def _check_memory(config: TrainConfig, cache: Cache, memory_gib: float) -> None:
         )
 
 
+def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:
+    """The numbers of views among which the steps of this recipe draw: all, and with `cached` those of each attack."""
+    attacks = cache.spec.attacks.values() if config.inner.kind == "cached" else ()
+    return tuple(dict.fromkeys([cache.spec.views.count, *(attack.views for attack in attacks)]))
+
+
 def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     """The recipe with what `average: null` means: in a run that is gone on with what it began with, else the default.
 
@@ -77,8 +83,15 @@ def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     if (out / RUN).is_file():
         recorded = read_run(out)["identity"]["recipe"].get("average") or {"kind": "none"}
         return replace(config, average=parse(AverageConfig, recorded, f"{out / RUN}: average"))
+    return replace(config, average=settled_average(config, cache))
+
+
+def settled_average(config: TrainConfig, cache: Cache) -> AverageConfig:
+    """What is averaged in a run of this length."""
+    if config.average is not None:
+        return config.average
     steps = max(1, steps_in_epoch(len(training_rows(cache)), config.optim.batch_size)) * config.optim.epochs
-    return replace(config, average=default_average(config.objective(), steps))
+    return default_average(config.objective(), steps)
 
 
 def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:
@@ -105,13 +118,16 @@ def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> S
         ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
     """
     initial = None if config.student.init is None else load_initial(config.student, len(classes))
+    preprocessing = normalisation(feed.pixel_counts()) if initial is None else initial[1]
+    if config.student.resize is not None:
+        preprocessing = replace(preprocessing, resize=config.student.resize)
     with borrowed_generator(config.seed, "student"):
         student = Student(
             config.student.arch,
             config.student.kwargs,
             teachers=len(feed.cache.spec.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
-            preprocessing=normalisation(feed.pixel_counts()) if initial is None else initial[1],
+            preprocessing=preprocessing,
             dropout=config.student.dropout(),
         ).to(feed.plan.device)
         if initial is not None:

@@ -18,8 +18,9 @@ from darht.cache.builder.extend import grow
 from darht.cache.builder.seal import seal
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.draw import view_logits
-from darht.cache.read.loader import load_training_set, row_bytes
+from darht.cache.read.loader import load_training_set
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import row_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, CorruptError
 from darht.trainer.student.targets import nearest_answer

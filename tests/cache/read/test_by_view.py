@@ -14,8 +14,9 @@ from built import sealed_cache
 from darht.cache.admin.verify import verify
 from darht.cache.read.dataset import CacheDataset
 from darht.cache.read.draw import choose_views, view_logits
-from darht.cache.read.loader import GIB, load_training_set, row_bytes
+from darht.cache.read.loader import GIB, load_training_set
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import row_bytes
 from darht.core.errors import CorruptError
 from darht.core.storage import LocalStorage
 
@@ -118,7 +119,7 @@ def test_what_is_sent_is_one_view(cache: Cache) -> None:
     data = load_training_set(cache, device=CPU, adversarial=False, budget_gib=1)
     at = torch.tensor([5, 59, 0, 31])
     views = choose_views(data, at, seed=1, epoch=2)
-    sent = data.take_view(at, views)
+    sent = data.take_views(at, views[:, None])
     here = torch.arange(4)
     assert sent.clean.shape == (4, 1, 2, 10)
     assert torch.equal(choose_views(sent, here, seed=1, epoch=2), views)

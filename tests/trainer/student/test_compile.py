@@ -2,18 +2,16 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch._dynamo
 from runs import CPU, changed
 from torch._dynamo.utils import counters
 
-from darht.cache.sources.load import Source
-from darht.trainer.config import ComputeConfig, OptimConfig, StudentConfig, WarmConfig
+from darht.core.fused import compile_function, fusing
+from darht.trainer.config import ComputeConfig, StudentConfig, WarmConfig
+from darht.trainer.student import train as trainer
 from darht.trainer.student.train import Callbacks, train
-from darht.trainer.teacher.config import TeachConfig
-from darht.trainer.teacher.train import teach
 
 NET = {"width": 2, "blocks": [1, 1, 1, 1]}
 ROW = {"clean_share": 0.5, "clean_by": "row"}
@@ -27,6 +25,7 @@ WARM = {"kind": "warm", "step": None, "warm": WarmConfig(check_rows=0)}
 CASES = {
     "warm-rows-in-parts": changed(PLAIN, inner=WARM, loss=ROW, compute=ComputeConfig(accumulate=3)),
     "pgd-batches": changed(PLAIN, recipe="trades"),
+    "fat": changed(PLAIN, inner={"kind": "fat"}),
     "cached-rows": changed(PLAIN, inner={"kind": "cached"}, loss=ROW),
 }
 
@@ -59,18 +58,35 @@ def test_a_step_is_whole_graphs_that_the_first_epoch_has_made(case, mixed_cache,
     assert losses[2:] == pytest.approx(losses[:2], rel=1e-4)
 
 
-def test_a_teacher_s_step_is_whole_graphs():
+SURROUNDED = {
+    "pgd": CASES["pgd-batches"],
+    "warm": changed(
+        PLAIN,
+        recipe="darht",
+        student=StudentConfig(arch="resnet18", kwargs=NET),
+        inner=WARM,
+        loss={"clean_share": 0.0, "phases": (0.0, 1.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SURROUNDED)
+def test_what_surrounds_the_student_is_whole_graphs_too(case, mixed_cache, tmp_path, monkeypatch):
+    """As on a GPU; the student itself is left out, which the tests above compile."""
+    compile_function.cache_clear()
     counters.clear()
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
-    source = Source("noise", "train", images, np.arange(64) % 3, classes=("a", "b", "c"), sha256="")
-    config = TeachConfig(
-        algorithm="trades", optim=OptimConfig(epochs=2, batch_size=32), steps=2, padding=1, compile=True
-    )
-    graphs = []
-    teach(
-        config, source, "resnet18", NET, device=CPU,
-        on_step=lambda step, *_: graphs.append(counters["stats"]["unique_graphs"]),
-    )  # fmt: skip
+    graphs, losses = [], []
+
+    def note(row):
+        graphs.append(counters["stats"]["unique_graphs"])
+        losses.append(row["loss"])
+
+    config = SURROUNDED[case]
+    train(config, mixed_cache, tmp_path / "eager", device=CPU, callbacks=Callbacks(on_epoch=note))
+    monkeypatch.setattr(trainer, "fusing", lambda kind: fusing("cpu"))
+    train(config, mixed_cache, tmp_path / "fused", device=CPU, callbacks=Callbacks(on_epoch=note))
     assert not counters["graph_break"]
-    assert 0 < graphs[1] == graphs[-1] <= 4
+    assert graphs[:2] == [0, 0]
+    assert 8 < graphs[2] == graphs[3] <= 60
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-4)
+    compile_function.cache_clear()
