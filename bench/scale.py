@@ -9,6 +9,7 @@ where the memory stood before it. With `--inspect` the perturbations are indexed
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import os
 import platform
@@ -25,15 +26,16 @@ from darht.cache.admin.status import read_status
 from darht.cache.admin.verify import verify
 from darht.cache.builder.build import build
 from darht.cache.builder.plan import Plan
-from darht.cache.builder.seal import seal
-from darht.cache.format.layout import layouts
+from darht.cache.builder.seal import holdout_rows, seal
+from darht.cache.format.layout import layouts, shard_key
+from darht.cache.format.manifest import MANIFEST, SPEC, Manifest, ShardRecord, root_hash
 from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import view_table
 from darht.cache.read.loader import GIB
 from darht.cache.read.reader import open_cache
 from darht.cache.read.sizes import row_bytes
 from darht.cache.read.stream import Feed, plan_feed
-from darht.core.config import to_plain
+from darht.core.config import canonical_json, fingerprint, to_plain
 from darht.core.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
@@ -148,6 +150,35 @@ def measure(rows: int, folder: Path, steps: list[str]) -> dict[str, float]:
     return found
 
 
+def hollow(rows: int, folder: Path) -> None:
+    """A manifest of so many rows, and files of the right sizes without contents: opening looks at no more."""
+    spec, arrays = plan(rows).spec, plan(rows).arrays
+    (folder / "data.zarr").mkdir(parents=True)
+    records = []
+    for array in arrays.values():
+        for shard in range(array.shards):
+            path = folder / shard_key(array, shard)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.truncate(path, 100_000)
+            records.append(ShardRecord(array.name, shard, shard_key(array, shard), 100_000, "0" * 64))
+    held = holdout_rows(rows, spec.data.holdout, spec.seed)
+    body = Manifest(fingerprint(spec), rows, held, tuple(records), "")
+    (folder / SPEC).write_text(canonical_json(spec))
+    (folder / MANIFEST).write_text(canonical_json(dataclasses.replace(body, root_hash=root_hash(body))))
+
+
+def measure_opening(rows: int, folder: Path) -> None:
+    """Seconds until the first row of a cache could be read."""
+    hollow(rows, folder)
+    for _ in range(3):
+        found: dict[str, float] = {}
+        with measured(found, "open"):
+            cache = open_cache(folder)
+        size = (folder / MANIFEST).stat().st_size / 1e6
+        print(f"{rows:,} rows, {len(cache.manifest.shards):,} shards, {size:.1f} MB of manifest: {found}", flush=True)
+
+
 def page(results: list[dict[str, float]], steps: list[str]) -> str:
     """A line for each size."""
     cores = f"{os.cpu_count()}-core {platform.machine()} CPU, torch {torch.__version__.split('+')[0]}"
@@ -173,12 +204,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--inspect", action="store_true")
+    parser.add_argument("--open", type=int, help="only open a hollow cache of so many rows")
     parser.add_argument("--out", type=Path, help="write the page here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     steps = [name for name in STEPS if name != "inspect" or arguments.inspect]
     results = []
     with tempfile.TemporaryDirectory() as work:
+        if arguments.open:
+            measure_opening(arguments.open, Path(work) / "hollow")
+            return
         measure(
             256, Path(work) / "warm", steps[:-1] if arguments.inspect else steps
         )  # imports are not what is measured

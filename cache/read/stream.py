@@ -192,10 +192,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
-        The positions are on the CPU, where the shapes of what follows are decided.
-
-        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the next
-        one is read ahead.
+        The positions are on the CPU, where the shapes of what follows are decided. The set may be read until the next
+        batch is asked for. Epochs are asked for one at a time; the next one is read ahead.
 
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
