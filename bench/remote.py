@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_ALLOW_HTTP": "true",
 }
 
 
@@ -59,9 +59,11 @@ def darht(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
 
 def litdata(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # or its faster client refuses a server without TLS
     data = StreamingDataset(arguments.location, cache_dir=arguments.copies, shuffle=True, batch_decode=False)
-    loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
+    loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=0)
     return lambda number: (len(batch["label"]) for batch in loader)
 
 
@@ -69,7 +71,7 @@ def mosaicml(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     from streaming import StreamingDataset
 
     data = StreamingDataset(remote=arguments.location, local=arguments.copies, shuffle=True, batch_size=BATCH)
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=0)
     return lambda number: (len(batch["label"]) for batch in loader)
 
 
@@ -92,11 +94,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
     return found
 
 
-def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int, workers: int = 2
+def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int
           ) -> list[Epoch]:  # fmt: skip
     """`measure` in a process of its own; nothing where the library is not there or fails."""
     words = [str(python), "-W", "ignore", __file__, "--one", one, "--location", str(location), "--server", server]
-    words += ["--copies", str(copies or ""), "--rows", str(rows), "--workers", str(workers)]
+    words += ["--copies", str(copies or ""), "--rows", str(rows)]
     environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": server, "S3_ENDPOINT_URL": server, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=900)
     if done.returncode:
@@ -118,19 +120,21 @@ def read_all(url: str) -> int:
 
 
 def trainers(folder: Path) -> dict[str, float]:
-    """Many readers at once from one `darht-cache serve`; its peak memory, and what went wrong with them."""
+    """Many readers at once from one `darht-cache serve`; its peak memory in MiB."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["remote", "darht.cache.read.stream", "darht.cache.read.webdataset"])
-    code = "from darht.cache.cli import cache; cache()"
+    code, log = "from darht.cache.cli import cache; cache()", folder.parent / "serve.log"
     words = [sys.executable, "-W", "ignore", "-c", code, "serve", str(folder), "--port", "8791"]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with log.open("w") as file:
+        server = subprocess.Popen(words, stdout=file, stderr=file)
     try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        time.sleep(2.0)
-        with context.Pool(TRAINERS, maxtasksperchild=1) as pool:
+        url = f"http://127.0.0.1:8791/{folder.name}"
+        while "startup complete" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.2)
+        with ProcessPoolExecutor(TRAINERS, mp_context=context) as pool:
             start = time.perf_counter()
-            rows = pool.map(read_all, [url] * TRAINERS, chunksize=1)
+            rows = list(pool.map(read_all, [url] * TRAINERS, timeout=900))
             seconds = time.perf_counter() - start
         status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -183,12 +187,9 @@ def lines_at(latency: int, work: Path, sizes: dict[str, int], arguments: argpars
             copies = None if "no copy" in name else work / f"copies-{latency}-{name[:4]}"
             found.append(("darht, " + name, apart(own, "darht", location, copies, url, rows), sizes["darht"]))
         for name in (one for one in sizes if one != "darht"):
-            tries = []
-            for workers in (0, 2):
-                copies = work / f"copies-{latency}-{PACKAGES[name]}-{workers}"
-                tries.append(apart(arguments.peers, name, f"s3://data/{PACKAGES[name]}", copies, url, rows, workers))
-            best = max((one for one in tries if one), key=lambda one: one[0].rows_s, default=[])
-            found.append((f"{name}, S3, local copy", best, sizes[name]))
+            copies = work / f"copies-{latency}-{PACKAGES[name]}"
+            epochs = apart(arguments.peers, name, f"s3://data/{PACKAGES[name]}", copies, url, rows)
+            found.append((f"{name}, S3, local copy", epochs, sizes[name]))
         disk.append(apart(own, "darht", data / "darht", None, "", rows))
     limit = max(epoch.rows_s for one in disk for epoch in one[1:])
     fastest = max(disk, key=lambda one: max(epoch.rows_s for epoch in one))
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=25.0, help="MB a second")
     parser.add_argument("--peers", type=Path, help="a Python that has litdata and mosaicml-streaming")
     parser.add_argument("--out", type=Path)
-    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str, "workers": int}
+    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str}
     for name, kind in hidden.items():
         parser.add_argument(f"--{name}", type=kind, default=kind(), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -217,8 +218,9 @@ def main() -> None:
         work = Path(name)
         (work / "data").mkdir()
         sizes = write_data(work / "data", arguments.rows, arguments.peers)
-        lines = [line for latency in LATENCIES for line in lines_at(latency, work, sizes, arguments)]
         together = trainers(work / "data" / "darht")
+        print(together, flush=True)
+        lines = [line for latency in LATENCIES for line in lines_at(latency, work, sizes, arguments)]
     text = page(lines, sizes, together, arguments)
     print(text)
     if arguments.out:

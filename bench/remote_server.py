@@ -43,27 +43,10 @@ def serve(folder: Path, latency: float, rate: float, ready: Any) -> None:
                 return
             time.sleep(latency)
             path = folder / self.path.partition("?")[0].lstrip("/")
-            if not path.is_file():
-                self.pay(0)
-                self.reply(404, 0, b"")
-                return
-            found = path.stat()
-            about = {"ETag": f'"{path.name}-{found.st_size}"', "Accept_Ranges": "bytes",
-                     "Last_Modified": email.utils.formatdate(found.st_mtime, usegmt=True)}  # fmt: skip
-            if self.command == "HEAD":
-                self.pay(0)
-                self.reply(200, found.st_size, b"", **about)
-                return
-            asked = self.headers.get("Range", "").removeprefix("bytes=")
-            first, _, last = asked.partition("-")
-            start, stop = int(first or 0), min(found.st_size, int(last) + 1 if last else found.st_size)
-            with path.open("rb") as file:
-                file.seek(start)
-                data = file.read(stop - start)
+            head, asked = self.command == "HEAD", self.headers.get("Range", "")
+            status, size, data, about = answer(path, asked, head=head)
             self.pay(len(data))
-            if asked:
-                about["Content_Range"] = f"bytes {start}-{stop - 1}/{found.st_size}"
-            self.reply(206 if asked else 200, len(data), data, **about)
+            self.reply(status, size, data, **about)
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -79,6 +62,28 @@ def serve(folder: Path, latency: float, rate: float, ready: Any) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     ready.put(server.server_address[1])
     server.serve_forever()
+
+
+def answer(path: Path, asked: str, *, head: bool) -> tuple[int, int, bytes, dict[str, str]]:
+    """Status, length, bytes and headers for a file, or for the range of it that is `asked`."""
+    if not path.is_file():
+        return 404, 0, b"", {}
+    found = path.stat()
+    about = {
+        "ETag": f'"{path.name}-{found.st_size}"',
+        "Accept_Ranges": "bytes",
+        "Last_Modified": email.utils.formatdate(found.st_mtime, usegmt=True),
+    }
+    if head:
+        return 200, found.st_size, b"", about
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    start, stop = int(first or 0), min(found.st_size, int(last) + 1 if last else found.st_size)
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(stop - start)
+    if asked:
+        about["Content_Range"] = f"bytes {start}-{stop - 1}/{found.st_size}"
+    return 206 if asked else 200, len(data), data, about
 
 
 @contextmanager

@@ -135,6 +135,11 @@ class InnerConfig:
         return self.kind in ("warm", "n-fgsm")
 
     @property
+    def probed_rows(self) -> int:
+        """How many rows are asked after every epoch whether the student has collapsed; 0 where it cannot."""
+        return self.warm.check_rows if self.single_step else 0
+
+    @property
     def length(self) -> float:
         """The step in pixel levels."""
         if self.step is not None:
@@ -206,7 +211,8 @@ class ComputeConfig:
     Attributes:
         precision: `bf16` for autocast in the student's passes; weights stay float32.
         channels_last: store images and weights with the channels innermost.
-        compile: the student through `torch.compile`, and on a GPU the functions around its passes too.
+        compile: the student through `torch.compile`, and on a GPU the functions around its passes too; there each pass
+            is a CUDA graph.
         accumulate: parts that each batch is cut into, whose gradients are added: memory for time. What is taken over a
             batch (statistics of batch norm, `weights: batch` of `darht`) is then taken over a part.
         deterministic: kernels that give the same bits each time, also on a GPU, where it costs speed (how much was not

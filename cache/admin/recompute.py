@@ -146,7 +146,7 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
     return Plan(
         spec=spec,
         source=_images(cache, data_root),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.from_numpy(cache.views),
         teachers={name: load_known_teacher(name, folder, spec, device) for name, folder in folders.items()},
         arrays=cache.arrays,
         origin=origin,
@@ -156,10 +156,17 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
 def _images(cache: Cache, data_root: Path | None) -> Source | FileSource:
     data, origin = cache.spec.data, cache.origin()
     root = data_root or (Path(origin["data_root"]) if origin.get("data_root") else None)
-    size = origin.get("image_size") or (data.image_shape[1] if data.source in OF_ANY_SIZE else None)
+    size = origin.get("image_size")
+    if size is None and data.source in OF_ANY_SIZE and not cache.spec.store.encoded:
+        size = data.image_shape[1]
     if root is None and data.source != "digits":
         raise DataError(f"{cache.folder} does not tell where its images lie: give --data-root")
-    how: dict[str, Any] = {"image_size": size, "skip_broken": data.skipped > 0, "rules": data.rules}
+    how: dict[str, Any] = {
+        "image_size": size,
+        "skip_broken": data.skipped > 0,
+        "rules": data.rules,
+        "mixed": data.mixed,
+    }
     how["index"] = read_index(cache.folder.read(INDEX), root)
     source = open_source(data.source, root, data.split, limit=data.rows, **how)
     if source.sha256 != data.sha256:

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
+from darht.cache.builder.config import CacheConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
+from darht.cache.format.images import decoder_identity
 from darht.cache.format.spec import (
     PIXEL_RULES,
     RULES,
@@ -14,7 +15,7 @@ from darht.cache.format.spec import (
     ViewSpec,
     needed_version,
 )
-from darht.cache.format.views import check_padding
+from darht.cache.format.views import check_padding, check_size
 from darht.cache.sources.load import OF_FILES, FileSource, Source
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
@@ -51,15 +52,19 @@ def resolve(
         if attack.views > views
     ]
     problems += _jacobian_problems(config, C)
-    if config.views.kind != "identity":
+    if config.views.kind == "crop-flip":
         check_padding(config.views.padding, source.images.shape[1:])
+    if config.views.size is not None:
+        check_size(config.views.size, _largest(source))
+    problems += _image_problems(config, source)
     if problems:
         raise ConfigError("; ".join(problems))
     for name, card in cards.items():
         check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
+    shown = _view_spec(config.views, views)
     return CacheSpec(
-        data=_data_spec(config.data, source, rules),
-        views=_view_spec(config.views, views),
+        data=_data_spec(config, source, rules),
+        views=shown,
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
         jacobians={
@@ -69,8 +74,30 @@ def resolve(
         store=config.store,
         precision=config.precision,
         seed=config.seed,
-        format_version=needed_version(config.store),
+        format_version=needed_version(shown, config.store),
     )
+
+
+def _largest(source: Source | FileSource) -> tuple[int, ...]:
+    """`[3, H, W]` of the images, or where they differ of the one with the longest shorter side."""
+    if isinstance(source, Source) or len(source.images.shape) > 2:
+        return source.images.shape[1:]
+    sizes = source.images.sizes(slice(None))
+    return 3, *sizes[sizes.min(1).argmax()].tolist()
+
+
+def _image_problems(config: CacheConfig, source: Source | FileSource) -> list[str]:
+    if config.store.images != "jpeg":
+        return []
+    keeps = "store.images: jpeg keeps the bytes of image files"
+    if not isinstance(source, FileSource):
+        return [f"{keeps}, and {source.name} has none; use png"]
+    if config.data.image_size is not None:
+        return [
+            f"{keeps}, and data.image_size resizes them; use png, or leave image_size out: resized-crop takes images "
+            "of any size"
+        ]
+    return []
 
 
 def _jacobian_problems(config: CacheConfig, classes: int) -> list[str]:
@@ -90,10 +117,12 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     """Settings without effect are not part of the identity: those of crops when there are none."""
     if config.kind == "identity":
         return ViewSpec(kind="identity", padding=0, flip=False, count=count)
+    if config.size is not None:
+        return ViewSpec(config.kind, 0, config.flip, count, config.size, config.scale or (), config.ratio or ())
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
-def _data_spec(config: DataConfig, source: Source | FileSource, rules: int) -> DataSpec:
+def _data_spec(config: CacheConfig, source: Source | FileSource, rules: int) -> DataSpec:
     """Rules are named where they say something: of image files, and of rows that are held out."""
     rules = rules if source.name in OF_FILES else min(rules, PIXEL_RULES)
     return DataSpec(
@@ -103,9 +132,10 @@ def _data_spec(config: DataConfig, source: Source | FileSource, rules: int) -> D
         image_shape=source.images.shape[1:],
         classes=source.classes,
         sha256=source.sha256,
-        holdout=config.holdout,
-        rules=rules if config.holdout or source.name in OF_FILES else 1,
+        holdout=config.data.holdout,
+        rules=rules if config.data.holdout or source.name in OF_FILES else 1,
         skipped=len(source.skipped),
+        decoder=decoder_identity() if config.store.images == "jpeg" else "",
     )
 
 

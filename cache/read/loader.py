@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN_PARTS
+from darht.cache.format.layout import BOXES, JACOBIAN_PARTS
 from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.read.reader import Cache
 from darht.cache.read.sizes import needed_bytes
@@ -54,9 +55,9 @@ class TrainingSet:
     Attributes:
         rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
         keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
-        images: uint8 `[n, 3, H, W]`.
+        images: uint8 `[n, 3, H, W]`; `[n, 0]` where they are encoded.
         labels: int64 `[n]`.
-        offsets: int8 `[V, 3]`.
+        offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`;
@@ -68,6 +69,9 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
+        size: side of resized crops.
+        encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
         held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
         order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
         companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
@@ -90,6 +94,9 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    boxes: Tensor | None = None
+    size: int = 0
+    encoded: NDArray[np.object_] | None = None
     held: Tensor | None = None
     order: tuple[Tensor, Tensor] | None = None
     companions: tuple[Tensor, ...] = ()
@@ -120,7 +127,8 @@ class TrainingSet:
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = self._each(lambda tensor: tensor.index_select(0, at))
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None)
+        encoded = None if self.encoded is None else self.encoded[at.numpy()]
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None, encoded=encoded)
 
     def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
         """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
@@ -134,21 +142,15 @@ class TrainingSet:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[: len(at)] = theirs.index_select(0, at)
+        if self.encoded is not None and other.encoded is not None:
+            self.encoded[: len(at)] = other.encoded[at.numpy()]
 
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        return [
-            self.rows,
-            self.images,
-            self.labels,
-            self.clean,
-            *self.deltas,
-            *self.adversarial,
-            *self.companions,
-            *([] if self.held is None else [self.held]),
-            *slopes,
-        ]
+        optional = [tensor for tensor in (self.boxes, self.held) if tensor is not None]
+        said = [self.clean, *self.adversarial, *self.companions]
+        return [self.rows, self.images, self.labels, *said, *self.deltas, *slopes, *optional]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
         return dataclasses.replace(
@@ -162,6 +164,7 @@ class TrainingSet:
             adversarial=tuple(map(change, self.adversarial)),
             companions=tuple(map(change, self.companions)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+            boxes=None if self.boxes is None else change(self.boxes),
         )
 
 
@@ -190,7 +193,7 @@ def allocate(
     """
     spec = cache.spec
     teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
-    T, image, part = len(teachers), spec.data.image_shape, companion_suffix(spec.store)
+    T, image, part = len(teachers), spec.view_shape, companion_suffix(spec.store)
 
     def answers(about: str, part: str = "") -> Tensor:
         if not teachers:
@@ -207,13 +210,14 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
-    numbers = _room(rows, dtype="int64")
+    cache.check_decoder()
+    numbers, V, coded = _room(rows, dtype="int64"), spec.views.count, spec.store.encoded
     return TrainingSet(
         rows=numbers,
         keys=numbers,
-        images=_room(rows, *image, dtype="uint8"),
+        images=_room(rows, *((0,) if coded else spec.data.image_shape), dtype="uint8"),
         labels=_room(rows, dtype="int64"),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.zeros(V, 3, dtype=torch.int8) if spec.views.resized else torch.from_numpy(cache.views),
         teachers=teachers,
         attacks=attacks,
         clean=answers("clean"),
@@ -224,6 +228,9 @@ def allocate(
         robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
+        boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
+        size=spec.views.size,
+        encoded=np.empty(rows, dtype=object) if coded else None,
         companions=tuple(answers(about, part) for about in ("clean", *attacks)) if part and teachers else (),
         classes=len(spec.data.classes),
         same_view=spec.store.rows_per_chunk if spec.store.by_view else 1,
@@ -248,7 +255,8 @@ def array_names(cache: Cache, data: TrainingSet) -> list[str]:
     """The arrays of a cache that a set holds."""
     logits = [name for names, _ in _answers(cache, data) for name in names]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
-    return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
+    boxes = [] if data.boxes is None else [BOXES]
+    return ["label", "image", *boxes, *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
 def fill(
@@ -268,7 +276,9 @@ def fill(
     """
     here = slice(at, at + rows.stop - rows.start)
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
-    out = {"label": labels, "image": data.images[here].numpy()}
+    out = {"label": labels, "image": data.images[here].numpy() if data.encoded is None else data.encoded[here]}
+    if data.boxes is not None:
+        out[BOXES] = data.boxes[here].numpy()
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
     apart: dict[str, np.ndarray] = {}
     for names, tensor in _answers(cache, data):

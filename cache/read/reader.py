@@ -8,21 +8,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from darht.cache.format.layout import ArrayLayout, layouts, shard_key
+from darht.cache.format.commit import COMMITS
+from darht.cache.format.images import decode_views, decoder_identity
+from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts, shard_key
 from darht.cache.format.logit_codes import companion_suffix, decode
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
+from darht.cache.format.resample import centred
 from darht.cache.format.shards import Index, plain_index
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import ShardReader
+from darht.cache.format.views import view_table
+from darht.cache.read.files import all_finite, check_files, read_part
 from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
 from darht.cache.read.steady import FileChanged, SteadyStorage
-from darht.core.errors import ConfigError, CorruptError, IncompleteError
+from darht.core.errors import ConfigError, CorruptError, DataError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.sealed import unseal_json
-from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
+from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage
 
-PART = "part.json"
 _CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
 
@@ -163,6 +166,43 @@ class Cache:
             self._accept(name, shard, self._store.view_sha256(array, shard, view), view)
         self._store.read_part(array, shard, plain_index(array, shard), part, out, view=view)
 
+    def clean(self, rows: slice | None = None) -> np.ndarray:
+        """Images of rows (all of them by default) as view 0 shows them, uint8 `[n, 3, H, W]`.
+
+        Raises:
+            ConfigError: they are JPEG files, which this machine decodes to other pixels than teachers saw.
+            CorruptError: a checksum fails, or an image does not decode.
+        """
+        images = self.read("image", rows)
+        if self.spec.store.encoded:
+            return self._decoded(images)
+        return centred(images, self.spec.views.size) if self.spec.views.resized else images
+
+    def check_decoder(self) -> None:
+        """Raise ConfigError where images are JPEG files that this machine decodes to other pixels than teachers saw."""
+        there = self.spec.data.decoder
+        if there and there != (here := decoder_identity()):
+            raise ConfigError(
+                f"{self.folder} was built with a JPEG decoder that makes pixels {there[:12]} of a small image, Pillow "
+                f"makes {here[:12]} of it here: install the Pillow that {COMMITS} names"
+            )
+
+    def _decoded(self, images: np.ndarray) -> np.ndarray:
+        self.check_decoder()
+        if not len(images):
+            return np.empty((0, *self.spec.view_shape), dtype=np.uint8)
+        try:
+            return decode_views(images, None, self.spec.views.size)
+        except DataError as error:
+            raise CorruptError(f"{self.folder}: {error}; build again") from error
+
+    @property
+    def views(self) -> np.ndarray:
+        """The table of views, `[V, ...]`: `views/offset`, or for resized crops what `views.view_table` says of each."""
+        if self.spec.views.resized:
+            return view_table(**vars(self.spec.views), seed=self.spec.seed)
+        return self.read(OFFSETS)
+
     def check(self, name: str, shard: int) -> None:
         """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.
 
@@ -256,7 +296,7 @@ class Cache:
                     f"{self.folder}: {name} names classes {low}..{high} in rows {rows.start}..{rows.stop - 1}, there "
                     f"are 0..{len(self.classes) - 1}"
                 )
-        if values.dtype.kind == "f" and not _all_finite(values):
+        if values.dtype.kind == "f" and not all_finite(values):
             raise CorruptError(
                 f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"
             )
@@ -273,13 +313,6 @@ class Cache:
     def size(self, name: str) -> int:
         """The bytes of an array on disk."""
         return sum(shard.size for shard in self.manifest.shards if shard.array == name)
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    # An exponent of ones; 17 times as fast as isfinite, which goes through float32.
-    return not values.size or int((values.view(np.uint16) & 0x7C00).max()) < 0x7C00
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -307,37 +340,10 @@ def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
     folder = open_storage(location, retry_for=reach.retry_for)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
-    part = _read_part(folder) if isinstance(folder, LocalStorage) else None
+    part = read_part(folder) if isinstance(folder, LocalStorage) else None
     if isinstance(folder, LocalStorage):
-        _check_files(folder, manifest, part)
+        check_files(folder, manifest, part)
     files = ((shard.path, shard.size, shard.sha256) for shard in manifest.shards)
     cache = Cache(reach.through_copy(folder, files), spec, manifest)
     cache.part = part
     return cache
-
-
-def _read_part(folder: Storage) -> tuple[str, ...] | None:
-    data = folder.read(PART)
-    if data is None:
-        return None
-    again = "run darht-cache pull again"
-    arrays = unseal_json(data, folder.name(PART), again).value.get("arrays")
-    if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays):
-        raise CorruptError(f"{folder.name(PART)} must list the arrays that are here: {again}")
-    return tuple(arrays)
-
-
-def _check_files(folder: Storage, manifest: Manifest, part: tuple[str, ...] | None) -> None:
-    shards = [shard for shard in manifest.shards if part is None or shard.array in part]
-    found = sizes(folder, [shard.path for shard in shards])
-    for shard, size in zip(shards, found, strict=True):
-        if size is None:
-            raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
-        if size != shard.size:
-            raise CorruptError(
-                f"{folder.name(shard.path)} has {size} bytes, the manifest says {shard.size}; build again"
-            )
-    for file in manifest.metadata:
-        if sha256_bytes(folder.read(file.path) or b"") != file.sha256:
-            name = folder.name(file.path)
-            raise CorruptError(f"{name} is not what was sealed: run darht-cache seal again, which writes it anew")

@@ -1,15 +1,15 @@
 """What rows of a cache take in memory."""
 
-import numpy as np
-
 from darht.cache.format.layout import ArrayLayout
 from darht.cache.read.reader import Cache
+
+_BYTES_OBJECT = 40  # of Python, around the bytes of an image
 
 
 def row_bytes(
     cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True, one_view: bool = False
 ) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index.
+    """What a row takes in memory, on average: its arrays, an int64 label and an int64 source index.
 
     With `one_view` its clean answers in one view alone, and an int64 for which.
     """
@@ -22,8 +22,9 @@ def row_bytes(
     ]
 
     def size(array: ArrayLayout) -> int:
-        views = array.shape[1] if one_view and array.is_answer and array.attack is None else 1
-        return int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize // views
+        if array.encoded:
+            return array.row_bytes + cache.size(array.name) // cache.rows + _BYTES_OBJECT
+        return array.row_bytes // (array.shape[1] if one_view and array.is_answer and array.attack is None else 1)
 
     return 16 + 8 * one_view + sum(map(size, held))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import block_rows, row_blocks
-from darht.cache.read.draw import draw_views
+from darht.cache.read.draw import draw_views, view_pixels
 from darht.cache.read.loader import (
     GIB,
     TrainingSet,
@@ -120,7 +120,7 @@ def plan_feed(
         return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits, one_view)
     if one_view and cache.spec.store.by_view:
         row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits, one_view=True)
-    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
+    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
     if per_window < 1:
@@ -212,32 +212,35 @@ class Feed:
             window = after
 
     def fetch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
+        """Images in view 0 uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
         if self.plan.kind != "streamed":
             data, at = self._windows[0], torch.from_numpy(rows).to(self._windows[0].images.device)
-            return data.images[at].cpu(), data.labels[at].cpu()
-        images = torch.empty(len(rows), *self.cache.spec.data.image_shape, dtype=torch.uint8)
+            return view_pixels(data, at, torch.zeros_like(at)).cpu(), data.labels[at].cpu()
+        images = torch.empty(len(rows), *self.cache.spec.view_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows)
 
         def take(block: slice) -> None:
             wanted = order[slice(*np.searchsorted(rows, (block.start, block.stop), sorter=order))]
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
-                images[at] = torch.from_numpy(self.cache.read("image", block)[inside])
+                images[at] = torch.from_numpy(self.cache.clean(block)[inside])
                 labels[at] = torch.from_numpy(self.cache.read("label", block)[inside]).long()
 
         self._by_blocks(take)
         return images, labels
 
     def pixel_counts(self) -> Tensor:
-        """How often each of the 256 levels occurs in each channel of the images to train on, int64 `[3, 256]`."""
+        """How often each level occurs in each channel of the images to train on, int64 `[3, 256]`.
+
+        Of resized crops it is view 0 that is looked at.
+        """
         trained = np.zeros(self.cache.rows, dtype=bool)
         trained[self.training] = True
 
         def count(block: slice) -> Tensor:
-            if self.plan.kind == "streamed":
-                images = torch.from_numpy(self.cache.read("image", block)[trained[block]])
+            if self.plan.kind == "streamed" or self.cache.spec.views.resized or self.cache.spec.store.encoded:
+                images = torch.from_numpy(self.cache.clean(block)[trained[block]])
             else:
                 kept = torch.from_numpy(trained[block]).to(self._windows[0].images.device)
                 images = self._windows[0].images[block][kept]
@@ -295,21 +298,19 @@ class Feed:
 
     def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
-        shards = np.unique(blocks[:, 0] // per_shard).tolist()
-        names, arrays = array_names(self.cache, into), self.cache.arrays
-        apart = {name for name in names if into.held is not None and arrays[name].by_view and not arrays[name].attack}
+        shards, names = np.unique(blocks[:, 0] // per_shard).tolist(), array_names(self.cache, into)
+        apart = {name for name in names if into.held is not None and self.cache.arrays[name].is_clean_answer}
         units = [(name, shard) for name in names if name not in apart for shard in shards]  # others are checked by view
         self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
-        count, together = len(into.offsets), into.same_view
-        choose = functools.partial(draw_views, count=count, seed=self._seed, epoch=epoch, together=together)
+        options = {"count": len(into.offsets), "seed": self._seed, "epoch": epoch, "together": into.same_view}
+        choose = functools.partial(draw_views, **options)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
-        jobs = [
+        for job in [
             self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), choose)
             for at, (first, last) in zip(starts, blocks, strict=True)
-        ]
-        for job in jobs:
+        ]:
             job.result()
         return into
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from darht.cache.format.resample import centre_boxes, centred, resample_all
 from darht.cache.format.spec import PIXEL_RULES
 from darht.cache.sources.cifar import read_cifar
 from darht.cache.sources.containers import list_parquet, list_webdataset
@@ -34,6 +35,7 @@ _SPLITS = ("train", "test")
 _DOWNLOADABLE = ("cifar10", "cifar100")
 OF_FILES = ("imagefolder", "tiny-imagenet", "webdataset", "parquet")  # encoded images, which are read, not loaded
 OF_ANY_SIZE = ("imagefolder", "webdataset", "parquet")  # of these, image_size makes one
+_CENTRED = 256  # images that are decoded at once, before they are resized
 _FIXED_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 
 
@@ -125,12 +127,14 @@ def open_source(
         split: 'train' or 'test'.
         index: of an earlier look; files that did not change since are not read.
         rules: how image files are read and hashed; see `DataSpec`.
-        options: `limit`, `image_size`, `download` and `skip_broken`, as of `load_source`.
+        options: `limit`, `image_size`, `download` and `skip_broken`, as of `load_source`; also `mixed`, whether image
+            files may differ in size.
 
     Raises:
         DataError: as `load_source`.
     """
     if name not in OF_FILES:
+        options.pop("mixed", None)  # their images have one size
         return load_source(name, root, split, rules=rules, **options)
     limit, download = options.pop("limit", None), options.pop("download", False)
     how = Decoding(rules=rules, **options)
@@ -145,6 +149,32 @@ def open_source(
     _check_classes(labels, listing.classes, limit, where)
     content = images, labels, listing.classes
     return FileSource(name, split, *content, _content(*content), _notes(listing, done), _skipped(listing, done))
+
+
+def load_centred(size: int, name: str, root: Path | None, split: str, *, rules: int, **options: Any) -> Source:
+    """A split as view 0 of resized crops shows it: the centred square of every image at `size` pixels.
+
+    Args:
+        size: S.
+        name: one of `SOURCES`.
+        root: folder (or file, for npz) of the data; None for digits.
+        split: 'train' or 'test'.
+        rules: how image files are read.
+        options: as of `open_source`; images may differ in size.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    source = open_source(name, root, split, rules=rules, mixed=True, **options)
+    images = np.empty((len(source.labels), 3, size, size), dtype=np.uint8)
+    for start in range(0, len(images), _CENTRED):
+        rows = slice(start, min(start + _CENTRED, len(images)))
+        if isinstance(source, FileSource):
+            images[rows] = resample_all(source.images.pixels(rows), centre_boxes(source.images.sizes(rows)), size)
+        else:
+            images[rows] = centred(source.images[rows], size)
+    sha256 = content_sha256(images, source.labels, source.classes)
+    return Source(name, split, images, source.labels, source.classes, sha256, source.notes, source.skipped)
 
 
 def _content(images: EncodedImages, labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:

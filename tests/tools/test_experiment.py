@@ -30,7 +30,7 @@ from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml"]
+EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml", "tiny-imagenet-small.yaml"]
 TINY_NET = {"arch": "resnet18", "kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}
 TRAINING = {
     "inner.eps": 32, "inner.step": 8, "inner.steps": 1, "views.padding": 1, "views.flip": False, "optim.epochs": 1,

@@ -19,7 +19,14 @@ from darht.trainer.student.friendly import friendly_ascent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.single_step import label_step, noise_step
 from darht.trainer.student.step import Recipe, Step
-from darht.trainer.student.targets import Answer, clean_answer, first_order_answer, live_answer, nearest_answer
+from darht.trainer.student.targets import (
+    Answer,
+    clean_answer,
+    first_order_answer,
+    live_answer,
+    nearest_answer,
+    paired_answer,
+)
 from darht.trainer.student.warm import WarmMemory, warm_step
 
 RECOVERY_STEPS = 2  # of PGD, in steps that are to cure a collapsed warm student
@@ -201,7 +208,10 @@ class _Draw:
         x = to_pixels(adversarial_levels(data, at, views, attack, pixels))
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
         seen, robust = to_pixels(pixels), self._robust(at)
-        answer = nearest_answer(data, at, data.offsets[views], seen, clean)
+        if data.boxes is None:
+            answer = nearest_answer(data, at, data.offsets[views], seen, clean)
+        else:
+            answer = paired_answer(seen, clean, x, targets)
         return Step(x, seen, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
 
     def _robust(self, at: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
 def _check_memory(config: TrainConfig, cache: Cache, memory_gib: float) -> None:
     if config.inner.kind != "warm" or config.inner.warm.start == "label":
         return
-    shape = cache.spec.data.image_shape
+    shape = cache.spec.view_shape
     needed = memory_bytes(cache.rows, shape, cache.spec.views.padding) / GIB
     if needed > memory_gib:
         raise ConfigError(
@@ -208,8 +208,8 @@ def live_teachers(
             raise ConfigError(f"teachers: live needs the folder of teacher '{name}'; give --teacher {name}=FOLDER")
         teacher = load_known_teacher(name, folders[name], cache.spec, device)
         if config.compute.channels_last:
-            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
-            to_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
+            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.view_shape)), device=device)
+            to_channels_last(teacher, pixels.view(2, *cache.spec.view_shape))
         teachers.append(teacher)
     return tuple(teachers)
 
@@ -235,7 +235,7 @@ def student_card(
         recipe=_without_paths(to_plain(config)),
         epoch=row["epoch"],
         selection={key: value for key, value in row.items() if key.startswith("holdout")},
-        image_size=cache.spec.data.image_shape[-2:],
+        image_size=cache.spec.view_shape[-2:],
         mc_dropout=student.dropout.p,
         mc_samples=student.dropout.samples,
         run=fingerprint(identity),

@@ -10,7 +10,9 @@ from torch._dynamo.utils import counters
 
 from darht.core.fused import compile_function, fusing
 from darht.trainer.config import ComputeConfig, StudentConfig, WarmConfig
+from darht.trainer.student import gradients
 from darht.trainer.student import train as trainer
+from darht.trainer.student.model import Student
 from darht.trainer.student.train import Callbacks, train
 
 NET = {"width": 2, "blocks": [1, 1, 1, 1]}
@@ -56,6 +58,21 @@ def test_a_step_is_whole_graphs_that_the_first_epoch_has_made(case, mixed_cache,
     assert graphs[:2] == [0, 0]
     assert 0 < graphs[2] == graphs[3] <= 8
     assert losses[2:] == pytest.approx(losses[:2], rel=1e-4)
+
+
+def test_every_step_tells_cuda_graphs_that_it_begins(mixed_cache, tmp_path, monkeypatch):
+    """Of a GPU that is played: before a step's first pass, so that its answers last until its weights have moved."""
+    order, begin, forward = [], gradients.begin_step, Student.forward
+    monkeypatch.setattr(gradients, "begin_step", lambda device: order.append("begin") or begin(device))
+    monkeypatch.setattr(Student, "forward", lambda student, x: order.append("pass") or forward(student, x))
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    monkeypatch.setattr(trainer, "_scores", lambda *_: {})
+    config = changed(PLAIN, inner=WARM, optim={"epochs": 1}, compute={"compile": True})
+    steps = []
+    callbacks = Callbacks(on_step=lambda *_: steps.append(order.count("begin")))
+    train(config, mixed_cache, tmp_path, device=CPU, callbacks=callbacks)
+    first = order.index("begin")
+    assert order[first:] == ["begin", "pass", "pass"] * len(steps) and steps == list(range(1, len(steps) + 1))
 
 
 SURROUNDED = {

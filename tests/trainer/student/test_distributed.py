@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rank_server import RankServer
-from runs import assert_same_bits
+from runs import assert_same_bits, read_checkpoint
 
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError, UnreachableError
@@ -23,7 +23,7 @@ from darht.trainer.config import (
     TrainConfig,
     WarmConfig,
 )
-from darht.trainer.state.checkpoint import CHECKPOINT, LAST, PAUSED, load_student
+from darht.trainer.state.checkpoint import LAST, PAUSED, load_student
 from darht.trainer.student.distributed import Ranks, Wish, joined
 from darht.trainer.student.model import Student, StudentOutput
 from darht.trainer.student.train import Callbacks, train
@@ -53,7 +53,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / CHECKPOINT, weights_only=True)
+    return read_checkpoint(out)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def outside_of_the_steps(monkeypatch):
     monkeypatch.setattr(setup, "to_channels_last", lambda net, pixels: net.to(memory_format=torch.channels_last))  # so
     monkeypatch.setattr(Metrics, "reading", lambda metrics: Reading(0.0, None, None))  # once in an epoch
     monkeypatch.setattr(trainer, "_scores", lambda *_: {})  # between two epochs: a program of its own
-    monkeypatch.setattr(trainer, "save_epoch", lambda *_, **__: None)  # weights to the disk, between two epochs
+    monkeypatch.setattr(trainer.Checkpoints, "add", lambda *_, **__: None)  # weights to the disk, between two epochs
 
 
 def run(config: TrainConfig, cache, out, **more) -> int:
