@@ -3,7 +3,7 @@
 A shard is its chunks and then an index: offset and size of every chunk, and a crc32c. Where chunks hold one view each,
 all of one view lie together, view after view. Each chunk ends in a crc32c of its own; pixels and perturbations are
 one Zstandard frame before it; a chunk of encoded images is one image, as zarr's `vlen-bytes` writes it. zarr reads
-the same bytes several times slower, because it plans every chunk in an event loop and copies it twice. Decompression and
+the same bytes several times slower, because it plans every chunk in an event loop and copies it twice. Unpacking and
 hashing release the interpreter's lock, so threads share this work.
 """
 
