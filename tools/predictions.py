@@ -57,8 +57,8 @@ class Predictions:
 def read_predictions(cache: Cache) -> Predictions:
     """Read them; logits of other views are decoded block by block and let go."""
     attacks, teachers = cache.spec.attacks, tuple(cache.spec.teachers)
-    clean = [_classes(cache, f"logits/{teacher}/clean") for teacher in teachers]
-    adversarial = [[_classes(cache, f"logits/{teacher}/{attack}") for teacher in teachers] for attack in attacks]
+    clean = [_classes(cache, teacher, "clean") for teacher in teachers]
+    adversarial = [[_classes(cache, teacher, attack) for teacher in teachers] for attack in attacks]
     return Predictions(
         labels=cache.read("label").astype(np.int64),
         teachers=teachers,
@@ -69,8 +69,9 @@ def read_predictions(cache: Cache) -> Predictions:
     )
 
 
-def _classes(cache: Cache, name: str) -> NDArray[np.int32]:
-    parts = [cache.read(name, rows)[:, 0].argmax(1) for rows in blocks(cache, name)]
+def _classes(cache: Cache, teacher: str, about: str) -> NDArray[np.int32]:
+    every = blocks(cache, f"logits/{teacher}/{about}")
+    parts = [cache.logits(teacher, about, rows=rows).argmax(1) for rows in every]
     return np.concatenate(parts).astype(np.int32)
 
 

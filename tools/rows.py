@@ -158,9 +158,8 @@ def mean_probabilities(cache: Cache) -> Floats:
     """The mean of what all teachers think probable about each row, `[N, C]`."""
     total = np.zeros((cache.rows, len(cache.spec.data.classes)), dtype=np.float32)
     for teacher in cache.spec.teachers:
-        name = f"logits/{teacher}/clean"
-        for rows in blocks(cache, name):
-            total[rows] += softmax(cache.read(name, rows)[:, 0])
+        for rows in blocks(cache, f"logits/{teacher}/clean"):
+            total[rows] += softmax(cache.logits(teacher, rows=rows))
     return total / np.float32(len(cache.spec.teachers))
 
 

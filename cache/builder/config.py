@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from darht.attacks import ATTACKS, parse_eps
 from darht.attacks.threat import Norm
+from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.format.spec import (
     MAX_INT8,
     RESIZED_CROP,
@@ -162,6 +163,12 @@ def _name_problems(config: CacheConfig) -> list[str]:
         f"{what} name '{name}' must be letters, digits, '_', '.' or '-'"
         for what, name in names
         if not _NAME.fullmatch(name)
+    ]
+    suffix = companion_suffix(config.store)
+    problems += [
+        f"attack name '{name}' ends in '{suffix}', which store.logits: {config.store.logits} takes for itself"
+        for name in config.attacks
+        if suffix and name.endswith(suffix)
     ]
     problems += [f"{what} name '{name}' is taken by the format" for what, name in names if name in _RESERVED[what]]
     return problems

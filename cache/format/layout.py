@@ -12,14 +12,17 @@ from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 
 _MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
+_MAX_JACOBIAN = 2**30  # of a unit; it is computed in parts of float32 and then held twice
 _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
 
 
 Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
-Kind = Literal["source_index", "label", "image", "views", "boxes", "delta", "logits"] | Part
+Answer = Literal["logits", "logits-top", "logits-class", "logits-int8", "logits-scale"]
+Kind = Literal["source_index", "label", "image", "views", "boxes", "delta"] | Answer | Part
 OFFSETS, BOXES = "views/offset", "views/box"
 ENCODED = "object"  # numpy's name for values of any length, here the bytes of an image
 BOX_COLUMNS = "top, left, height, width, flip"
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
 JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
 
@@ -39,6 +42,7 @@ class ArrayLayout:
         attributes: stored beside the array.
         teacher: who is asked, or for perturbations attacked; None where no teacher computes it.
         attack: whose perturbations these are, or are answered; None for clean views.
+        by_view: whether a chunk holds one view of its rows, and a shard one view after the other.
     """
 
     name: str
@@ -52,6 +56,17 @@ class ArrayLayout:
     attributes: dict[str, Any]
     teacher: str | None = None
     attack: str | None = None
+    by_view: bool = False
+
+    @property
+    def views_per_shard(self) -> int:
+        """Into how many views the chunks of a shard are cut, one after the other: 1 where a chunk holds all."""
+        return self.shape[1] if self.by_view else 1
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """The values of one chunk."""
+        return (self.rows_per_chunk, *((1, *self.shape[2:]) if self.by_view else self.shape[1:]))
 
     @property
     def shards(self) -> int:
@@ -85,17 +100,27 @@ class ArrayLayout:
     @property
     def of_teacher(self) -> str:
         """The name among what teachers say, as an export's `logits.npz` has it: `T/clean`, `T/ATTACK`, `T/jacobian`."""
-        return f"{self.teacher}/{self.kind if self.is_jacobian else self.attack or 'clean'}"
+        return self.name.removeprefix("logits/")
 
     @property
     def said(self) -> bool:
         """Whether it is what a teacher says: logits, or a part of its Jacobian."""
-        return self.kind == "logits" or self.is_jacobian
+        return self.is_answer or self.is_jacobian
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is a teacher's logits, or a part of them where they are coded."""
+        return self.kind in ANSWERS
+
+    @property
+    def is_clean_answer(self) -> bool:
+        """Whether it is what a teacher says about clean views."""
+        return self.is_answer and self.attack is None
 
     @property
     def has_views(self) -> bool:
         """Whether its second axis are views."""
-        return self.kind in ("delta", "logits", "boxes")
+        return self.kind in ("delta", "boxes") or self.is_answer
 
     @property
     def fill_value(self) -> float | int:
@@ -109,10 +134,10 @@ class ArrayLayout:
 
 
 def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
-    """Every chunk fits the codec.
+    """Every chunk fits the codec, and every unit of a Jacobian the memory that computes it.
 
     Raises:
-        ConfigError: chunks that are too large, with the most rows that fit.
+        ConfigError: chunks or Jacobians that are too large, with what fits.
     """
     rows = {name: array.row_bytes for name, array in arrays.items()}
     worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
@@ -121,6 +146,16 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
             f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
             f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
         )
+
+    for array in arrays.values():
+        unit = min(array.rows_per_shard, array.shape[0]) * rows[array.name]
+        if array.kind == "jacobian" and unit > _MAX_JACOBIAN:
+            raise ConfigError(
+                f"the Jacobian of teacher '{array.teacher}' takes {rows[array.name]:,} bytes a row, "
+                f"{array.shape[0] * rows[array.name] / 1e9:,.1f} GB in all and {unit / 1e9:,.1f} GB a shard, which is "
+                f"computed in memory, at most {_MAX_JACOBIAN / 1e9:.1f} GB: leave it out and train with targets: "
+                "clean, ask for fewer jacobians.classes, or lower store.rows_per_shard"
+            )
 
 
 def block_rows(store: StoreSpec) -> int:
@@ -160,16 +195,12 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     computed = base | {"precision": plain["precision"]}
     for name, attack in spec.attacks.items():
         arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
-    for name, teacher in spec.teachers.items():
+    for name in spec.teachers:
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
-        C = teacher.num_classes
-        clean = own | {"views": table.tolist()}
-        dtype = spec.store.logits
-        arrays.append(_array(spec, f"logits/{name}/clean", "logits", (N, V, C), dtype, inputs=clean, teacher=name))
+        arrays += _answers(spec, name, None, views=V, inputs=own | {"views": table.tolist()})
         for attack_name, attack in spec.attacks.items():
-            shape, about = (N, attack.views, C), {"teacher": name, "attack": attack_name}
             inputs = own | _attack_inputs(plain, attack_name, table)
-            arrays.append(_array(spec, f"logits/{name}/{attack_name}", "logits", shape, dtype, inputs=inputs, **about))
+            arrays += _answers(spec, name, attack_name, views=attack.views, inputs=inputs)
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
@@ -207,6 +238,26 @@ def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     more = {"packed": True, "attributes": about, "teacher": attack.teacher, "attack": name}
     return _array(spec, f"delta/{name}", "delta", shape, "int8", inputs=inputs, **more)
+
+
+def _answers(
+    spec: CacheSpec, name: str, attack: str | None, *, views: int, inputs: dict[str, Any]
+) -> list[ArrayLayout]:
+    """A teacher's logits on clean views or on an attack's images: one array, or the two that they are coded as."""
+    C, k, main = spec.teachers[name].num_classes, spec.store.top_k, f"logits/{name}/{attack or 'clean'}"
+    parts: list[tuple[str, Answer, int, str]]
+    match spec.store.logits:
+        case "top-k":
+            parts = [(main, "logits-top", k + 1, "float16"), (f"{main}-class", "logits-class", k, label_dtype(C))]
+        case "int8":
+            parts = [(main, "logits-int8", C, "int8"), (f"{main}-scale", "logits-scale", 2, "float32")]
+        case dtype:
+            parts = [(main, "logits", C, dtype)]
+    about = {"teacher": name, "attack": attack, "by_view": spec.store.by_view}
+    return [
+        _array(spec, part, kind, (spec.data.rows, views, last), dtype, inputs=inputs, **about)
+        for part, kind, last, dtype in parts
+    ]
 
 
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:

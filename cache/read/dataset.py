@@ -113,6 +113,7 @@ class CacheDataset(Options, IterableDataset[Batch]):
             batch=self.batch_size,
             budget_gib=self.memory_gib,
             logits=self.logits,
+            one_view=self.views and self.adversarial is None,
         )
         # Where the next pass begins, and whether workers draw: workers that stay between epochs see what is set here.
         self._shared = torch.tensor([self.epoch, 0, False]).share_memory_()

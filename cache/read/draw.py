@@ -8,6 +8,7 @@ from torch import Tensor
 
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.images import decode_views
+from darht.cache.format.logit_codes import spread
 from darht.cache.format.resample import resample_batch
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import choose, draw_choices
@@ -30,7 +31,12 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         attack: a position in `data.attacks`.
     """
     count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
-    return draw_choices(data.rows[at], count, seed, epoch, "view")
+    return draw_views(data.rows[at], count, seed=seed, epoch=epoch, together=data.same_view)
+
+
+def draw_views(rows: Tensor, count: int, *, seed: int, epoch: int, together: int = 1) -> Tensor:
+    """One of `count` views for each source index, int64 `[B]`; so many neighbours `together` have the same."""
+    return draw_choices(rows // together if together > 1 else rows, count, seed, epoch, "view")
 
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
@@ -46,9 +52,22 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
-    if attack is not None:
-        return _said(data.adversarial[attack], at, views)
-    return _said(data.clean, at, views) if data.held is None else _said_of_held(data.clean, data.held, at, views)
+    stored = data.clean if attack is None else data.adversarial[attack]
+    held = data.held if attack is None else None
+    if not data.companions:
+        return _said(stored, at, views) if held is None else _said_of_held(stored, held, at, views)
+    places = views if held is None else _places(held, at, views)
+    companion = data.companions[0 if attack is None else 1 + attack]
+    return decode_tensors(stored[at, places], companion[at, places], data.classes)
+
+
+def decode_tensors(main: Tensor, companion: Tensor, classes: int) -> Tensor:
+    """Logits of all classes, float32 `[..., C]`, as `cache.format.logit_codes.decode` has them."""
+    if main.dtype == torch.int8:
+        return main * companion[..., :1] + companion[..., 1:]
+    k = companion.shape[-1]
+    rest = main[..., k:].float() - spread(classes, k)
+    return rest.expand(*rest.shape[:-1], classes).scatter(-1, companion.long(), main[..., :k].float())
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:
@@ -76,8 +95,12 @@ def _said(stored: Tensor, at: Tensor, views: Tensor) -> Tensor:
 
 @fused
 def _said_of_held(stored: Tensor, held: Tensor, at: Tensor, views: Tensor) -> Tensor:
-    places = (held[at] == views[:, None]).int().argmax(1)
-    return stored[at, places].float()
+    return stored[at, _places(held, at, views)].float()
+
+
+def _places(held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    """Where the drawn views are among those that are held of each row, int64 `[B]`."""
+    return (held[at] == views[:, None]).int().argmax(1)
 
 
 @fused

@@ -1,8 +1,9 @@
 """The arrays a trainer needs, as tensors: of a whole cache, or of some of its rows."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darht.cache.format.layout import BOXES, JACOBIAN_PARTS
+from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.read.reader import Cache
+from darht.cache.read.sizes import needed_bytes
 from darht.core.device import send
 from darht.core.errors import ConfigError
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
 GIB = 2**30
-_BYTES_OBJECT = 40  # of Python, around the bytes of an image
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
 
 
@@ -58,10 +60,11 @@ class TrainingSet:
         offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`;
+            where they are coded the main array of the code, `[n, V, T, ...]`. `draw.view_logits` tells what was said.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
-        adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
+        adversarial: by attack, every teacher's logits on the stored adversarial images, `[n, Va, T, C]`; as `clean`.
         jacobians: by teacher; empty when they are not needed.
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
@@ -71,6 +74,9 @@ class TrainingSet:
         encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
         held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
         order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
+        companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
+        classes: C.
+        same_view: rows whose source indices have one quotient by this number show the same view in an epoch.
     """
 
     rows: Tensor
@@ -93,6 +99,9 @@ class TrainingSet:
     encoded: NDArray[np.object_] | None = None
     held: Tensor | None = None
     order: tuple[Tensor, Tensor] | None = None
+    companions: tuple[Tensor, ...] = ()
+    classes: int = 0
+    same_view: int = 1
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -123,8 +132,11 @@ class TrainingSet:
 
     def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
         """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
-        few = dataclasses.replace(self, clean=self.clean[:, :0]).take(at)
-        return dataclasses.replace(few, clean=self.clean[at[:, None], held], held=held)
+        where = at[:, None], held
+        others = [part if number else part[:, :0] for number, part in enumerate(self.companions)]
+        few = dataclasses.replace(self, clean=self.clean[:, :0], companions=tuple(others)).take(at)
+        companions = (*(part[where] for part in self.companions[:1]), *few.companions[1:])
+        return dataclasses.replace(few, clean=self.clean[where], companions=companions, held=held)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -136,8 +148,9 @@ class TrainingSet:
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        boxes = [] if self.boxes is None else [self.boxes]
-        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes, *boxes]
+        optional = [tensor for tensor in (self.boxes, self.held) if tensor is not None]
+        said = [self.clean, *self.adversarial, *self.companions]
+        return [self.rows, self.images, self.labels, *said, *self.deltas, *slopes, *optional]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
         return dataclasses.replace(
@@ -149,6 +162,7 @@ class TrainingSet:
             held=None if self.held is None else change(self.held),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
+            companions=tuple(map(change, self.companions)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
             boxes=None if self.boxes is None else change(self.boxes),
         )
@@ -158,44 +172,36 @@ def _same_storage(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What a row takes in memory, on average: its arrays, an int64 label and an int64 source index."""
-    held = [
-        array
-        for array in cache.arrays.values()
-        if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
-        and (array.attack is None or adversarial)
-        and (array.kind != "logits" or logits)
-    ]
-    encoded = sum(cache.size(array.name) // cache.rows + _BYTES_OBJECT for array in held if array.encoded)
-    return 16 + sum(array.row_bytes for array in held) + encoded
-
-
-def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What `load_training_set` will hold in memory."""
-    return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
-
-
 def training_rows(cache: Cache) -> np.ndarray:
     """The rows to train on, int64, in order: those that are neither held out nor excluded."""
     return np.setdiff1d(np.arange(cache.rows), [*cache.manifest.holdout, *cache.excluded])
 
 
 def allocate(
-    cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False, logits: bool = True
+    cache: Cache,
+    rows: int,
+    *,
+    adversarial: bool,
+    jacobians: bool = False,
+    logits: bool = True,
+    one_view: bool = False,
 ) -> TrainingSet:
-    """A set with room for `rows` rows, whose contents `fill` brings.
+    """A set with room for `rows` rows, whose contents `fill` brings; of clean answers in one view where asked.
 
     Raises:
         ConfigError: a Jacobian is needed that the cache does not hold.
     """
     spec = cache.spec
     teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
-    T, image = len(teachers), spec.view_shape
+    T, image, part = len(teachers), spec.view_shape, companion_suffix(spec.store)
 
-    def answers(kind: str) -> Tensor:
-        views = spec.views.count if kind == "clean" else spec.attacks[kind].views
-        return _room(rows, views, T, len(spec.data.classes), dtype=spec.store.logits)
+    def answers(about: str, part: str = "") -> Tensor:
+        if not teachers:
+            views = spec.views.count if about == "clean" else spec.attacks[about].views
+            return _room(rows, views, 0, len(spec.data.classes), dtype="float16")
+        array = cache.arrays[f"logits/{teachers[0]}/{about}{part}"]
+        views = 1 if one_view and about == "clean" else array.shape[1]
+        return _room(rows, views, T, array.shape[2], dtype=array.dtype)
 
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:
@@ -205,10 +211,10 @@ def allocate(
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
     cache.check_decoder()
-    held, V, coded = _room(rows, dtype="int64"), spec.views.count, spec.store.encoded
+    numbers, V, coded = _room(rows, dtype="int64"), spec.views.count, spec.store.encoded
     return TrainingSet(
-        rows=held,
-        keys=held,
+        rows=numbers,
+        keys=numbers,
         images=_room(rows, *((0,) if coded else spec.data.image_shape), dtype="uint8"),
         labels=_room(rows, dtype="int64"),
         offsets=torch.zeros(V, 3, dtype=torch.int8) if spec.views.resized else torch.from_numpy(cache.views),
@@ -225,6 +231,10 @@ def allocate(
         boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
         size=spec.views.size,
         encoded=np.empty(rows, dtype=object) if coded else None,
+        companions=tuple(answers(about, part) for about in ("clean", *attacks)) if part and teachers else (),
+        classes=len(spec.data.classes),
+        same_view=spec.store.rows_per_chunk if spec.store.by_view else 1,
+        held=_room(rows, 1, dtype="int64") if one_view else None,
     )
 
 
@@ -233,17 +243,33 @@ def _room(*shape: int, dtype: str) -> Tensor:
     return torch.from_numpy(np.empty(shape, dtype=dtype))
 
 
-def array_names(data: TrainingSet) -> list[str]:
+def _answers(cache: Cache, data: TrainingSet) -> Iterator[tuple[list[str], Tensor]]:
+    """The teachers' arrays of one kind, and the tensor that holds them on axis 2."""
+    kinds, part = ("clean", *data.attacks), companion_suffix(cache.spec.store)
+    for suffix, tensors in (("", (data.clean, *data.adversarial)), (part, data.companions)):
+        for about, tensor in zip(kinds, tensors, strict=False):
+            yield [f"logits/{teacher}/{about}{suffix}" for teacher in data.teachers], tensor
+
+
+def array_names(cache: Cache, data: TrainingSet) -> list[str]:
     """The arrays of a cache that a set holds."""
-    kinds = ["clean", *data.attacks]
-    logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
+    logits = [name for names, _ in _answers(cache, data) for name in names]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
     boxes = [] if data.boxes is None else [BOXES]
     return ["label", "image", *boxes, *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
-def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
+def fill(
+    cache: Cache, data: TrainingSet, at: int, rows: slice, choose: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Read rows of a cache into a set, from position `at` on.
+
+    Args:
+        cache: which.
+        data: from `allocate`.
+        at: the first position.
+        rows: of the cache.
+        choose: gives the view of each of these rows, int64; for a set that holds one view of each.
 
     Raises:
         CorruptError: a checksum fails.
@@ -254,14 +280,30 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
     if data.boxes is not None:
         out[BOXES] = data.boxes[here].numpy()
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
-    for logits, kind in zip((data.clean, *data.adversarial), ("clean", *data.attacks), strict=True):
-        out |= {f"logits/{name}/{kind}": logits[here, :, t].numpy() for t, name in enumerate(data.teachers)}
+    apart: dict[str, np.ndarray] = {}
+    for names, tensor in _answers(cache, data):
+        alone = data.held is not None and cache.arrays[names[0]].attack is None
+        into = apart if alone else out
+        into |= {name: tensor[here, 0 if alone else slice(None), t].numpy() for t, name in enumerate(names)}
     for name, jacobian in zip(data.teachers, data.jacobians, strict=False):
         parts = (jacobian.values, jacobian.scales, jacobian.classes)
         out |= {f"logits/{name}/{part}": t[here].numpy() for part, t in zip(JACOBIAN_PARTS, parts, strict=True)}
     cache.read_into(out, rows)
     data.labels[here] = torch.from_numpy(labels).long()
     data.rows[here] = torch.arange(rows.start, rows.stop)
+    if data.held is not None and choose is not None:
+        data.held[here, 0] = choose(data.rows[here])
+        _fill_view(cache, apart, rows, data.held[here, 0].tolist())
+
+
+def _fill_view(cache: Cache, out: dict[str, np.ndarray], rows: slice, views: list[int]) -> None:
+    """Read the drawn view of each row; neighbours that drew the same are read together."""
+    start = 0
+    for view, group in itertools.groupby(views):
+        stop = start + len(list(group))
+        for name, values in out.items():
+            cache.read_view(name, slice(rows.start + start, rows.start + stop), view, values[start:stop])
+        start = stop
 
 
 def load_training_set(
@@ -295,7 +337,7 @@ def load_training_set(
         )
     data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
     label = cache.arrays["label"]
-    cache.prefetch(array_names(data), range(label.shards))
+    cache.prefetch(array_names(cache, data), range(label.shards))
     with ThreadPoolExecutor(reading_threads(cache)) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]
         list(pool.map(lambda rows: fill(cache, data, rows.start, rows), shards))

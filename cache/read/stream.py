@@ -6,6 +6,7 @@ before are used, so two windows are in memory, and nothing else that grows with 
 depends on its size and so on the budget, and on nothing else of the machine.
 """
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import block_rows, row_blocks
-from darht.cache.read.draw import view_pixels
+from darht.cache.read.draw import draw_views, view_pixels
 from darht.cache.read.loader import (
     GIB,
     TrainingSet,
@@ -27,10 +28,10 @@ from darht.cache.read.loader import (
     fill,
     load_training_set,
     reading_threads,
-    row_bytes,
 )
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, draw_choices, epoch_windows, steps_in_epoch
+from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
+from darht.cache.read.sizes import row_bytes
 from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
@@ -56,6 +57,7 @@ class FeedPlan:
         window_rows: the rows that these hold.
         threads: that read.
         logits: whether the teachers' logits are needed.
+        one_view: whether clean answers are needed in the drawn view alone; where views lie apart no other is streamed.
     """
 
     kind: Literal["device", "memory", "streamed"]
@@ -69,6 +71,7 @@ class FeedPlan:
     window_rows: int
     threads: int
     logits: bool = True
+    one_view: bool = False
 
     def __str__(self) -> str:
         needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
@@ -86,8 +89,8 @@ def plan_feed(
     batch: int,
     budget_gib: float,
     jacobians: bool = False,
-    threads: int | None = None,
     logits: bool = True,
+    one_view: bool = False,
 ) -> FeedPlan:
     """Decide where the rows will be.
 
@@ -98,8 +101,8 @@ def plan_feed(
         batch: rows of a step.
         budget_gib: the most memory that the cache may take.
         jacobians: whether the teachers' Jacobians are needed.
-        threads: that may read; None for `reading_threads`.
         logits: whether the teachers' logits are needed.
+        one_view: whether clean answers are needed in the drawn view alone.
 
     Raises:
         ConfigError: the budget does not hold two windows of one block and a batch.
@@ -108,13 +111,15 @@ def plan_feed(
         raise ConfigError(
             f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
         )
-    threads = threads or reading_threads(cache)
+    threads = reading_threads(cache)
     row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
     budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
-        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
+        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits, one_view)
+    if one_view and cache.spec.store.by_view:
+        row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits, one_view=True)
     held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
     free = budget - budget // _SCRATCH - held
     per_window = (free // (2 * row) - (batch - 1)) // size
@@ -126,7 +131,7 @@ def plan_feed(
         )
     threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
     rows = min(per_window * size, cache.rows)
-    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits)
+    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits, one_view)
 
 
 def _fits(device: torch.device, needed: int) -> bool:
@@ -166,7 +171,8 @@ class Feed:
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
             size = plan.per_window * block_rows(cache.spec.store) + plan.batch - 1
-            self._windows = [allocate(cache, size, **wanted) for _ in range(2)]
+            alone = plan.one_view and plan.logits and cache.spec.store.by_view
+            self._windows = [allocate(cache, size, **wanted, one_view=alone) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
@@ -186,10 +192,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
-        The positions are on the CPU, where the shapes of what follows are decided.
-
-        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the next
-        one is read ahead.
+        The positions are on the CPU, where the shapes of what follows are decided. The set may be read until the next
+        batch is asked for. Epochs are asked for one at a time; the next one is read ahead.
 
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
@@ -199,7 +203,7 @@ class Feed:
         while True:
             data, after = filled.result(), next(windows, None)
             if after is not None:
-                filled = self._fill_later(after, data)
+                filled = self._fill_later(after, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
             yield from self._delivered(data, torch.from_numpy(window.order), epoch)
@@ -214,9 +218,10 @@ class Feed:
             return view_pixels(data, at, torch.zeros_like(at)).cpu(), data.labels[at].cpu()
         images = torch.empty(len(rows), *self.cache.spec.view_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
+        order = np.argsort(rows)
 
         def take(block: slice) -> None:
-            wanted = np.flatnonzero((rows >= block.start) & (rows < block.stop))
+            wanted = order[slice(*np.searchsorted(rows, (block.start, block.stop), sorter=order))]
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
                 images[at] = torch.from_numpy(self.cache.clean(block)[inside])
@@ -282,28 +287,30 @@ class Feed:
             ready.set_result(self._windows[0])
             return ready
         window = next(self._epoch_windows(epoch))
-        return self._fill_later(window, before)
+        return self._fill_later(window, before, epoch)
 
-    def _fill_later(self, window: Window, before: TrainingSet | None) -> "Future[TrainingSet]":
+    def _fill_later(self, window: Window, before: TrainingSet | None, epoch: int) -> "Future[TrainingSet]":
         """Fill the set that is not `before`."""
         into = self._windows[1] if before is self._windows[0] else self._windows[0]
         if before is not None:
             into.copy_from(before, torch.from_numpy(window.carried))
-        return self._ahead.submit(self._fill, window, into)
+        return self._ahead.submit(self._fill, window, into, epoch)
 
-    def _fill(self, window: Window, into: TrainingSet) -> TrainingSet:
+    def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
-        shards = np.unique(blocks[:, 0] // per_shard).tolist()
-        units = [(name, shard) for name in array_names(into) for shard in shards]
-        self.cache.prefetch(array_names(into), shards)
+        shards, names = np.unique(blocks[:, 0] // per_shard).tolist(), array_names(self.cache, into)
+        apart = {name for name in names if into.held is not None and self.cache.arrays[name].is_clean_answer}
+        units = [(name, shard) for name in names if name not in apart for shard in shards]  # others are checked by view
+        self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
+        options = {"count": len(into.offsets), "seed": self._seed, "epoch": epoch, "together": into.same_view}
+        choose = functools.partial(draw_views, **options)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
-        jobs = [
-            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)))
+        for job in [
+            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), choose)
             for at, (first, last) in zip(starts, blocks, strict=True)
-        ]
-        for job in jobs:
+        ]:
             job.result()
         return into
 
@@ -324,10 +331,10 @@ class Feed:
 
     def _gathered(self, data: TrainingSet, at: Tensor, epoch: int) -> TrainingSet:
         """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
-        if not self._views:
+        if not self._views or data.held is not None:
             return data.take(at).send(self.plan.device)
-        rows = data.keys[at]
-        drawn = [draw_choices(rows, count, self._seed, epoch, "view") for count in self._views]
+        choose = functools.partial(draw_views, seed=self._seed, epoch=epoch, together=data.same_view)
+        drawn = [choose(data.keys[at], count) for count in self._views]
         return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS, to_pixels
-from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
+from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import coin, draw_choices
+from darht.cache.read.sampler import coin
 from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
@@ -65,7 +65,8 @@ class Examples:
             for old in [one for one in self._drawn if one[0] != epoch]:
                 del self._drawn[old]
             every = torch.arange(self.rows, device=at.device)
-            self._drawn[key] = draw_choices(every, count, self.config.seed, epoch, "view")
+            seed, together = self.config.seed, data.same_view
+            self._drawn[key] = draw_views(every, count, seed=seed, epoch=epoch, together=together)
         return _look_up(self._drawn[key], data.rows, at)
 
     def _coins(self, keys: Tensor, epoch: int) -> Tensor:

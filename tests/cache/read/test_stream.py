@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.draw import view_logits, view_pixels
-from darht.cache.read.loader import GIB, allocate, load_training_set, needed_bytes, row_bytes
+from darht.cache.read.loader import GIB, allocate, load_training_set
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sampler import draw_choices, epoch_order
+from darht.cache.read.sizes import needed_bytes, row_bytes
 from darht.cache.read.stream import Feed, level_counts, plan_feed
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, CorruptError
@@ -34,7 +35,8 @@ def cache(fine_cache: Path) -> Cache:
 def plan(cache: Cache, share: float, *, adversarial: bool = True, batch: int = BATCH):
     """A plan whose budget is a share of what the cache needs."""
     budget = share * needed_bytes(cache, adversarial=adversarial) / GIB
-    return plan_feed(cache, device=CPU, adversarial=adversarial, batch=batch, budget_gib=budget, threads=2)
+    planned = plan_feed(cache, device=CPU, adversarial=adversarial, batch=batch, budget_gib=budget)
+    return dataclasses.replace(planned, threads=2)
 
 
 def batches(cache: Cache, planned, first: int = 0, seed: int = 5):
