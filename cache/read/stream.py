@@ -304,8 +304,9 @@ class Feed:
         self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
-        options = {"count": len(into.offsets), "seed": self._seed, "epoch": epoch, "together": into.same_view}
-        choose = functools.partial(draw_views, **options)
+        choose = functools.partial(
+            draw_views, count=len(into.offsets), seed=self._seed, epoch=epoch, together=into.same_view
+        )
         starts = len(window.carried) + np.cumsum(sizes) - sizes
         for job in [
             self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), choose)

@@ -94,7 +94,10 @@ def in_miniature(config: ExperimentConfig) -> ExperimentConfig:
         },
     }  # fmt: skip
     few = {"eps": 64, "step": 32, "steps": 1}
-    short = {**few, "padding": 1, "flip": False, "optim.epochs": 1, "optim.batch_size": 32}
+    short = {
+        **{f"inner.{key}": value for key, value in few.items()}, "views.padding": 1, "views.flip": False,
+        "optim.epochs": 1, "optim.batch_size": 32,
+    }  # fmt: skip
     teachers = {
         name: replace(plan, kwargs=nets[str(plan.arch)], set={**plan.set, **short}, allow=True)
         for name, plan in config.teachers.items()
