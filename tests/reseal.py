@@ -20,10 +20,12 @@ def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> Non
     array, store = layouts(read_spec(folder))[name], Store(folder)
     values = store.read(array, array.rows(0)).copy()
     change(values)
-    size, sha256 = store.write(array, 0, values)
+    size, sha256, parts = store.write(array, 0, values)
     commit = read_commit(open_storage(folder), array, 0)
     assert commit is not None
-    write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
+    write_commit(
+        open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256, "parts": parts})
+    )
     seal(folder)
 
 
