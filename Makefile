@@ -18,7 +18,7 @@ $(VENV)/.dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
-	$(BIN)/darht-experiment recipes/digits-demo.yaml --out $(DEMO)
+	$(BIN)/darht-experiment recipes/digits-demo.yaml --out $(DEMO) --jobs 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
