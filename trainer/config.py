@@ -47,12 +47,15 @@ class OptimConfig:
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise ConfigError(f"milestones are shares of the run in [0, 1]; got {list(self.milestones)}")
 
-    def check_rows(self, rows: int) -> None:
-        """Raise ConfigError where a batch is larger than the `rows` that are trained on."""
-        if self.batch_size > rows:
+    def check_rows(self, rows: int, per_batch: int | None = None) -> None:
+        """Raise ConfigError where a batch is larger than the `rows` that are trained on, or its part of them is."""
+        per_batch = per_batch or self.batch_size
+        if per_batch > rows:
+            others = f", of which {per_batch} are theirs" if per_batch < self.batch_size else ""
+            most = rows * self.batch_size // per_batch
             raise ConfigError(
-                f"optim.batch_size must be at most the rows trained on; got {self.batch_size} for {rows} rows: "
-                f"set optim.batch_size to {rows} or less"
+                f"optim.batch_size must be at most the rows trained on; got {self.batch_size}{others} for {rows} rows: "
+                f"set optim.batch_size to {most} or less"
             )
 
 

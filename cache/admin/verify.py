@@ -8,6 +8,7 @@ import numpy as np
 from darht.cache.format.commit import State, commit_key, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
+from darht.cache.format.mixture import UNLABELLED
 from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.tar_index import INDEX
@@ -115,8 +116,10 @@ class _Verifier:
         classes = len(self.spec.data.classes)
         if array.kind == "source_index" and not np.array_equal(values, np.arange(rows.start, rows.stop)):
             yield "the source indices are not the row numbers"
-        if array.kind == "label" and (values.min() < 0 or values.max() >= classes):
-            yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
+        if array.kind == "label":
+            yield from self.labels(values[: max(0, self.spec.data.labelled - rows.start)], classes)
+            if (values[max(0, self.spec.data.labelled - rows.start) :] != UNLABELLED).any():
+                yield f"rows without labels have others than {UNLABELLED}"
         if array.kind == "views" and values[0].any():
             yield "view 0 is not the identity"
         if array.kind == "views" and not np.array_equal(values, self.views):
@@ -125,6 +128,11 @@ class _Verifier:
             yield "logits that are not finite"
         if array.attack is not None and array.kind == "delta":
             yield from self.deltas(array, self.spec.attacks[array.attack], rows, values)
+
+    def labels(self, values: np.ndarray, classes: int) -> Iterator[str]:
+        """Whether labels are those of classes."""
+        if len(values) and (values.min() < 0 or values.max() >= classes):
+            yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
 
     def deltas(self, array: ArrayLayout, attack: AttackSpec, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""

@@ -76,7 +76,7 @@ class Worker:
             generator = RowRng.create(
                 self.plan.spec.seed, "attack", name, rows=row.to(self.device), views=view.to(self.device)
             )
-            x_adv = attack(model, x, labels[row].to(self.device), generator=generator)
+            x_adv = attack(model, x, labels_or_answers(model, x, labels[row]), generator=generator)
             deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.scale).cpu()
         return deltas.numpy()
 
@@ -86,15 +86,15 @@ class Worker:
 
         Views in `known` are not asked about again.
         """
-        values = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+        values, first = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype), array.first_view
         for number, answers in known.items():
-            values[:, number] = answers
-        todo = [view for view in range(array.shape[1]) if view not in known]
+            values[:, number - first] = answers
+        todo = [view for view in range(first, first + array.shape[1]) if view not in known]
         model, attack = self._model(array.teacher) if todo else None, array.attack
         scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
         delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
         for row, view in self._batches(rows, todo):
-            x, at = self._views(row, view), ((row - rows.start).numpy(), view.numpy())
+            x, at = self._views(row, view), ((row - rows.start).numpy(), (view - first).numpy())
             if delta is not None:
                 x = x + scale * torch.from_numpy(delta[at])
             assert model is not None
@@ -116,7 +116,7 @@ class Worker:
             for row, view in self._batches(rows, range(1)):
                 x = self._views(row, view).to(self.device).float() / 255
                 try:
-                    parts.append(jacobian_rows(model, x, labels[row].to(self.device), array.shape[1]))
+                    parts.append(jacobian_rows(model, x, labels_or_answers(model, x, labels[row]), array.shape[1]))
                 except ModelError as error:
                     where = f"rows {int(row[0])}..{int(row[-1])}"
                     raise ModelError(f"teacher '{teacher}' on {where}: {error}; leave it out of 'jacobians'") from error
@@ -162,6 +162,13 @@ class Worker:
             self._decoded = wanted, images[wanted]
             first = start
         return self._decoded[1][rows.start - first : rows.stop - first]
+
+
+@torch.no_grad()
+def labels_or_answers(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
+    """Labels `[B]` on the device of `x`; where there is none (-1), what the model itself says about these pixels."""
+    y = labels.to(x.device)
+    return torch.where(y < 0, model(x).argmax(1), y) if bool((labels < 0).any()) else y
 
 
 @contextlib.contextmanager

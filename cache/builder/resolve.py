@@ -1,12 +1,16 @@
 """From the YAML of a cache to its spec: paths become hashes, and everything is checked against what is there."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
+from darht.cache.format.mixture import SourceSpec
 from darht.cache.format.spec import PIXEL_RULES, RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import check_padding
 from darht.cache.sources.load import OF_FILES, FileSource, Source
+from darht.cache.sources.mixture import MixedSource
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
 
@@ -41,6 +45,11 @@ def resolve(
         for name, attack in attacks.items()
         if attack.views > views
     ]
+    problems += [
+        f"data[{number}].views is {source.views}, the cache has {views}"
+        for number, source in enumerate(config.sources)
+        if (source.views or 1) > views
+    ]
     problems += _jacobian_problems(config, C)
     if config.views.kind != "identity":
         check_padding(config.views.padding, source.images.shape[1:])
@@ -49,7 +58,7 @@ def resolve(
     for name, card in cards.items():
         check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
     return CacheSpec(
-        data=_data_spec(config.data, source, rules),
+        data=_data_spec(config.sources, source, rules, views),
         views=_view_spec(config.views, views),
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
@@ -83,9 +92,11 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
-def _data_spec(config: DataConfig, source: Source | FileSource, rules: int) -> DataSpec:
+def _data_spec(configs: Sequence[DataConfig], source: Source | FileSource, asked_rules: int, views: int) -> DataSpec:
     """Rules are named where they say something: of image files, and of rows that are held out."""
-    rules = rules if source.name in OF_FILES else min(rules, PIXEL_RULES)
+    parts = source.parts if isinstance(source, MixedSource) else (source,)
+    of_files = any(part.name in OF_FILES for part in parts)
+    rules = asked_rules if of_files else min(asked_rules, PIXEL_RULES)
     return DataSpec(
         source=source.name,
         split=source.split,
@@ -93,8 +104,24 @@ def _data_spec(config: DataConfig, source: Source | FileSource, rules: int) -> D
         image_shape=source.images.shape[1:],
         classes=source.classes,
         sha256=source.sha256,
-        holdout=config.holdout,
-        rules=rules if config.holdout or source.name in OF_FILES else 1,
+        holdout=configs[0].holdout,
+        rules=rules if any(config.holdout for config in configs) or of_files else 1,
+        skipped=len(source.skipped),
+        sources=tuple(map(_source_spec, configs, parts, itertools.repeat(views))) if len(parts) > 1 else (),
+    )
+
+
+def _source_spec(config: DataConfig, source: Source | FileSource, views: int) -> SourceSpec:
+    labelled = config.labels == "given"
+    return SourceSpec(
+        source=source.name,
+        split=source.split,
+        rows=len(source.images),
+        sha256=source.sha256,
+        labelled=labelled,
+        share=config.share,
+        holdout=config.holdout if labelled else 0.0,
+        views=config.views or views,
         skipped=len(source.skipped),
     )
 

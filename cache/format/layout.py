@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from darht.cache.format.mixture import Band, spans
 from darht.cache.format.spec import AttackSpec, CacheSpec, StoreSpec
 from darht.cache.format.views import view_table
 from darht.core.config import fingerprint, to_plain
@@ -36,6 +37,7 @@ class ArrayLayout:
         attributes: stored beside the array.
         teacher: who is asked, or for perturbations attacked; None where no teacher computes it.
         attack: whose perturbations these are, or are answered; None for clean views.
+        first_view: the view that comes first on the second axis.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ArrayLayout:
     attributes: dict[str, Any]
     teacher: str | None = None
     attack: str | None = None
+    first_view: int = 0
 
     @property
     def shards(self) -> int:
@@ -77,7 +80,7 @@ class ArrayLayout:
     @property
     def of_teacher(self) -> str:
         """The name among what teachers say, as an export's `logits.npz` has it: `T/clean`, `T/ATTACK`, `T/jacobian`."""
-        return f"{self.teacher}/{self.kind if self.is_jacobian else self.attack or 'clean'}"
+        return self.name.removeprefix("logits/")
 
     @property
     def said(self) -> bool:
@@ -88,6 +91,11 @@ class ArrayLayout:
     def has_views(self) -> bool:
         """Whether its second axis are views."""
         return self.kind in ("delta", "logits")
+
+    @property
+    def of_some_rows(self) -> bool:
+        """Whether only the first rows have it: further views of clean logits."""
+        return self.first_view > 0
 
     @property
     def fill_value(self) -> float | int:
@@ -117,14 +125,11 @@ def block_rows(store: StoreSpec) -> int:
 
 
 def row_blocks(spec: CacheSpec) -> np.ndarray:
-    """Every block as (first row, one past the last), int64 `[K, 2]`; the last block of a shard may be short."""
+    """Every block as (first row, one past the last), int64 `[K, 2]`; the last of a shard or source may be short."""
     N, shard, size = spec.data.rows, spec.store.rows_per_shard, block_rows(spec.store)
-    cuts = [
-        (first, min(first + size, start + shard, N))
-        for start in range(0, N, shard)
-        for first in range(start, min(start + shard, N), size)
-    ]
-    return np.array(cuts, dtype=np.int64).reshape(-1, 2)
+    starts = {first for start in range(0, N, shard) for first in range(start, min(start + shard, N), size)}
+    cuts = np.array(sorted(starts | {span.start for span in spans(spec.data.sources, N)}), dtype=np.int64)
+    return np.stack([cuts, np.append(cuts[1:], N)], axis=1)
 
 
 def label_dtype(classes: int) -> str:
@@ -137,7 +142,7 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     plain = to_plain(spec)
     base = {key: plain[key] for key in ("format_version", "store")} | {"data": _content(plain["data"])}
     table = view_table(**plain["views"], seed=spec.seed)
-    N, image, V = spec.data.rows, spec.data.image_shape, spec.views.count
+    N, image = spec.data.rows, spec.data.image_shape
     arrays = [
         _array(spec, "source_index", "source_index", (N,), "int64", inputs=base),
         _array(spec, "label", "label", (N,), label_dtype(len(spec.data.classes)), inputs=base),
@@ -149,10 +154,8 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
         arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
     for name, teacher in spec.teachers.items():
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
-        C = teacher.num_classes
-        clean = own | {"views": table.tolist()}
-        dtype = spec.store.logits
-        arrays.append(_array(spec, f"logits/{name}/clean", "logits", (N, V, C), dtype, inputs=clean, teacher=name))
+        C, dtype = teacher.num_classes, spec.store.logits
+        arrays += [_clean(spec, name, band, own, table) for band in spec.bands]
         for attack_name, attack in spec.attacks.items():
             shape, about = (N, attack.views, C), {"teacher": name, "attack": attack_name}
             inputs = own | _attack_inputs(plain, attack_name, table)
@@ -164,7 +167,7 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
 
 def _content(data: dict[str, Any]) -> dict[str, Any]:
     """The part of the data that changes bytes: which rows are held out does not, and what was read has its sha256."""
-    return {key: value for key, value in data.items() if key not in ("holdout", "rules", "skipped")}
+    return {key: value for key, value in data.items() if key not in ("holdout", "rules", "skipped", "sources")}
 
 
 def _attack_inputs(plain: dict[str, Any], name: str, table: np.ndarray) -> dict[str, Any]:
@@ -185,8 +188,22 @@ def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
 def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
     shape = (spec.data.rows, attack.views, *spec.data.image_shape)
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
+    if spec.data.labelled < spec.data.rows:
+        about["unlabelled"] = "against the attacked teacher's own answer to the view"
     more = {"packed": True, "attributes": about, "teacher": attack.teacher, "attack": name}
     return _array(spec, f"delta/{name}", "delta", shape, "int8", inputs=inputs, **more)
+
+
+CLEAN_FROM = "clean-from-"
+
+
+def _clean(spec: CacheSpec, teacher: str, band: Band, own: dict[str, Any], table: np.ndarray) -> ArrayLayout:
+    """What a teacher says about the views of a band: `clean` for those of all rows, else `clean-from-` the first."""
+    shape = (band.rows, band.stop - band.first, spec.teachers[teacher].num_classes)
+    inputs = own | {"views": table[band.first : band.stop].tolist()} | ({"rows": band.rows} if band.first else {})
+    name = f"logits/{teacher}/{f'{CLEAN_FROM}{band.first}' if band.first else 'clean'}"
+    more = {"teacher": teacher, "first_view": band.first}
+    return _array(spec, name, "logits", shape, spec.store.logits, inputs=inputs, **more)
 
 
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:

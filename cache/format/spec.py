@@ -7,6 +7,7 @@ canonical JSON is `spec.json`, and the sha256 of that is the cache's fingerprint
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from darht.cache.format.mixture import Band, SourceSpec, check_sources, view_bands
 from darht.core.config import added, parse
 from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
@@ -57,6 +58,8 @@ class DataSpec:
             exact, and image files are read as `cache/sources/folders.py` says. 3: `sha256` of a source that is read is
             over the bytes of its files, and no longer over pixels; the rest is as under 2.
         skipped: image files that could not be read and were left out.
+        sources: where there are several; `source`, `split` and `holdout` are then those of the first, `sha256` is over
+            theirs, and the other fields are of all together.
     """
 
     source: str
@@ -68,12 +71,20 @@ class DataSpec:
     holdout: float
     rules: int = added(1)
     skipped: int = added(0)
+    sources: tuple[SourceSpec, ...] = added(())
+
+    @property
+    def labelled(self) -> int:
+        """How many rows have labels: the first so many."""
+        return sum(source.rows for source in self.sources if source.labelled) if self.sources else self.rows
 
     def __post_init__(self) -> None:
         if not 1 <= self.rules <= RULES:
             raise ConfigError(f"data.rules is {self.rules}, this darht knows 1..{RULES}: use the darht that wrote it")
         if not 1 <= self.rows <= _MAX_ROWS:
             raise ConfigError(f"rows must lie in 1..{_MAX_ROWS:,}; got {self.rows}: use a part of the data, with limit")
+        if self.sources:
+            check_sources(self.sources, self.rows)
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,26 @@ class CacheSpec:
                 f"an array may have {_MAX_UNITS:,} shards; {self.data.rows} rows in shards of "
                 f"{self.store.rows_per_shard} are {units}: raise store.rows_per_shard"
             )
+        if self.data.sources:
+            self._check_views(self.data.sources[0].views)
+
+    def _check_views(self, views: int) -> None:
+        """What several sources ask of the views; `views` are those of the first of them."""
+        if views != self.views.count:
+            raise ConfigError(
+                f"the first source has all {self.views.count} views; got {views}: leave its views out, or lower "
+                "views.count"
+            )
+        least = self.bands[0].stop
+        if beyond := [name for name, attack in self.attacks.items() if attack.views > least]:
+            raise ConfigError(
+                f"attacks run on views that all rows have, here the first {least}; {', '.join(beyond)} asks for more"
+            )
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """Which rows have which views."""
+        return view_bands(self.data.sources, self.data.rows, self.views.count)
 
 
 def check_version(found: int) -> None:

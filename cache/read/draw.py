@@ -26,8 +26,17 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         epoch: as well.
         attack: a position in `data.attacks`.
     """
-    count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
-    return draw_choices(data.rows[at], count, seed, epoch, "view")
+    return draw_views(data, data.rows[at], seed=seed, epoch=epoch, attack=attack)
+
+
+def draw_views(data: TrainingSet, rows: Tensor, *, seed: int, epoch: int, attack: int | None = None) -> Tensor:
+    """As `choose_views`, of any rows of the cache by their source indices, int64 `[B]`."""
+    if attack is not None:
+        return draw_choices(rows, data.deltas[attack].shape[1], seed, epoch, "view")
+    views = draw_choices(rows, data.clean.shape[1], seed, epoch, "view")
+    for more in data.more:
+        views = torch.where(rows < more.rows, draw_choices(rows, more.stop, seed, epoch, "view"), views)
+    return views
 
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
@@ -37,8 +46,15 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
-    stored = data.clean if attack is None else data.adversarial[attack]
-    return stored[at, views].float()
+    if attack is not None:
+        return data.adversarial[attack][at, views].float()
+    if not data.more:
+        return data.clean[at, views].float()
+    logits = data.clean[at, views.clamp(max=data.clean.shape[1] - 1)]
+    for more in data.more:
+        theirs = more.values[more.slots[at], (views - more.first).clamp(0, more.values.shape[1] - 1)]
+        logits = torch.where(((views >= more.first) & (views < more.stop))[:, None, None], theirs, logits)
+    return logits.float()
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:

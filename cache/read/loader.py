@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import JACOBIAN_PARTS
+from darht.cache.format.layout import CLEAN_FROM, JACOBIAN_PARTS
+from darht.cache.format.mixture import Band
+from darht.cache.read.more_views import MoreViews
 from darht.cache.read.reader import Cache
 from darht.core.device import send
 from darht.core.errors import ConfigError
@@ -52,11 +54,11 @@ class TrainingSet:
         rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
         keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
         images: uint8 `[n, 3, H, W]`.
-        labels: int64 `[n]`.
+        labels: int64 `[n]`; -1 where a row has none.
         offsets: int8 `[V, 3]`.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or on those that all rows have.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
@@ -64,6 +66,8 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        more: the teachers' logits on views that only some rows have.
+        labelled: rows of the cache below this number have labels; None for all of them.
     """
 
     rows: Tensor
@@ -81,6 +85,8 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    more: tuple[MoreViews, ...] = ()
+    labelled: int | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -94,16 +100,19 @@ class TrainingSet:
 
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
-        taken = self._each(lambda tensor: tensor.index_select(0, at))
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at))
+        taken = dataclasses.replace(self, more=())._each(lambda tensor: tensor.index_select(0, at))
+        more = tuple(views.take(at) for views in self.more)
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), more=more)
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[: len(at)] = theirs.index_select(0, at)
+        for my_views, their_views in zip(self.more, other.more, strict=True):
+            my_views.copy_from(their_views, other.rows, at)
 
     def tensors(self) -> list[Tensor]:
-        """Everything that has a row for each row held."""
+        """Everything that has a row for each row held, but for `more`."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
         return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes]
 
@@ -117,24 +126,33 @@ class TrainingSet:
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+            more=tuple(views.each(change) for views in self.more),
         )
 
 
-def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index."""
+def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True, band: int = 0) -> int:
+    """What a row takes in memory: its arrays, an int64 label and an int64 source index.
+
+    Of several sources only the views that all rows have; of the views of a `band` (see `CacheSpec.bands`) after those,
+    what a row that has them takes more.
+    """
+    first_view = cache.spec.bands[band].first
     held = [
         array
         for array in cache.arrays.values()
         if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
         and (array.attack is None or adversarial)
         and (array.kind != "logits" or logits)
+        and (not array.of_some_rows if not band else array.of_some_rows and array.first_view == first_view)
     ]
-    return 16 + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
+    own = 16 + 8 * (len(cache.spec.bands) - 1) if not band else 0
+    return own + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
 
 
 def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
     """What `load_training_set` will hold in memory."""
-    return cache.rows * row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
+    wanted = {"adversarial": adversarial, "jacobians": jacobians, "logits": logits}
+    return sum(band.rows * row_bytes(cache, **wanted, band=number) for number, band in enumerate(cache.spec.bands))
 
 
 def training_rows(cache: Cache) -> np.ndarray:
@@ -143,9 +161,23 @@ def training_rows(cache: Cache) -> np.ndarray:
 
 
 def allocate(
-    cache: Cache, rows: int, *, adversarial: bool, jacobians: bool = False, logits: bool = True
+    cache: Cache,
+    rows: int,
+    *,
+    adversarial: bool,
+    jacobians: bool = False,
+    logits: bool = True,
+    having: Sequence[int] | None = None,
 ) -> TrainingSet:
     """A set with room for `rows` rows, whose contents `fill` brings.
+
+    Args:
+        cache: opened.
+        rows: how many.
+        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
+        jacobians: whether the teachers' Jacobians are needed.
+        logits: whether the teachers' logits are needed.
+        having: how many of the rows may have the views of each band but the first; None for as many as there are.
 
     Raises:
         ConfigError: a Jacobian is needed that the cache does not hold.
@@ -155,8 +187,12 @@ def allocate(
     T, image = len(teachers), spec.data.image_shape
 
     def answers(kind: str) -> Tensor:
-        views = spec.views.count if kind == "clean" else spec.attacks[kind].views
+        views = spec.bands[0].stop if kind == "clean" else spec.attacks[kind].views
         return _room(rows, views, T, len(spec.data.classes), dtype=spec.store.logits)
+
+    def more(band: Band, held: int) -> MoreViews:
+        values = _room(held, band.stop - band.first, T, len(spec.data.classes), dtype=spec.store.logits)
+        return MoreViews(band.first, band.rows, _room(rows, dtype="int64"), values)
 
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:
@@ -182,6 +218,8 @@ def allocate(
         robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
+        more=tuple(map(more, spec.bands[1:], having or [min(rows, band.rows) for band in spec.bands[1:]])),
+        labelled=spec.data.labelled if spec.data.labelled < spec.data.rows else None,
     )
 
 
@@ -194,12 +232,15 @@ def array_names(data: TrainingSet) -> list[str]:
     """The arrays of a cache that a set holds."""
     kinds = ["clean", *data.attacks]
     logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
+    logits += [f"logits/{teacher}/{CLEAN_FROM}{more.first}" for more in data.more for teacher in data.teachers]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
     return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
-def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
-    """Read rows of a cache into a set, from position `at` on.
+def fill(cache: Cache, data: TrainingSet, at: int, rows: slice, slots: Sequence[int] | None = None) -> None:
+    """Read rows of a cache into a set, from position `at` on, and their further views into each `more` from `slots` on.
+
+    Without `slots` the set holds all rows, each at its own number.
 
     Raises:
         CorruptError: a checksum fails.
@@ -214,6 +255,8 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice) -> None:
         parts = (jacobian.values, jacobian.scales, jacobian.classes)
         out |= {f"logits/{name}/{part}": t[here].numpy() for part, t in zip(JACOBIAN_PARTS, parts, strict=True)}
     cache.read_into(out, rows)
+    for number, more in enumerate(data.more):
+        more.fill(cache, data.teachers, rows.start if slots is None else slots[number], rows)
     data.labels[here] = torch.from_numpy(labels).long()
     data.rows[here] = torch.arange(rows.start, rows.stop)
 
@@ -249,6 +292,8 @@ def load_training_set(
         )
     data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
     label = cache.arrays["label"]
+    for more in data.more:
+        more.place(np.arange(cache.rows))
     cache.prefetch(array_names(data), range(label.shards))
     with ThreadPoolExecutor(reading_threads(cache)) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]

@@ -24,11 +24,13 @@ from darht.cache.read.loader import (
     array_names,
     fill,
     load_training_set,
+    needed_bytes,
     reading_threads,
     row_bytes,
 )
+from darht.cache.read.mixture import Group, choose_room, mixed_windows, steps_of, training_groups
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
+from darht.cache.read.sampler import Window, epoch_windows
 from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
@@ -53,6 +55,7 @@ class FeedPlan:
         window_rows: the rows that these hold.
         threads: that read.
         logits: whether the teachers' logits are needed.
+        room: of a window, when streamed: rows, and how many of them may have the views of each further band.
     """
 
     kind: Literal["device", "memory", "streamed"]
@@ -66,6 +69,7 @@ class FeedPlan:
     window_rows: int
     threads: int
     logits: bool = True
+    room: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
@@ -83,8 +87,8 @@ def plan_feed(
     batch: int,
     budget_gib: float,
     jacobians: bool = False,
-    threads: int | None = None,
     logits: bool = True,
+    rows: np.ndarray | None = None,
 ) -> FeedPlan:
     """Decide where the rows will be.
 
@@ -95,8 +99,8 @@ def plan_feed(
         batch: rows of a step.
         budget_gib: the most memory that the cache may take.
         jacobians: whether the teachers' Jacobians are needed.
-        threads: that may read; None for `reading_threads`.
         logits: whether the teachers' logits are needed.
+        rows: as of `Feed`.
 
     Raises:
         ConfigError: the budget does not hold two windows of one block and a batch.
@@ -105,25 +109,26 @@ def plan_feed(
         raise ConfigError(
             f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
         )
-    threads = threads or reading_threads(cache)
-    row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
+    threads = reading_threads(cache)
+    wanted = {"adversarial": adversarial, "jacobians": jacobians, "logits": logits}
     budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
-    blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
+    blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), needed_bytes(cache, **wanted)
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
         return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
     held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
-    free = budget - budget // _SCRATCH - held
-    per_window = (free // (2 * row) - (batch - 1)) // size
-    if per_window < 1:
-        least = (2 * row * (size + batch - 1) + held) * _SCRATCH / (_SCRATCH - 1)
+    free = (budget - budget // _SCRATCH - held) // 2
+    row = [row_bytes(cache, **wanted, band=band) for band in range(len(cache.spec.bands))]
+    room = choose_room(cache, feed_groups(cache, batch, rows), row, free)
+    if room.bytes > free:
+        least = (2 * room.bytes + held) * _SCRATCH / (_SCRATCH - 1)
         raise ConfigError(
             f"{cache.folder} needs {needed / GIB:.3g} GiB in memory, or {least / GIB:.3g} GiB to be streamed in "
             f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory (memory_gib)"
         )
-    threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
-    rows = min(per_window * size, cache.rows)
-    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits)
+    threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * sum(row))))
+    read = room.per_window, min(room.read, cache.rows)
+    return FeedPlan("streamed", device, *parts, batch, needed, budget, *read, threads, logits, room.rows)
 
 
 def _fits(device: torch.device, needed: int) -> bool:
@@ -131,11 +136,17 @@ def _fits(device: torch.device, needed: int) -> bool:
     return device.type != "cuda" or needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
+def feed_groups(cache: Cache, batch: int, rows: np.ndarray | None) -> tuple[Group, ...]:
+    """What batches are made of: `rows`, or without them those to train on, of each source its share."""
+    return training_groups(cache, batch) if rows is None else (Group(rows, batch),)
+
+
 class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
 
     Attributes:
-        training: int64, rows to make batches of: those to train on where no others are given.
+        groups: what batches are made of: rows to train on, where no others are given.
+        training: int64, the rows of the first group, which an epoch goes through once.
         holdout: int64, rows kept for selection.
         steps: batches in an epoch.
     """
@@ -157,15 +168,14 @@ class Feed:
         self._next: tuple[int, Future[TrainingSet]] | None = None
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
-            size = plan.per_window * block_rows(cache.spec.store) + plan.batch - 1
-            self._windows = [allocate(cache, size, **wanted) for _ in range(2)]
+            self._windows = [allocate(cache, plan.room[0], **wanted, having=plan.room[1:]) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
             self._windows = [load_training_set(cache, device=where, budget_gib=budget, **wanted)]
-        self.training = self._windows[0].training if rows is None else rows
-        self.holdout = self._windows[0].holdout
-        self.steps = max(1, steps_in_epoch(len(self.training), plan.batch, drop_last=drop_last))
+        self.groups = feed_groups(cache, plan.batch, rows)
+        self.training, self.holdout = self.groups[0].rows, self._windows[0].holdout
+        self.steps = steps_of(self.groups, drop_last=drop_last)
 
     def __enter__(self) -> Self:
         return self
@@ -243,6 +253,15 @@ class Feed:
             return list(pool.map(action, (slice(first, last) for first, last in self._blocks.tolist())))
 
     def _epoch_windows(self, epoch: int) -> Iterator[Window]:
+        if len(self.groups) > 1:
+            return mixed_windows(
+                self._blocks,
+                self.groups,
+                per_window=self.plan.per_window,
+                seed=self._seed,
+                epoch=epoch,
+                drop_last=self._drop_last,
+            )
         return epoch_windows(
             self._blocks,
             self.training,
@@ -283,14 +302,16 @@ class Feed:
     def _fill(self, window: Window, into: TrainingSet) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards = np.unique(blocks[:, 0] // per_shard).tolist()
-        units = [(name, shard) for name in array_names(into) for shard in shards]
+        arrays = self.cache.arrays
+        units = [(name, shard) for name in array_names(into) for shard in shards if shard < arrays[name].shards]
         self.cache.prefetch(array_names(into), shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
         starts = len(window.carried) + np.cumsum(sizes) - sizes
+        slots = [more.place(window.rows)[starts].tolist() for more in into.more]
         jobs = [
-            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)))
-            for at, (first, last) in zip(starts, blocks, strict=True)
+            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), [s[k] for s in slots])
+            for k, (at, (first, last)) in enumerate(zip(starts, blocks, strict=True))
         ]
         for job in jobs:
             job.result()

@@ -91,17 +91,26 @@ class Metrics:
         self._late = LateCopy()
 
     @torch.no_grad()
-    def count(self, out: StudentOutput, batch: Batch) -> None:
-        """Count what the student said about `batch.x`; nothing waits for the device."""
+    def count(self, out: StudentOutput, batch: Batch, known: Tensor | None = None) -> None:
+        """Count what the student said about `batch.x`, of rows with labels; nothing waits for the device.
+
+        Args:
+            out: what it said.
+            batch: images and labels.
+            known: bool `[B]`, which rows have labels; None where all have.
+        """
         right = out.logits.argmax(-1) == batch.y
+        if known is not None:
+            right = right & known
         if batch.x is batch.clean:  # nothing to compare
-            self.counts[_CLEAN] += len(right)
+            self.counts[_CLEAN] += len(right) if known is None else known.sum()
             self.counts[_CLEAN_RIGHT] += right.sum()
             return
         moved = (batch.x != batch.clean).flatten(1)
         # The largest byte of a row is found eighty times faster than `any` on a CPU.
         adversarial = moved.view(torch.uint8).amax(1).bool()
-        both = torch.stack([~adversarial, right & ~adversarial, adversarial, right & adversarial])
+        counted = (~adversarial, adversarial) if known is None else (known & ~adversarial, known & adversarial)
+        both = torch.stack([counted[0], right & ~adversarial, counted[1], right & adversarial])
         self.counts[_CLEAN:] += both.sum(1)
 
     def add(self, loss: Tensor, share: float = 1.0) -> None:

@@ -77,9 +77,9 @@ def _add(state: TrainState, examples: Examples, step: Step, metrics: Metrics | N
     (value * share).backward()
     if metrics is None:
         return
-    metrics.count(out, step)
+    metrics.count(out, step, step.known)
     if loss.clean is not None:
-        metrics.count(loss.clean, step._replace(x=step.clean))
+        metrics.count(loss.clean, step._replace(x=step.clean), step.known)
     metrics.add(value, share)
 
 

@@ -8,16 +8,23 @@ from torch import Tensor, nn
 
 from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS
-from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, view_logits, view_pixels
+from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import coin, draw_choices
+from darht.cache.read.sampler import coin
 from darht.core.device import constant, send
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.single_step import label_step, noise_step
 from darht.trainer.student.step import Recipe, Step
-from darht.trainer.student.targets import Answer, clean_answer, first_order_answer, live_answer, nearest_answer
+from darht.trainer.student.targets import (
+    Answer,
+    clean_answer,
+    first_order_answer,
+    live_answer,
+    nearest_answer,
+    pseudo_labels,
+)
 from darht.trainer.student.warm import WarmMemory, warm_step
 
 RECOVERY_STEPS = 2  # of PGD, in steps that are to cure a collapsed warm student
@@ -48,13 +55,13 @@ class Examples:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
         if not self.rows:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
-        count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
+        count = 0 if attack is None else data.deltas[attack].shape[1]  # attacks on as many views draw the same ones
         key = (epoch, count, at.device)
         if key not in self._views:
             for old in [one for one in self._views if one[0] != epoch]:
                 del self._views[old]
             every = torch.arange(self.rows, device=at.device)
-            self._views[key] = draw_choices(every, count, self.config.seed, epoch, "view")
+            self._views[key] = draw_views(data, every, seed=self.config.seed, epoch=epoch, attack=attack)
         return self._views[key][data.rows[at]]
 
     def draw(
@@ -120,13 +127,22 @@ class _Draw:
         data, at = self.data, send(at, self.data.images.device)
         views = self.examples.views(data, at, self.epoch)
         x, targets = view_pixels(data, at, views).float() / LEVELS, view_logits(data, at, views)
+        y, known = self._labels(at, targets)
         if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
         supervises = torch.ones(len(at), len(data.robust), dtype=torch.bool, device=at.device)
         answer = clean_answer(targets)
-        step = Step(x, x, data.labels[at], answer, targets, targets, supervises, data.robust, self.done)
+        step = Step(x, x, y, answer, targets, targets, supervises, data.robust, self.done, known=known)
         return step, data.offsets[views]
+
+    def _labels(self, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Labels `[B]`, and which of them are the rows' own; `targets` are what teachers said about the clean views."""
+        labels = self.data.labels[at]
+        if self.data.labelled is None:
+            return labels, None
+        known = labels >= 0
+        return torch.where(known, labels, pseudo_labels(targets, self.data.robust)), known
 
     def adversarial(self, student: nn.Module, at: Tensor) -> Step:
         """Stored adversarial images, or the student's own with what stands for the teachers' answers to them.
@@ -183,7 +199,8 @@ class _Draw:
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
         seen, robust = pixels.float() / LEVELS, self._robust(at)
         answer = nearest_answer(data, at, data.offsets[views], seen, clean)
-        return Step(x, seen, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
+        y, known = self._labels(at, clean)
+        return Step(x, seen, y, answer, targets, clean, robust, data.robust, self.done, known=known)
 
     def _robust(self, at: Tensor) -> Tensor:
         """Bool `[B, T]`, the robust teachers."""
@@ -227,6 +244,7 @@ def _together(clean: Step, adversarial: Step) -> Step:
         x=torch.cat([clean.x, adversarial.x]),
         clean=torch.cat([clean.clean, adversarial.clean]),
         y=torch.cat([clean.y, adversarial.y]),
+        known=None if clean.known is None or adversarial.known is None else torch.cat([clean.known, adversarial.known]),
         answer=lambda x: torch.cat([clean.answer(x[:n]), adversarial.answer(x[n:])]),
         targets=torch.cat([clean.targets, adversarial.targets]),
         clean_targets=torch.cat([clean.clean_targets, adversarial.clean_targets]),

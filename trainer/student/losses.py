@@ -77,7 +77,7 @@ class Darht(LabelRecipe):
         if step.done < self.phases[0]:
             return Loss(self.label_loss(out.logits, step.y))
         weights = teacher_weights(step.targets, step.y, self.weights) * step.supervises
-        targets, kept = correct_targets(step.targets, step.y, self.correct)
+        targets, kept = correct_targets(step.targets, step.y, self.correct, step.known)
         if kept is not None:
             weights = weights * kept
         if self.kd == "kl":
@@ -138,7 +138,8 @@ class Rslad(Recipe):
 
     def _target(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """The robust teachers' mean on the clean view, `[B, C]`, and which rows count."""
-        return correct_targets(mean_log_probabilities(step.only(step.clean_targets, robust=True)), step.y, self.correct)
+        said = mean_log_probabilities(step.only(step.clean_targets, robust=True))
+        return correct_targets(said, step.y, self.correct, step.known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +286,8 @@ class AdaAd(Recipe):
 
     def _target(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
         """The robust teachers' mean of answers `[B, T, C]`, `[B, C]`, and which rows count."""
-        return correct_targets(mean_log_probabilities(step.only(logits, robust=True)), step.y, self.correct)
+        said = mean_log_probabilities(step.only(logits, robust=True))
+        return correct_targets(said, step.y, self.correct, step.known)
 
     def compares_points(self) -> str:
         """IGDM's term, or the gradients', where there is one."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.builder.teachers import load_teacher, read_card
-from darht.cache.read.loader import training_rows
+from darht.cache.read.mixture import steps_of, training_groups
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import steps_in_epoch
 from darht.cache.read.stream import Feed, FeedPlan, plan_feed
 from darht.core.bounded import short_json
 from darht.core.config import fingerprint, parse, to_plain
@@ -61,7 +60,7 @@ def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     if (out / RUN).is_file():
         recorded = read_run(out)["identity"]["recipe"].get("average") or {"kind": "none"}
         return replace(config, average=parse(AverageConfig, recorded, f"{out / RUN}: average"))
-    steps = max(1, steps_in_epoch(len(training_rows(cache)), config.optim.batch_size)) * config.optim.epochs
+    steps = steps_of(training_groups(cache, config.optim.batch_size)) * config.optim.epochs
     return replace(config, average=default_average(config.objective(), steps))
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import torch
 
 from darht.cache.read.reader import Cache
@@ -129,11 +130,11 @@ def train(
         joined(device) as ranks,
         Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
     ):
-        config.optim.check_rows(len(feed.training))
+        config.optim.check_rows(len(feed.training), feed.groups[0].per_batch)
         if ranks.first:
             claim_run(out, identity, resume=resume)
         state = _start(config, cache, feed, identity)
-        check_parts(state.student, config, len(feed.training), ranks)
+        check_parts(state.student, config, sum(len(group.rows) for group in feed.groups), ranks)
         average = None if state.average is None else state.average.module
         examples = Examples(config, config.objective(), state.memory, live, average, cache.rows)
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
@@ -200,7 +201,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     if state.memory is not None:
         if isinstance(state.memory, WarmMemory) and _forgets(config.inner.warm.reset, epoch) and not pause.steps:
             state.memory.forget()
-        state.memory.look(torch.from_numpy(feed.training))
+        state.memory.look(torch.from_numpy(np.concatenate([group.rows for group in feed.groups])))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):

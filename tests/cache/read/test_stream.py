@@ -33,7 +33,8 @@ def cache(fine_cache: Path) -> Cache:
 def plan(cache: Cache, share: float, *, adversarial: bool = True, batch: int = BATCH):
     """A plan whose budget is a share of what the cache needs."""
     budget = share * needed_bytes(cache, adversarial=adversarial) / GIB
-    return plan_feed(cache, device=CPU, adversarial=adversarial, batch=batch, budget_gib=budget, threads=2)
+    planned = plan_feed(cache, device=CPU, adversarial=adversarial, batch=batch, budget_gib=budget)
+    return dataclasses.replace(planned, threads=2)
 
 
 def batches(cache: Cache, planned, first: int = 0, seed: int = 5):
