@@ -18,6 +18,7 @@ from darht.attacks.engine.query_model import Oracle
 from darht.attacks.engine.state import Rows, State
 from darht.attacks.objectives import ObjectiveName, targeted_dlr, targeted_margin
 from darht.attacks.threat import Norm, check_levels, row_norms
+from darht.core.device import constant
 from darht.core.errors import ConfigError
 
 _MOMENTUM = 0.75  # the paper's alpha: the share of the new step, the rest is the last displacement
@@ -83,6 +84,11 @@ class _AutoPGD(SingleModel):
         if not 0 < self.rho < 1:
             raise ConfigError(f"rho must lie between 0 and 1; got {self.rho:g}")
 
+    @property
+    def looks(self) -> int:
+        """One for the start, and one for each step."""
+        return self.steps + 1
+
     def _loss(self, state: APGDState) -> Callable[[Tensor], Tensor]:
         raise NotImplementedError
 
@@ -118,23 +124,21 @@ class _AutoPGD(SingleModel):
         assert isinstance(state, APGDState)
         state.logits, loss, state.gradient = oracle.gradient(state.query, self._loss(state), self.eot)
         state.hit = state.fooled()
-        rose = loss > state.loss
-        state.rises += rose
         first = state.looks == 0
-        if bool(first.any()):
-            state.rises[first] = 0.0
-            state.checked[first] = loss[first]
+        state.rises = torch.where(first, 0.0, state.rises + (loss > state.loss))
+        state.checked = torch.where(first, loss, state.checked)
         state.loss = torch.where(first, 0.0, loss)
-        improved = (loss > state.score).nonzero().squeeze(1)
-        state.best[improved], state.best_gradient[improved] = state.query[improved], state.gradient[improved]
-        state.score[improved] = loss[improved]
-        self._check(state)
+        improved = loss > state.score
+        state.best = _chosen(improved, state.query, state.best)
+        state.best_gradient = _chosen(improved, state.gradient, state.best_gradient)
+        state.score = torch.where(improved, loss, state.score)
+        self._check(state, patient=oracle.patient)
         state.looks += 1
         state.done = state.looks > self.steps
 
-    def _check(self, state: APGDState) -> None:
-        windows = torch.tensor(checkpoints(self.steps), device=state.looks.device)[state.looks.clamp(max=self.steps)]
-        if not bool(windows.any()):
+    def _check(self, state: APGDState, *, patient: bool) -> None:
+        windows = constant(checkpoints(self.steps), state.looks.device)[state.looks.clamp(max=self.steps)]
+        if not patient and not bool(windows.any()):
             return
         ends = windows > 0
         stuck = state.rises <= windows * self.rho
@@ -142,9 +146,10 @@ class _AutoPGD(SingleModel):
         state.halved = torch.where(ends, stuck, state.halved)
         state.checked = torch.where(ends, state.score, state.checked)
         state.rises = torch.where(ends, 0.0, state.rises)
-        back = (ends & stuck).nonzero().squeeze(1)
-        state.step[back] /= 2.0
-        state.query[back], state.gradient[back] = state.best[back], state.best_gradient[back]
+        back = ends & stuck
+        state.step = _chosen(back, state.step / 2.0, state.step)
+        state.query = _chosen(back, state.best, state.query)
+        state.gradient = _chosen(back, state.best_gradient, state.gradient)
 
     def move(self, oracle: Oracle, state: State) -> None:
         """A step along the steepest ascent, then three quarters of it and a quarter of the last displacement."""
@@ -164,6 +169,11 @@ class _AutoPGD(SingleModel):
     def _into_l2(self, point: Tensor, x: Tensor) -> Tensor:
         delta = point - x
         return (x + _unit(delta) * row_norms(delta).clamp(max=self.threat.radius)).clamp(0.0, 1.0)
+
+
+def _chosen(rows: Tensor, fresh: Tensor, old: Tensor) -> Tensor:
+    """`fresh` in these rows (bool `[S]`), `old` in the others."""
+    return torch.where(rows[:, None, None, None], fresh, old)
 
 
 def _unit(value: Tensor) -> Tensor:

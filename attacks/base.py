@@ -56,6 +56,11 @@ class SingleModel:
         """
         return FULL.craft(self, model, x, y, generator=generator, targets=targets, seed=seed)
 
+    @property
+    def looks(self) -> int | None:
+        """Depends on the row."""
+        return None
+
     def runs(self, classes: int) -> int:
         """One."""
         return 1

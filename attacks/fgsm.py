@@ -26,6 +26,11 @@ class FGSM(OnLevels):
     def __post_init__(self) -> None:
         self._as_pgd()
 
+    @property
+    def looks(self) -> int:
+        """One."""
+        return 1
+
     def start(self, rows: Rows, run: int) -> LevelState:
         """At the image."""
         return self._as_pgd().start(rows, run)

@@ -47,6 +47,11 @@ class MIM(OnLevels):
         if not self.decay >= 0:
             raise ConfigError(f"decay must be at least 0; got {self.decay:g}")
 
+    @property
+    def looks(self) -> int:
+        """One for each step."""
+        return self.steps
+
     def start(self, rows: Rows, run: int) -> MomentumState:
         """At the image, at rest."""
         zero = torch.zeros_like(rows.x)

@@ -13,6 +13,7 @@ from darht.attacks.engine.state import Rows, State, observe
 from darht.attacks.objectives import ObjectiveName, input_gradient
 from darht.attacks.threat import LEVELS, Norm, Threat, check_levels, to_levels
 from darht.core.errors import ConfigError
+from darht.core.fused import fused
 
 
 def ascend(
@@ -31,12 +32,26 @@ def ascend(
     Returns:
         The perturbation in levels; whole when start and step are whole and the norm is L-inf.
     """
+    clean, delta, query = _begin(x, delta, threat)
+    for _ in range(steps):
+        gradient = input_gradient(loss_of, query)
+        delta, query = _moved(clean, delta, gradient, threat, step)
+    return delta
+
+
+@fused
+def _begin(x: Tensor, delta: Tensor, threat: Threat) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean pixels in levels, a start moved into the ball and the pixel range, and the pixels there."""
     clean = to_levels(x)
     delta = (clean + threat.project(delta)).clamp(0, LEVELS) - clean
-    for _ in range(steps):
-        gradient = input_gradient(loss_of, (clean + delta) / LEVELS)
-        delta = climb(clean, delta, threat.direction(gradient), threat=threat, step=step)
-    return delta
+    return clean, delta, (clean + delta) / LEVELS
+
+
+@fused
+def _moved(clean: Tensor, delta: Tensor, gradient: Tensor, threat: Threat, step: float) -> tuple[Tensor, Tensor]:
+    """The perturbation after a step along the gradient, and the pixels there."""
+    delta = climb(clean, delta, threat.direction(gradient), threat=threat, step=step)
+    return delta, (clean + delta) / LEVELS
 
 
 def climb(clean: Tensor, delta: Tensor, direction: Tensor, *, threat: Threat, step: float) -> Tensor:
@@ -104,6 +119,11 @@ class Steps(OnLevels):
 
     def __post_init__(self) -> None:
         check_sign_attack(self.eps, self.step, self.steps, self.norm)
+
+    @property
+    def looks(self) -> int:
+        """One for each step."""
+        return self.steps
 
     def start(self, rows: Rows, run: int) -> LevelState:
         """At a random point on whole levels, or at the image."""

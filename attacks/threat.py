@@ -13,6 +13,7 @@ from torch import Tensor
 
 from darht.core.bounded import show
 from darht.core.errors import ConfigError
+from darht.core.fused import fused
 from darht.core.rng import RowRng
 
 Norm = Literal["linf", "l2"]
@@ -89,6 +90,12 @@ def to_levels(x: Tensor) -> Tensor:
     levels = x * LEVELS
     whole = levels.round()
     return torch.where((levels - whole).abs() < _SNAP, whole, levels)
+
+
+@fused
+def to_pixels(levels: Tensor) -> Tensor:
+    """Levels in [0, 255] to pixels in [0, 1], float32."""
+    return levels.float() / LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from trainer import make_cache
 
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.local_copy import CopySettings
 from darht.cache.read.reach import Reach
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.cache.read.webdataset import open_shards
 
 CPU = torch.device("cpu")

@@ -26,8 +26,8 @@ from darht.core.cli import (
 from darht.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from darht.cache.builder.build import OnUnit
     from darht.cache.builder.pool import OnNotice
+    from darht.cache.builder.writer import OnUnit
     from darht.cache.format.layout import ArrayLayout
 
 
@@ -44,7 +44,7 @@ def cache() -> None:
 )
 @device_option
 @click.option(
-    "--batch-size", default=256, show_default=True, type=click.IntRange(min=1), help="Images per forward pass."
+    "--batch-size", type=click.IntRange(min=1), help="Images per forward pass; default: 256, on a GPU what fits."
 )
 @click.option("--download", is_flag=True, help="Fetch CIFAR when its files are not there.")
 @skip_broken_option
@@ -57,7 +57,7 @@ def build(
     spec: Path,
     out: str,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
     download: bool,
     skip_broken: bool,
     workers: int,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from darht.core import storage_fsspec, storage_remote
+from darht.core import hub, storage_fsspec, storage_hub, storage_remote
 from darht.core.bounded import cut
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.files import is_free, write_atomic
@@ -173,7 +173,7 @@ def open_file(where: Readable, key: str, size: int) -> io.BufferedReader:
 
 
 def open_storage(location: Location, *, retry_for: float = RETRY_FOR) -> Storage:
-    """The place that a path, a URL or a place names. Nothing is asked of a server yet.
+    """The place that a path, a URL or a place names. Nothing is asked of a server yet, but the hub for a commit.
 
     Args:
         location: where.
@@ -189,6 +189,8 @@ def open_storage(location: Location, *, retry_for: float = RETRY_FOR) -> Storage
         return LocalStorage(Path(text).expanduser())
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
+    if text.startswith(hub.SCHEME):
+        return storage_hub.open_hub(text, retry_for)
     # Others that fsspec has chain URLs, unpack archives or read lists of further URLs, so that a cache's name alone
     # could do more than read a folder; ftp has no encryption.
     if text.startswith("gcs://"):  # Google's other name for it
@@ -198,7 +200,7 @@ def open_storage(location: Location, *, retry_for: float = RETRY_FOR) -> Storage
         return storage_remote.RemoteStorage(url, retry_for)
     if "::" not in text and scheme in storage_fsspec.SCHEMES:
         return storage_fsspec.FsspecStorage(url, retry_for)
-    known = (*storage_remote.SCHEMES, *storage_fsspec.SCHEMES, "file")
+    known = (*storage_remote.SCHEMES, *storage_fsspec.SCHEMES, "hf", "file")
     raise ConfigError(
         f"{cut(text, 200)} is no location that can be used: a location is a folder or one URL of "
         f"{', '.join(known)}; got {cut(scheme, 60)}://: copy it to one of these first"

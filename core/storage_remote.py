@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from darht.core.errors import ConfigError, DarhtError
+from darht.core.hub import hub_credentials
 from darht.core.retry import LOG, RETRY_FOR, TransientError, patiently
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "adl", "http", "https")
@@ -312,6 +313,8 @@ def _open(url: str, timeout: float, process: int) -> Any:
 
 
 def _credentials(url: str) -> dict[str, str]:
+    if (own := hub_credentials(url)) is not None:
+        return own
     token = os.environ.get("DARHT_TOKEN", "").strip()
     if token:
         return {"Authorization": f"Bearer {token}"}

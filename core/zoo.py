@@ -5,6 +5,7 @@ import importlib.resources
 from pathlib import Path
 
 from darht.core.errors import ConfigError
+from darht.core.hub import fetched, is_hub
 
 PREFIX = "zoo:"
 
@@ -37,7 +38,13 @@ def teacher_path(folder: Path) -> Path:
 
 
 def teacher_at(text: str, base: Path) -> Path:
-    """The place of a teacher that a file names; paths are relative to the file's folder, `base`."""
+    """The place of a teacher that a file names: relative to the file's folder, `base`, or on the hub, and then fetched.
+
+    Raises:
+        DarhtError, UnreachableError: the hub does not have it, or does not answer.
+    """
+    if is_hub(text):
+        return fetched(Path(text))
     return Path(text) if in_zoo(text) else base / Path(text).expanduser()
 
 

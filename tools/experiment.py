@@ -69,6 +69,7 @@ class ExperimentConfig:
         row: of `darht-inspect neighbours`.
         seeds: how many students are trained by each recipe; they differ by their seed alone.
         baseline: the student that the others are compared with, image by image.
+        tier: of `darht-eval`; with `standard` and `full` students are compared under AutoAttack.
     """
 
     data: dict[str, Any]
@@ -78,12 +79,18 @@ class ExperimentConfig:
     row: int = 7
     seeds: int = 1
     baseline: str | None = None
+    tier: Literal["quick", "standard", "full"] = "quick"
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"seeds must be at least 1; got {self.seeds}")
         if self.baseline is not None and self.baseline not in self.students:
             raise ConfigError(f"baseline names no student: '{self.baseline}'; they are {', '.join(self.students)}")
+
+    @property
+    def score(self) -> str:
+        """The score of an evaluation by which students are compared."""
+        return "worst case" if self.tier == "quick" else "autoattack"
 
     def runs(self, name: str) -> list[str]:
         """The names of a student's runs: its own, or one for each seed."""
@@ -132,6 +139,7 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
         neighbours = ("darht-inspect", "neighbours", cache, "--row", str(config.row))
         stages.append(Stage("neighbours", neighbours, ("cache",)))
     cut = () if limit is None else ("--limit", str(limit))
+    cut = cut if config.tier == "quick" else (*cut, "--tier", config.tier)
     for name, recipe in config.students.items():
         for k, run in enumerate(config.runs(name)):
             file, folder = str(out / "recipes" / f"{name}.yaml"), str(out / "run" / run)

@@ -19,8 +19,8 @@ class Result:
 
     Attributes:
         teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
-        students: name, recipe, inner mode, clean, FGSM, PGD-20, worst transfer and worst case, gain of the worst case
-            over the baseline's, seconds; means where there are several seeds.
+        students: name, recipe, inner mode, clean, FGSM, PGD-20, worst transfer and worst case or AutoAttack, its gain
+            over the baseline, seconds; means where there are several seeds.
         facts: what was gained, and other lines: the cache's bytes, where things lie.
     """
 
@@ -56,7 +56,7 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a student's worst case lies above the baseline's: points, 95 % interval, and on how many images."""
+    """By how much a student's score lies above the baseline's: points, 95 % interval, and on how many images."""
 
     points: float
     interval: tuple[float, float]
@@ -71,9 +71,10 @@ class Gain:
         """What was gained, in words."""
         low, high = self.interval
         chance = "more than chance" if low > 0 else "less than without, beyond chance" if high < 0 else "within chance"
+        where = "in the worst case" if config.tier == "quick" else "under AutoAttack"
         seeds = f", {config.seeds} seeds each" if config.seeds > 1 else ""
         return (
-            f"{name} against {config.baseline}: {self.points:+.1f} points in the worst case, 95 % interval {low:+.1f} "
+            f"{name} against {config.baseline}: {self.points:+.1f} points {where}, 95 % interval {low:+.1f} "
             f"to {high:+.1f} ({self.images} images, paired{seeds}): {chance}"
         )
 
@@ -86,7 +87,7 @@ def gains(config: ExperimentConfig, out: Path) -> dict[str, Gain]:
     found = {}
     for name in config.students:
         if name != config.baseline:
-            points, interval, _ = compare_seeds(folders[name], folders[config.baseline])
+            points, interval, _ = compare_seeds(folders[name], folders[config.baseline], config.score)
             found[name] = Gain(points, interval, int(_report(folders[name][0])["data"]["rows"]))
     return found
 
@@ -102,7 +103,7 @@ def student_row(
     """A row of `Result.students`."""
     runs = config.runs(name)
     reports = [_report(out / "run" / run) for run in runs]
-    figures = [_figures(report) for report in reports]
+    figures = [_figures(report, config.score) for report in reports]
     columns = zip(*figures, strict=True)  # what was left out of one was left out of all, and stays empty
     texts = [
         "-" if None in column else f"{statistics.fmean(value or 0.0 for value in column):.1f}" for column in columns
@@ -112,14 +113,8 @@ def student_row(
     return (name, recipe["recipe"], recipe["inner"]["kind"], *texts, gain, f"{taken:.0f}")
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    """As text; what was left out of one evaluation was left out of all, and stays empty."""
-    known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):.1f}" if len(known) == len(values) else "-"
-
-
-def _figures(report: dict[str, Any]) -> list[float | None]:
-    """Clean, FGSM, PGD-20, worst transfer and worst case, in per cent."""
+def _figures(report: dict[str, Any], last: str) -> list[float | None]:
+    """Clean, FGSM, PGD-20, worst transfer and the score named last, in per cent."""
     scores = {score["name"]: score["accuracy"] for score in report["scores"]}
     transfer = min((value for key, value in scores.items() if key.startswith("transfer:")), default=None)
-    return [*(scores.get(key) for key in ("clean", "fgsm", "pgd-20")), transfer, scores.get("worst case")]
+    return [*(scores.get(key) for key in ("clean", "fgsm", "pgd-20")), transfer, scores.get(last)]

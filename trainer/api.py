@@ -12,6 +12,7 @@ from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import override, parse
 from darht.core.device import pick_device
+from darht.core.hub import fetched
 from darht.core.nets.classifier import Classifier
 from darht.core.storage import Location
 from darht.core.trust import trusting
@@ -124,7 +125,7 @@ def load_teacher(folder: str | Path, device: str = "auto", *, trust_code: bool =
     """A teacher, frozen, in eval mode: pixels `[B, 3, H, W]` in [0, 1] to raw logits `[B, C]`.
 
     Args:
-        folder: of the teacher.
+        folder: of the teacher, or `hf://USER/NAME`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust_code: call what a `python:` name in its card names, also where the card was not made here.
 
@@ -132,21 +133,21 @@ def load_teacher(folder: str | Path, device: str = "auto", *, trust_code: bool =
         ModelError: files are missing, or the weights are not those that the card names; or the card names code.
     """
     with trusting(trust_code):
-        return load_teacher_and_card(Path(folder), pick_device(device))[0]
+        return load_teacher_and_card(fetched(Path(folder)), pick_device(device))[0]
 
 
 def load_student(folder: str | Path, device: str = "auto", *, trust_code: bool = False) -> Classifier:
     """The student of a run (its best epoch) or of a student's folder, folded: pixels in [0, 1] to raw logits `[B, C]`.
 
     Args:
-        folder: of the run or the student.
+        folder: of the run or the student, or `hf://USER/NAME`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         trust_code: as in `load_teacher`.
 
     Raises:
         ModelError: files are missing or do not fit; or the card names code.
     """
-    path = Path(folder)
+    path = fetched(Path(folder))
     with trusting(trust_code):
         student, _ = load_student_and_card(path / BEST if (path / RUN).is_file() else path, pick_device(device))
     return student.fold().requires_grad_(False)

@@ -200,7 +200,7 @@ class ComputeConfig:
     Attributes:
         precision: `bf16` for autocast in the student's passes; weights stay float32.
         channels_last: store images and weights with the channels innermost.
-        compile: through `torch.compile`.
+        compile: the student through `torch.compile`, and on a GPU the functions around its passes too.
         accumulate: parts that each batch is cut into, whose gradients are added: memory for time. What is taken over a
             batch (statistics of batch norm, `weights: batch` of `darht`) is then taken over a part.
         deterministic: kernels that give the same bits each time, also on a GPU, where it costs speed (how much was not

@@ -20,7 +20,8 @@ from darht.attacks.engine.batch_sizes import SMALLEST, padded
 from darht.attacks.engine.first_layer import speed_up_first_layer
 from darht.attacks.engine.optimize_model import folded, kernels, private_copy, replicas
 from darht.attacks.engine.query_model import Precision
-from darht.attacks.engine.slots import Queue, Results, forward_all, run_lanes
+from darht.attacks.engine.queue import Queue, Results
+from darht.attacks.engine.slots import forward_all, run_lanes
 from darht.attacks.engine.state import Attack, Rows, Rule
 from darht.attacks.objectives import Model, cross_entropy, margin
 from darht.attacks.validate import as_labels, check_inputs, check_labels, check_targets, stream_of

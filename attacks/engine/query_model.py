@@ -23,6 +23,8 @@ class Oracle:
     Attributes:
         forwards: forward passes so far (each of a whole batch).
         backwards: backward passes so far.
+        patient: whether what is not finite is told by `settle` and not at once, which would wait for the device;
+            batches are then all of one size.
     """
 
     def __init__(self, model: Model, precision: Precision = "float32") -> None:
@@ -30,6 +32,8 @@ class Oracle:
         self.precision = precision
         self.forwards = 0
         self.backwards = 0
+        self.patient = False
+        self._largest: Tensor | None = None  # logit of each row since it was settled, NaN where one was
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits `[B, C]` without a graph."""
@@ -74,10 +78,27 @@ class Oracle:
             logits = self.model(z.clone())  # a model may normalise in place, and the iterate is ours
         if logits.dtype != z.dtype:
             logits = logits.to(z.dtype)
-        if not bool(torch.isfinite(logits).all()):
-            bad = (~torch.isfinite(logits)).any(1).sum()
-            raise ModelError(f"the model's output is NaN or infinite for {bad} of {len(z)} rows: check its weights")
+        if self.patient:
+            largest = logits.detach().abs().amax(1)
+            self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+        elif not bool(torch.isfinite(logits).all()):
+            raise _not_finite((~torch.isfinite(logits)).any(1))
         return logits
+
+    def settle(self) -> None:
+        """Raise what a patient oracle has noticed since; one question to the device.
+
+        Raises:
+            ModelError: the model's output was NaN or infinite.
+        """
+        largest, self._largest = self._largest, None
+        if largest is not None and not bool(largest.isfinite().all()):
+            raise _not_finite(~largest.isfinite())
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return nullcontext() if self.precision == "float32" else torch.autocast(device, torch.bfloat16)
+
+
+def _not_finite(bad: Tensor) -> ModelError:
+    count = int(bad.sum())
+    return ModelError(f"the model's output is NaN or infinite for {count} of {len(bad)} rows: check its weights")

@@ -4,131 +4,24 @@ A batch on the CPU is a multiple of 16 rows, filled up with copies: convolutions
 same bits wherever it stands and whatever stands beside it. A fooled row leaves (where the rule is `first_hit`) and the
 next one takes its slot; when the queue is empty the batch shrinks, at last to 12, 8 or 4 rows where `sizes.py` finds
 that the bits stay the same. On a GPU, and compiled, it does not shrink.
+
+On a GPU nobody asks after each look who may leave, which would wait for the device: when a budget of so many looks ends
+is known without asking, and a row that is fooled before keeps what it was fooled by until the next question.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from darht.attacks.engine.batch_sizes import SMALLEST, Sizes, padded
-from darht.attacks.engine.query_model import Oracle, Precision
-from darht.attacks.engine.state import Attack, Rows, Rule, State
+from darht.attacks.engine.batch_sizes import padded
+from darht.attacks.engine.query_model import Oracle
+from darht.attacks.engine.queue import Queue, Results
+from darht.attacks.engine.state import State
 from darht.attacks.objectives import Model
 
 _NOBODY = -1
-
-
-@dataclass
-class Results:
-    """What came out of the slots, by row; all on the device of the images."""
-
-    x_adv: Tensor
-    hit: Tensor
-    run: Tensor
-    score: Tensor
-    logits: Tensor
-    first_hit: Tensor
-    zero_gradient: Tensor
-    forwards: Tensor  # [N, runs]
-    backwards: Tensor  # [N, runs]
-
-    @classmethod
-    def empty(cls, x: Tensor, classes: int, runs: int) -> "Results":
-        """No row has come out yet: every row is its own clean image."""
-        n = len(x)
-        whole = torch.full((n,), runs, dtype=torch.int64, device=x.device)
-        no = torch.zeros(n, dtype=torch.bool, device=x.device)
-        counts = torch.zeros(n, runs, dtype=torch.int64, device=x.device)
-        return cls(
-            x_adv=x.clone(), hit=no, run=whole, score=x.new_full((n,), float("-inf")), logits=x.new_zeros(n, classes),
-            first_hit=torch.full_like(whole, -1), zero_gradient=no.clone(), forwards=counts, backwards=counts.clone(),
-        )  # fmt: skip
-
-    def counted(self, counts: Tensor) -> Tensor:
-        """Evaluations per row, `[N]`: those of the runs up to the one that hit, whatever ran beside them."""
-        runs = torch.arange(counts.shape[1], device=counts.device)
-        return (counts * (runs[None] <= self.run[:, None])).sum(1)
-
-
-class Queue:
-    """Rows that wait, run by run; shared by the lanes."""
-
-    def __init__(
-        self,
-        attack: Attack,
-        rows: Rows,
-        todo: Tensor,
-        *,
-        rule: Rule,
-        slots: int,
-        restarts: int = 1,
-        constant: bool = False,
-        precision: Precision = "float32",
-    ) -> None:
-        self.attack, self.rule, self.slots, self.precision = attack, rule, slots, precision
-        self.constant = constant or rows.x.is_cuda
-        few = todo[:SMALLEST]
-        self.sizes = Sizes(rows.x[few], rows.y[few], slots, precision, constant=self.constant)
-        classes = rows.clean.shape[1]
-        runs = (attack.runs(classes) if rows.targets is None else 1) * restarts
-        self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
-        self.results = Results.empty(rows.x, classes, runs)
-        self.lock = threading.Lock()
-        self.failed = False  # a lane has raised: the others stop at their next look
-        self.most = min(slots, len(todo) * runs)  # slots that can be filled: runs of a row may live beside one another
-        self._chunks = self._prepare(rows, todo, runs)
-        self._state: State | None = None
-        self._rows, self._run, self._next = todo[:0], 0, 0
-
-    def _prepare(self, rows: Rows, todo: Tensor, runs: int) -> Iterator[tuple[State, Tensor, int]]:
-        for run in range(runs):
-            for chunk in torch.split(todo, self.slots):
-                left = chunk[~self.results.hit[chunk]] if self.rule == "first_hit" else chunk
-                if len(left):
-                    yield self.attack.start(rows[left].in_run(run), run), left, run
-
-    def take(self, count: int) -> tuple[State, Tensor, int] | None:
-        """Up to `count` rows with their positions and run; None when nobody waits."""
-        with self.lock:
-            if self._next >= len(self._rows):
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    return None
-                self._state, self._rows, self._run = chunk
-                self._next = 0
-            assert self._state is not None
-            index = torch.arange(self._next, min(self._next + count, len(self._rows)), device=self._rows.device)
-            self._next += len(index)
-            return self._state.take(index), self._rows[index], self._run
-
-    def give(self, state: State, rows: Tensor, run: Tensor, seen: dict[str, Tensor]) -> None:
-        """Keep a result if it beats what the row has: under `first_hit` the earliest run that hits, else the score."""
-        with self.lock:
-            numbers = run.unique().tolist()
-            if len(numbers) == 1:
-                return self._keep(state, rows, numbers[0], seen)
-            for number in numbers:  # two runs of a row may end together
-                of = (run == number).nonzero().squeeze(1)
-                self._keep(state.take(of), rows[of], number, {name: value[of] for name, value in seen.items()})
-        return None
-
-    def _keep(self, state: State, rows: Tensor, run: int, seen: dict[str, Tensor]) -> None:
-        best, hit = self.results, state.hit
-        best.forwards[rows, run], best.backwards[rows, run] = seen["forwards"], seen["backwards"]
-        better = state.score > best.score[rows]
-        if self.rule == "first_hit":
-            had = best.hit[rows]
-            better = (hit & ~had) | (hit & had & (run < best.run[rows])) | (~hit & ~had & better)
-        to = rows[better]
-        best.x_adv[to], best.score[to], best.logits[to] = state.best[better], state.score[better], state.logits[better]
-        best.hit[to], best.first_hit[to] = hit[better], seen["first_hit"][better]
-        best.zero_gradient[to] = seen["zero_gradient"][better]
-        if self.rule == "first_hit":
-            best.run[rows[better & hit]] = run
 
 
 class Lane:
@@ -136,6 +29,10 @@ class Lane:
 
     def __init__(self, queue: Queue, oracle: Oracle) -> None:
         self.queue, self.oracle, self.attack = queue, oracle, queue.attack
+        self.patient = oracle.patient = queue.every > 1
+        self.looks, self.ends = 0, set[int]()  # so far, and the looks after which a budget is spent
+        self.living, self.fresh = 0, True  # rows in the slots, and whether some have not looked yet
+        self.kept: dict[str, Tensor] = {}  # by what rows were fooled that nobody has asked after yet
         self.changed = True  # who is in the slots, since the empty ones were lent
         self.unseen: list[tuple[State, Tensor, Tensor, dict[str, Tensor]]] = []
 
@@ -150,14 +47,49 @@ class Lane:
             raise
 
     def _work(self) -> None:
-        while bool((self.rows != _NOBODY).any()) and not self.queue.failed:
+        while self.living and not self.queue.failed:
             self._look()
             self._note()
-            self._leave_after_look()
+            asked = self._ask()
+            if asked:
+                self._leave_after_look()
             self.attack.move(self.oracle, self.state)
-            self._leave_after_move()
-            self._fill()
+            if asked:
+                self._leave_after_move()
+                self._fill()
         self._look_last()
+        self.oracle.settle()
+
+    def _ask(self) -> bool:
+        """Whether to ask the device, after this look, who may leave; what has hit until then is kept."""
+        if not self.patient:
+            return True
+        first = self.queue.rule == "first_hit"
+        if first:
+            self._keep_hits()
+        if self.looks not in self.ends and not (first and self.looks % self.queue.every == 0):
+            return False
+        self.oracle.settle()
+        return True
+
+    def _keep_hits(self) -> None:
+        state, kept = self.state, self.kept
+        fresh = state.hit & ~kept["hit"]
+        for name, now in (("best", state.query), ("score", state.score), ("logits", state.logits)):
+            kept[name] = torch.where(fresh.view(-1, *(1,) * (now.ndim - 1)), now, kept[name])
+        for name, count in (("forwards", self.oracle.forwards), ("backwards", self.oracle.backwards)):
+            kept[name] = torch.where(fresh, count, kept[name])
+        kept["hit"] = kept["hit"] | fresh
+
+    def _recall_hits(self) -> None:
+        """Give rows that were fooled since the last question what they were fooled by, and the counts of then."""
+        state, kept, hit = self.state, self.kept, self.kept["hit"]
+        state.best = torch.where(hit[:, None, None, None], kept["best"], state.best)
+        state.score = torch.where(hit, kept["score"], state.score)
+        state.logits = torch.where(hit[:, None], kept["logits"], state.logits)
+        state.hit = hit.clone()
+        for name, now in (("forwards", self.oracle.forwards), ("backwards", self.oracle.backwards)):
+            self.seen[name] = torch.where(hit, self.seen[name] + (now - kept[name]), self.seen[name])
 
     def _begin(self) -> bool:
         taken = self.queue.take(self.queue.slots)
@@ -172,7 +104,18 @@ class Lane:
         zeros = torch.zeros_like(self.rows)
         no = torch.zeros(size, dtype=torch.bool, device=rows.device)
         self.seen = {"first_hit": zeros - 1, "zero_gradient": no, "forwards": zeros.clone(), "backwards": zeros.clone()}
+        if self.patient:
+            state = self.state
+            self.kept = {"hit": no.clone(), "best": state.best, "score": state.score, "logits": state.logits,
+                         "forwards": zeros, "backwards": zeros}  # fmt: skip
+        self._seated(len(rows))
         return True
+
+    def _seated(self, count: int) -> None:
+        """So many rows have come into the slots."""
+        self.living, self.fresh = self.living + count, True
+        if self.attack.looks is not None:
+            self.ends.add(self.looks + self.attack.looks)
 
     def _size(self, count: int) -> int:
         """The batch size for so many rows; with helpers, who cost next to nothing up to there, 16 at least."""
@@ -185,19 +128,27 @@ class Lane:
         if self.attack.helped and self.changed:
             self.attack.lend(self.state, self.rows != _NOBODY)
         self.changed = False
+        self.looks += 1
+        if self.patient:
+            return self.attack.look(self.oracle, self.state)
         before = self.state.looks.clone()
         self.attack.look(self.oracle, self.state)
         self.seen["forwards"] -= self.state.looks - before - 1
+        return None
 
     def _note(self) -> None:
         seen, state = self.seen, self.state
         fresh = state.looks == 1
-        if bool(fresh.any()):
+        if self.fresh if self.patient else bool(fresh.any()):
+            self.fresh = False
             seen["zero_gradient"] = torch.where(fresh, state.gradient.abs().amax((1, 2, 3)) == 0, seen["zero_gradient"])
         seen["first_hit"] = torch.where((seen["first_hit"] < 0) & state.hit, state.looks - 1, seen["first_hit"])
 
     def _leave_after_look(self) -> None:
         state = self.state
+        if self.patient and self.queue.rule == "first_hit":
+            self._recall_hits()
+            return self._leave(state.done | state.hit)
         if self.queue.rule == "first_hit" and bool(state.hit.any()):
             state.best[state.hit] = state.query[state.hit]
             return self._leave(state.done | state.hit)
@@ -211,8 +162,10 @@ class Lane:
         return results.hit[self.rows] & (results.run[self.rows] < self.run)
 
     def _leave_after_move(self) -> None:
-        self._leave(self._overtaken())
-        self._leave(self.state.done, unseen=self.queue.judged)
+        if self.queue.runs > 1:
+            self._leave(self._overtaken())
+        if not self.patient or self.looks in self.ends:
+            self._leave(self.state.done, unseen=self.queue.judged)
 
     def _leave(self, leaving: Tensor, *, unseen: bool = False) -> None:
         slots = (leaving & (self.rows != _NOBODY)).nonzero().squeeze(1)
@@ -223,6 +176,7 @@ class Lane:
         seen["backwards"] = self.oracle.backwards - seen["backwards"]
         left = self.state.take(slots), self.rows[slots], self.run[slots], seen
         self.rows[slots] = _NOBODY
+        self.living -= len(slots)
         self.changed = True
         if not unseen:
             return self.queue.give(*left)
@@ -237,9 +191,10 @@ class Lane:
             return
         size = self.queue.slots
         points = torch.cat([state.best for state, _, _, _ in self.unseen])
-        constant = self.queue.constant
+        constant, before = self.queue.constant, self.oracle.forwards
         chunks = torch.split(points, size)
         answers = torch.cat([forward_padded(self.oracle, chunk, size, constant=constant) for chunk in chunks])
+        self.oracle.forwards = before  # rows in the slots have no part in these
         parts = torch.split(answers, [len(rows) for _, rows, _, _ in self.unseen])
         for (state, rows, run, seen), logits in zip(self.unseen, parts, strict=True):
             state.logits = logits
@@ -251,25 +206,27 @@ class Lane:
         self.unseen = []
 
     def _fill(self) -> None:
-        free = (self.rows == _NOBODY).nonzero().squeeze(1)
-        while len(free):
-            taken = self.queue.take(len(free))
+        while self.living < len(self.rows):
+            taken = self.queue.take(len(self.rows) - self.living)
             if taken is None:
                 return self._shrink()
             fresh, rows, run = taken
-            slots, free = free[: len(rows)], free[len(rows) :]
+            slots = (self.rows == _NOBODY).nonzero().squeeze(1)[: len(rows)]
             self.state.put(slots, fresh)
             self.changed = True
             self.rows[slots], self.run[slots] = rows, run
             self.seen["first_hit"][slots] = -1
             self.seen["forwards"][slots], self.seen["backwards"][slots] = self.oracle.forwards, self.oracle.backwards
+            if self.patient:
+                self.kept["hit"][slots] = False
+            self._seated(len(rows))
         return None
 
     def _shrink(self) -> None:
-        living = (self.rows != _NOBODY).nonzero().squeeze(1)
-        size = self._size(len(living)) if len(living) else len(self.rows)
+        size = self._size(self.living) if self.living else len(self.rows)
         if size >= len(self.rows):
             return
+        living = (self.rows != _NOBODY).nonzero().squeeze(1)
         self.changed = True
         empty = (self.rows == _NOBODY).nonzero().squeeze(1)
         keep = torch.cat([living, empty])[:size]

@@ -155,6 +155,10 @@ class Attack(Protocol):
     ) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]` in [0, 1]; every row gets its whole budget."""
 
+    @property
+    def looks(self) -> int | None:
+        """After how many looks a row is done, whatever it saw; None where that depends on the row."""
+
     def runs(self, classes: int) -> int:
         """How many independent runs a row gets between restarts: one for each wrong class that it tries, say.
 

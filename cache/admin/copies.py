@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from darht.cache.admin.hub import push_to_hub
 from darht.cache.format.manifest import MANIFEST, SPEC
 from darht.cache.format.tar_index import INDEX
 from darht.cache.read.local_copy import download
@@ -18,6 +19,7 @@ from darht.cache.read.reader import PART, Cache
 from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import sha256_bytes, sha256_file, whole_file
+from darht.core.hub import is_hub
 from darht.core.sealed import seal_json
 from darht.core.storage import LocalStorage, Storage, open_storage
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
@@ -99,9 +101,9 @@ def pull(
 def push(
     folder: Path, url: str, *, on_total: OnFile = lambda total: None, on_bytes: OnFile = lambda size: None
 ) -> Copied:
-    """Copy a sealed cache or an export into an object store; what is there with the right ETag is not sent again.
+    """Copy a sealed cache or an export into an object store or to the hub; what is there already is not sent again.
 
-    Afterwards every file is compared: by its ETag, or read back where that is no MD5.
+    Afterwards every file is compared: by its hash or ETag, or read back where that is no MD5.
 
     Args:
         folder: of the cache.
@@ -114,12 +116,18 @@ def push(
         DarhtError: the URL cannot be written.
         CorruptError: the store holds other bytes than were sent.
     """
-    cache, there, here = open_shards(folder), open_storage(url), LocalStorage(folder)
+    cache, here = open_shards(folder), LocalStorage(folder)
     if cache.part is not None:
         raise CacheError(f"{folder} is a part of a cache: pull the rest first")
     files, described = _files(cache, ()), _described(cache)
-    tags = _tags(there)
     on_total(sum(file.size for file in files))
+    if is_hub(url):
+        keys = [*(file.key for file in files), *described]
+        sent = push_to_hub(cache, folder, keys, url, on_bytes)
+        size = sum((folder / key).stat().st_size for key in sent)
+        return Copied(len(sent), size, len(keys) - len(sent), cache.root_hash)
+    there = open_storage(url)
+    tags = _tags(there)
 
     def send(file: _File) -> int:
         data, copied = _needed(here, file.key), 0

@@ -25,7 +25,7 @@ def build_cache(
     *,
     device: str = "auto",
     workers: int = 1,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     download: bool = False,
     allow: Collection[str] = (),
     on_unit: OnUnit = lambda array, shard, seconds: None,
@@ -41,7 +41,7 @@ def build_cache(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that share the work; the bytes are those of one. They are spawned: call this under
             `if __name__ == "__main__":` in a script that has more than one.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; None for 256, or what fits on a GPU.
         download: fetch CIFAR when its files are not there.
         allow: teachers to take though they make no sense: see `darht.cache.builder.sense.check_teachers`.
         on_unit: told array, shard and seconds (0 when it was there) after every unit.

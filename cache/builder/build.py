@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,8 @@ from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.students import student_folder
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
-from darht.cache.format.commit import Commit, State, unit_state, write_commit
+from darht.cache.builder.writer import OnUnit, UnitWriter
+from darht.cache.format.commit import State, unit_state
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
 from darht.cache.format.manifest import ORIGIN, SPEC, write_remote_origin
 from darht.cache.format.spec import RULES, CacheSpec
@@ -43,7 +44,6 @@ from darht.core.version import VERSION
 from darht.core.zoo import absolute, in_zoo, teacher_at
 
 _PROCESS = secrets.token_hex(6)  # tells processes of several machines apart, and names none of these
-OnUnit = Callable[[ArrayLayout, int, float], None]
 
 
 @dataclass
@@ -152,7 +152,7 @@ def build(
     out: Location,
     *,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     shards: Sequence[int] | None = None,
     on_unit: OnUnit,
 ) -> BuildReport:
@@ -162,8 +162,8 @@ def build(
         plan: from `plan_build`.
         out: the cache's folder or URL; made when absent, continued when it holds the same spec.
         device: where teachers and attacks run.
-        batch_size: images in one forward pass; batches are cut inside a shard, so the bytes do not depend on
-            which worker computes it.
+        batch_size: images in one forward pass; None for 256, or what fits on a GPU. Batches are cut inside a shard,
+            so the bytes do not depend on which worker computes it.
         shards: the row blocks to build; None for all of them.
         on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
 
@@ -197,17 +197,17 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
     """
     folder = worker.store.storage
     facts = environment(worker.device, worker.batch_size, engine=engine, worker=number)
-    with arithmetic(worker.plan.spec.precision):
+    with arithmetic(worker.plan.spec.precision), UnitWriter(worker.store, facts, on_unit) as writer:
         for array in worker.plan.block(shard):
             if unit_state(folder, array, shard, check_bytes=True)[0] is State.DONE:
+                writer.wait()
                 on_unit(array, shard, 0.0)
                 continue
+            if array.kind == "logits" and array.attack is not None:
+                writer.wait(f"delta/{array.attack}")  # which the teacher is asked about
             start = time.perf_counter()
-            size, sha256 = worker.store.write(array, shard, worker.compute(array, shard))
-            seconds, rows = time.perf_counter() - start, array.rows(shard)
-            commit = Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, facts)
-            write_commit(folder, array, commit)
-            on_unit(array, shard, seconds)
+            values = worker.compute(array, shard)
+            writer.put(array, shard, values, time.perf_counter() - start)
 
 
 def claim_folder(out: Storage, plan: Plan) -> None:

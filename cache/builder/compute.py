@@ -1,16 +1,19 @@
 """What computes the values of a unit: from the images, the teachers, and units that are done."""
 
 import contextlib
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from darht.attacks.encoding import encode
+from darht.attacks.engine.batch_sizes import SMALLEST
+from darht.attacks.engine.engine import FULL, Engine
+from darht.cache.builder.fit import CPU_BATCH, CudaMemory, fitting_batch, measures
 from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
 from darht.cache.builder.plan import Plan
@@ -18,7 +21,8 @@ from darht.cache.format.apply_views import apply_views
 from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
-from darht.core.errors import ModelError
+from darht.core.device import send
+from darht.core.errors import CacheError, ModelError
 from darht.core.rng import RowRng
 
 GONE = "but its folder is gone: give the path where its card and weights lie now"
@@ -28,10 +32,31 @@ _NOTHING: Mapping[int, np.ndarray] = types.MappingProxyType({})
 class Worker:
     """Computes the values of any unit, from the images, the teachers, and units that are done."""
 
-    def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int) -> None:
-        self.plan, self.store, self.device, self.batch_size = plan, store, device, batch_size
+    def __init__(self, plan: Plan, store: Store, device: torch.device, batch_size: int | None = None) -> None:
+        """With batches of so many images; None for 256 on a CPU and for what fits on a GPU."""
+        self.plan, self.store, self.device, self._batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
         self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
+        self._block: tuple[slice, Tensor, Tensor] | None = None
+        self._stored: dict[str, Tensor] = {}  # perturbations of the block's rows, by attack
+
+    @functools.cached_property
+    def batch_size(self) -> int:
+        """Images in one forward pass."""
+        if self._batch_size is not None:
+            return self._batch_size
+        if not measures(self.device):
+            return CPU_BATCH
+        spec, memory = self.plan.spec, CudaMemory(self.device)
+        rows = min(spec.store.rows_per_shard, spec.data.rows)
+        return fitting_batch(self.plan.teachers.values(), spec.data.image_shape, rows, self.device, memory)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """How attacks run: on a CPU in the slots that leave a row's bits alone, on a GPU in whole batches."""
+        if not measures(self.device):
+            return FULL
+        return dataclasses.replace(FULL, slots=-(-self.batch_size // SMALLEST) * SMALLEST)
 
     @functools.cached_property
     def history(self) -> History:
@@ -40,9 +65,14 @@ class Worker:
 
     def compute(self, array: ArrayLayout, shard: int) -> np.ndarray:
         """The values of one unit, `[rows, ...]`, in the array's type; answers that a former spec's unit holds stay."""
-        return self.values(
-            array, array.rows(shard), self.history.answers(self.store, array, shard, self.plan.offsets.numpy())
-        )
+        known = self.history.answers(self.store, array, shard, self.plan.offsets.numpy())
+        try:
+            return self.values(array, array.rows(shard), known)
+        except torch.OutOfMemoryError as error:
+            raise CacheError(
+                f"{array.name} shard {shard}: {self.batch_size} images at once are more than {self.device} has room "
+                f"for: give --batch-size {max(16, self.batch_size // 2)}"
+            ) from error
 
     def values(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray] = _NOTHING) -> np.ndarray:
         """The values of any rows; `known` are clean logits `[rows, C]` by view.
@@ -69,16 +99,16 @@ class Worker:
         assert array.attack is not None
         name, spec = array.attack, self.plan.spec.attacks[array.attack]
         attack, model = spec.attack(), self._model(spec.teacher)
-        labels = torch.from_numpy(self.plan.source.labels)
-        deltas = torch.empty((rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape), dtype=torch.int8)
-        for row, view in self._batches(rows, range(spec.views)):
-            x = self._views(row, view).to(self.device).float() / 255
-            generator = RowRng.create(
-                self.plan.spec.seed, "attack", name, rows=row.to(self.device), views=view.to(self.device)
-            )
-            x_adv = attack(model, x, labels_or_answers(model, x, labels[row]), generator=generator)
-            deltas[row - rows.start, view] = encode(x_adv, x, attack.threat, spec.scale).cpu()
-        return deltas.numpy()
+        shape = (rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape)
+        deltas = torch.empty(shape, dtype=torch.int8, device=self.device)
+        numbers = torch.arange(rows.start, rows.stop, device=self.device)
+        for at, view in self._batches(rows, range(spec.views)):
+            x, row = self._views(rows, at, view).float() / 255, numbers[at]
+            generator = RowRng.create(self.plan.spec.seed, "attack", name, rows=row, views=torch.full_like(row, view))
+            y = self._labels(model, x, rows, at)
+            x_adv = self.engine.craft(attack, model, x, y, generator=generator)
+            deltas[at, view] = encode(x_adv, x, attack.threat, spec.scale)
+        return deltas.cpu().numpy()
 
     @torch.no_grad()
     def _ask(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -86,42 +116,50 @@ class Worker:
 
         Views in `known` are not asked about again.
         """
-        values, first = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype), array.first_view
+        shape, dtype = (rows.stop - rows.start, *array.shape[1:]), getattr(torch, array.dtype)
+        values, first = torch.empty(shape, dtype=dtype, device=self.device), array.first_view
         for number, answers in known.items():
-            values[:, number - first] = answers
+            values[:, number - first] = torch.tensor(answers, device=self.device)
         todo = [view for view in range(first, first + array.shape[1]) if view not in known]
         model, attack = self._model(array.teacher) if todo else None, array.attack
         scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
-        delta = None if attack is None else self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
-        for row, view in self._batches(rows, todo):
-            x, at = self._views(row, view), ((row - rows.start).numpy(), (view - first).numpy())
-            if delta is not None:
-                x = x + scale * torch.from_numpy(delta[at])
+        added = None if attack is None else self._stored_delta(attack, rows)
+        for at, view in self._batches(rows, todo):
+            x = self._views(rows, at, view)
+            if added is not None:
+                x = x + scale * added[at, view]
             assert model is not None
-            with np.errstate(over="ignore"):  # the next lines say it better
-                values[at] = model(x.to(self.device).float() / 255).cpu().numpy()
-        if not np.isfinite(values).all():
+            values[at, view - first] = model(x.float() / 255).to(dtype)
+        if not bool(values.isfinite().all()):
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(
                 f"teacher '{array.teacher}' gave logits that are not finite in {array.dtype} on {where}; "
                 f"use store.logits: float32, or another teacher"
             )
-        return values
+        return values.cpu().numpy()
 
     def _jacobian(self, array: ArrayLayout, rows: slice) -> tuple[np.ndarray, ...]:
         """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
         teacher, key = array.teacher, (array.teacher, rows.start, rows.stop)
         if self._slopes is None or self._slopes[0] != key:
-            labels, model, parts = torch.from_numpy(self.plan.source.labels), self._model(teacher), []
-            for row, view in self._batches(rows, range(1)):
-                x = self._views(row, view).to(self.device).float() / 255
+            model, parts = self._model(teacher), []
+            for at, view in self._batches(rows, range(1)):
+                x = self._views(rows, at, view).float() / 255
                 try:
-                    parts.append(jacobian_rows(model, x, labels_or_answers(model, x, labels[row]), array.shape[1]))
+                    parts.append(jacobian_rows(model, x, self._labels(model, x, rows, at), array.shape[1]))
                 except ModelError as error:
-                    where = f"rows {int(row[0])}..{int(row[-1])}"
+                    where = f"rows {rows.start + at.start}..{rows.start + at.stop - 1}"
                     raise ModelError(f"teacher '{teacher}' on {where}: {error}; leave it out of 'jacobians'") from error
             self._slopes = (key, as_arrays(parts))
         return self._slopes[1]
+
+    @torch.no_grad()
+    def _labels(self, model: Callable[[Tensor], Tensor], x: Tensor, rows: slice, at: slice) -> Tensor:
+        """Labels of a batch; of a row that has none (-1), what the model itself says about its view `x`."""
+        labels = self._resident(rows)[1][at]
+        if rows.start + at.stop <= self.plan.spec.data.labelled:
+            return labels
+        return torch.where(labels < 0, model(x).argmax(1), labels)
 
     def _model(self, name: str | None) -> Callable[[Tensor], Tensor]:
         if name is None or name not in self.plan.teachers:
@@ -137,17 +175,30 @@ class Worker:
 
         return answer
 
-    def _batches(self, rows: slice, views: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and their view, one view after the other: the batch that a view's answer is computed in, and so its
-        last bits, do not depend on which other views there are. So views can be added later.
+    def _batches(self, rows: slice, views: Iterable[int]) -> Iterator[tuple[slice, int]]:
+        """Rows, counted from the first, and their view, one view after the other: the batch that a view's answer is
+        computed in, and so its last bits, do not depend on which other views there are. So views can be added later.
         """
+        count = rows.stop - rows.start
         for view in views:
-            for row in torch.arange(rows.start, rows.stop).split(self.batch_size):
-                yield row, torch.full_like(row, view)
+            for start in range(0, count, self.batch_size):
+                yield slice(start, min(start + self.batch_size, count)), view
 
-    def _views(self, row: Tensor, view: Tensor) -> Tensor:
-        pixels = self._pixels(slice(int(row[0]), int(row[-1]) + 1))
-        return apply_views(torch.from_numpy(pixels), self.plan.offsets[view])
+    def _resident(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Images (uint8) and labels of some rows on the device, sent once for all views and units of a shard."""
+        if self._block is None or self._block[0] != rows:
+            labels = torch.from_numpy(self.plan.source.labels[rows])
+            self._block, self._stored = None, {}  # before more is sent
+            self._block = rows, send(torch.from_numpy(self._pixels(rows)), self.device), send(labels, self.device)
+        return self._block[1:]
+
+    def _stored_delta(self, attack: str, rows: slice) -> Tensor:
+        """Perturbations of some rows as they are stored, read and sent once for all teachers."""
+        self._resident(rows)
+        if attack not in self._stored:
+            delta = self.store.read(self.plan.arrays[f"delta/{attack}"], rows)
+            self._stored[attack] = send(torch.from_numpy(delta), self.device)
+        return self._stored[attack]
 
     def _pixels(self, rows: slice) -> np.ndarray:
         """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""
@@ -163,23 +214,23 @@ class Worker:
             first = start
         return self._decoded[1][rows.start - first : rows.stop - first]
 
+    def _views(self, rows: slice, at: slice, view: int) -> Tensor:
+        images = self._resident(rows)[0][at]
+        return apply_views(images, self._offsets[view].expand(len(images), -1))
 
-@torch.no_grad()
-def labels_or_answers(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
-    """Labels `[B]` on the device of `x`; where there is none (-1), what the model itself says about these pixels."""
-    y = labels.to(x.device)
-    return torch.where(y < 0, model(x).argmax(1), y) if bool((labels < 0).any()) else y
+    @functools.cached_property
+    def _offsets(self) -> Tensor:
+        return send(self.plan.offsets, self.device)
 
 
 @contextlib.contextmanager
 def arithmetic(precision: PrecisionSpec) -> Iterator[None]:
-    """The precision flags of a spec, until the block ends."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    """The precision flags of a spec, until the block ends; products in bfloat16 are summed in float32 throughout."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
     try:
-        for backend in backends:
-            backend.allow_tf32 = precision.tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision.tf32
+        matmul.allow_bf16_reduced_precision_reduction = False
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+        matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before

@@ -23,6 +23,8 @@ from darht.core.keys import check_seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+PRECISIONS = {"fp32": {}, "tf32": {"tf32": True}, "bf16": {"amp": True}}
+"""The arithmetic of teachers and attacks in a word, as the spec holds it."""
 
 _RESERVED = {
     "teacher": ("zarr.json",),
@@ -153,11 +155,20 @@ def check_config(data: Mapping[str, Any], name: str) -> CacheConfig:
     Raises:
         ConfigError: unknown keys, wrong values, names that clash; all of them at once.
     """
-    config = parse(CacheConfig, dict(data), name)
+    config = parse(CacheConfig, {**data, **_precision(data.get("precision"), name)}, name)
     problems = [*_name_problems(config), *_attack_problems(config)]
     if problems:
         raise ConfigError(f"{name}: " + "; ".join(problems))
     return config
+
+
+def _precision(written: object, name: str) -> dict[str, Any]:
+    """What a precision that was written in a word stands for in the spec."""
+    if not isinstance(written, str):
+        return {}
+    if written not in PRECISIONS:
+        raise ConfigError(f"{name}: precision must be one of {', '.join(PRECISIONS)}; got {show(written)}")
+    return {"precision": PRECISIONS[written]}
 
 
 def _name_problems(config: CacheConfig) -> list[str]:

@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from darht.cache.builder.build import BuildReport, OnUnit, claim_folder
+from darht.cache.builder.build import BuildReport, claim_folder
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.pool import OnNotice, Pool, Task, UnitDone, share
+from darht.cache.builder.writer import OnUnit
 from darht.cache.format.commit import COMMITS, commit_key
 from darht.cache.format.layout import ArrayLayout
 from darht.core.config import fingerprint
@@ -140,7 +141,7 @@ def build_shared(
     out: Location,
     pool_config: PoolConfig,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     shards: Sequence[int] | None = None,
     on_unit: OnUnit,
     on_notice: OnNotice,
@@ -152,7 +153,7 @@ def build_shared(
         load: makes the plan of a worker, `load(device=device)`; it travels to it.
         out: the cache's folder or URL, which every worker must reach.
         pool_config: how many, on what.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; None for 256, or what fits on a GPU.
         shards: the row blocks to build; None for all of them.
         on_unit: called after every unit with its array, shard and seconds (0 when it was there already).
         on_notice: called with a line when a worker is lost.

@@ -31,13 +31,13 @@ class Task:
         load: plans the build on a device, for example `functools.partial(plan_build, path)`.
         fingerprint: of the spec that the plan must come to.
         out: the cache, claimed already.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; None for what a worker takes by itself.
     """
 
     load: Callable[..., Plan]
     fingerprint: str
     out: Storage
-    batch_size: int
+    batch_size: int | None
 
     def worker(self, device: torch.device, threads: int) -> Worker:
         """Load plan and teachers in a process that may use so many threads.

@@ -63,11 +63,16 @@ def export_croissant(location: Location) -> Json:
         DarhtError: the storage cannot be written.
     """
     cache = open_shards(location)
-    data = cache.folder.read(INDEX)
-    described = _cache(cache) if data is None else _export(cache, parse_canonical(Index, data, INDEX))
-    described = {"@context": _CONTEXT, "@type": "sc:Dataset", **_about(cache), **described}
+    described = describe(cache)
     cache.folder.write(CROISSANT, (json.dumps(described, indent=2) + "\n").encode())
     return described
+
+
+def describe(cache: Cache) -> Json:
+    """The contents of `croissant.json`, which is not written."""
+    data = cache.folder.read(INDEX)
+    described = _cache(cache) if data is None else _export(cache, parse_canonical(Index, data, INDEX))
+    return {"@context": _CONTEXT, "@type": "sc:Dataset", **_about(cache), **described}
 
 
 def _about(cache: Cache) -> Json:

@@ -13,10 +13,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from darht.attacks.threat import LEVELS
 from darht.cache.read.dataset_options import Options, whole_number
 from darht.cache.read.draw import adversarial_levels, choose_views, view_logits, view_pixels
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.mixture import steps_of
+from darht.cache.read.mixture import feed_groups, steps_of
 from darht.cache.read.sampler import share
-from darht.cache.read.stream import Feed, feed_groups, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.errors import ConfigError, SpecMismatchError
 
 

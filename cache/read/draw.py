@@ -8,12 +8,13 @@ from torch import Tensor
 
 from darht.cache.format.apply_views import apply_views
 from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import draw_choices
+from darht.cache.read.sampler import choose, draw_choices
+from darht.core.fused import fused
 
 
 def choose_attack(count: int, *, seed: int, number: int) -> int:
     """Which of `count` stored attacks a batch shows; `number` counts the batches of the whole run."""
-    return int(draw_choices(torch.tensor([number]), count, seed, 0, "attack"))
+    return choose(count, seed, number, "attack")
 
 
 def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack: int | None = None) -> Tensor:
@@ -33,28 +34,26 @@ def draw_views(data: TrainingSet, rows: Tensor, *, seed: int, epoch: int, attack
     """As `choose_views`, of any rows of the cache by their source indices, int64 `[B]`."""
     if attack is not None:
         return draw_choices(rows, data.deltas[attack].shape[1], seed, epoch, "view")
-    views = draw_choices(rows, data.clean.shape[1], seed, epoch, "view")
-    for more in data.more:
-        views = torch.where(rows < more.rows, draw_choices(rows, more.stop, seed, epoch, "view"), views)
+    if not data.limits:
+        return draw_choices(rows, len(data.offsets), seed, epoch, "view")
+    views = torch.zeros_like(rows)
+    for having, count in data.limits:
+        views = torch.where(rows < having, draw_choices(rows, count, seed, epoch, "view"), views)
     return views
 
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
     """The rows in these views, uint8 `[B, 3, H, W]`."""
-    return apply_views(data.images[at], data.offsets[views])
+    return _cut(data.images, data.offsets, at, views)
 
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
     if attack is not None:
-        return data.adversarial[attack][at, views].float()
-    if not data.more:
-        return data.clean[at, views].float()
-    logits = data.clean[at, views.clamp(max=data.clean.shape[1] - 1)]
-    for more in data.more:
-        theirs = more.values[more.slots[at], (views - more.first).clamp(0, more.values.shape[1] - 1)]
-        logits = torch.where(((views >= more.first) & (views < more.stop))[:, None, None], theirs, logits)
-    return logits.float()
+        return _said(data.adversarial[attack], at, views)
+    if data.more:
+        return data.logits(at, views).float()
+    return _said(data.clean, at, views) if data.held is None else _said_of_held(data.clean, data.held, at, views)
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:
@@ -67,4 +66,25 @@ def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int
         attack: a position in `data.attacks`.
         pixels: what `view_pixels` gave.
     """
-    return (pixels + data.scales[attack] * data.deltas[attack][at, views]).float()
+    return _moved(pixels, data.deltas[attack], at, views, data.scales[attack])
+
+
+@fused
+def _cut(images: Tensor, offsets: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return apply_views(images[at], offsets[views])
+
+
+@fused
+def _said(stored: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    return stored[at, views].float()
+
+
+@fused
+def _said_of_held(stored: Tensor, held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    places = (held[at] == views[:, None]).int().argmax(1)
+    return stored[at, places].float()
+
+
+@fused
+def _moved(pixels: Tensor, deltas: Tensor, at: Tensor, views: Tensor, scale: float) -> Tensor:
+    return (pixels + scale * deltas[at, views]).float()

@@ -58,7 +58,8 @@ class TrainingSet:
         offsets: int8 `[V, 3]`.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view, or on those that all rows have.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or on those that all rows have; or
+            `[n, k, T, C]` on the views of `held`.
         deltas: by attack, int8 `[n, Va, 3, H, W]`.
         scales: by attack, pixel levels for each integer of `deltas`.
         adversarial: by attack, float `[n, Va, T, C]`, every teacher's logits on the stored adversarial images.
@@ -67,7 +68,11 @@ class TrainingSet:
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
         more: the teachers' logits on views that only some rows have.
+        limits: pairs (rows, views), rows falling and views rising: rows of the cache below the one have the other;
+            empty where all rows have all views.
         labelled: rows of the cache below this number have labels; None for all of them.
+        held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
     """
 
     rows: Tensor
@@ -86,7 +91,10 @@ class TrainingSet:
     training: np.ndarray
     holdout: np.ndarray
     more: tuple[MoreViews, ...] = ()
+    limits: tuple[tuple[int, int], ...] = ()
     labelled: int | None = None
+    held: Tensor | None = None
+    order: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same on another device."""
@@ -98,11 +106,37 @@ class TrainingSet:
         moved = self._each(lambda tensor: send(tensor, device))
         return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
+    def ordered(self, order: Tensor) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are."""
+        device = self.images.device
+        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+
+    def sent(self, at: Tensor) -> Tensor:
+        """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
+        if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
+            return send(at, self.images.device)
+        return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = dataclasses.replace(self, more=())._each(lambda tensor: tensor.index_select(0, at))
         more = tuple(views.take(at) for views in self.more)
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), more=more)
+        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), more=more, order=None)
+
+    def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
+        """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
+        few = dataclasses.replace(self, clean=self.clean[:, :0], more=()).take(at)
+        return dataclasses.replace(few, clean=self.logits(at[:, None], held), held=held)
+
+    def logits(self, at: Tensor, views: Tensor) -> Tensor:
+        """The teachers' logits on views of the rows at positions `at`, of one shape (or one that becomes so)."""
+        if not self.more:
+            return self.clean[at, views]
+        found = self.clean[at, views.clamp(max=self.clean.shape[1] - 1)]
+        for more in self.more:
+            theirs = more.values[more.slots[at], (views - more.first).clamp(0, more.values.shape[1] - 1)]
+            found = torch.where(((views >= more.first) & (views < more.stop))[..., None, None], theirs, found)
+        return found
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
@@ -123,11 +157,16 @@ class TrainingSet:
             images=change(self.images),
             labels=change(self.labels),
             clean=change(self.clean),
+            held=None if self.held is None else change(self.held),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
             more=tuple(views.each(change) for views in self.more),
         )
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True, band: int = 0) -> int:
@@ -219,6 +258,7 @@ def allocate(
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
         more=tuple(map(more, spec.bands[1:], having or [min(rows, band.rows) for band in spec.bands[1:]])),
+        limits=tuple((band.rows, band.stop) for band in spec.bands) if len(spec.bands) > 1 else (),
         labelled=spec.data.labelled if spec.data.labelled < spec.data.rows else None,
     )
 

@@ -58,6 +58,11 @@ def training_groups(cache: Cache, batch: int) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+def feed_groups(cache: Cache, batch: int, rows: np.ndarray | None) -> tuple[Group, ...]:
+    """What batches are made of: `rows`, or without them those to train on, of each source its share."""
+    return training_groups(cache, batch) if rows is None else (Group(rows, batch),)
+
+
 def steps_of(groups: Sequence[Group], *, drop_last: bool = True) -> int:
     """Batches of an epoch."""
     return max(1, steps_in_epoch(len(groups[0].rows), groups[0].per_batch, drop_last=drop_last))

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from darht.core.keys import derive_seed
-from darht.core.rng import RowRng
+from darht.core.rng import RowRng, word
 
 
 def steps_in_epoch(rows: int, batch: int, *, drop_last: bool = True) -> int:
@@ -98,7 +97,11 @@ def draw_choices(rows: Tensor, count: int, seed: int, epoch: int, what: str) -> 
     return RowRng.create(seed, what, epoch, rows=rows).integers(0, count - 1, (1,))[:, 0]
 
 
+def choose(count: int, seed: int, step: int, what: str) -> int:
+    """One of `count` things for a step, as `draw_choices` draws it for a row in epoch 0; without a tensor."""
+    return word(step, seed, what, 0) * count >> 32
+
+
 def coin(share: float, seed: int, step: int, what: str = "coin") -> bool:
     """True in `share` of the steps, decided for each step on its own; `what` names the coin."""
-    draw = RowRng.create(seed, what, rows=torch.tensor([step])).uniform((1,)).item()
-    return draw < share
+    return (word(step, seed, what) >> 8) * 2.0**-24 < share

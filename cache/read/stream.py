@@ -6,143 +6,32 @@ before are used, so two windows are in memory, and nothing else that grows with 
 depends on its size and so on the budget, and on nothing else of the machine.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import block_rows, row_blocks
-from darht.cache.read.loader import (
-    GIB,
-    TrainingSet,
-    allocate,
-    array_names,
-    fill,
-    load_training_set,
-    needed_bytes,
-    reading_threads,
-    row_bytes,
-)
-from darht.cache.read.mixture import Group, choose_room, mixed_windows, steps_of, training_groups
+from darht.cache.format.layout import row_blocks
+from darht.cache.read.draw import draw_views
+from darht.cache.read.feed_plan import FeedPlan
+from darht.cache.read.loader import GIB, TrainingSet, allocate, array_names, fill, load_training_set
+from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, epoch_windows
-from darht.core.errors import ConfigError
+from darht.cache.read.sampler import Window, draw_choices, epoch_windows
 
-_SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
-_COPIES = 3  # of a block, at worst: as in the file, out of its tar, decoded
+_AHEAD = 2  # batches that are on their way to the device while one is used there
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FeedPlan:
-    """Where the rows of a cache are while a student is trained on them.
-
-    Attributes:
-        kind: `device`: all on the device that trains; `memory`: all in the machine's memory, batches go to the device;
-            `streamed`: windows of them in memory.
-        device: which trains.
-        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
-        jacobians: whether the teachers' Jacobians are needed.
-        batch: rows of a step.
-        needed: bytes of all rows.
-        budget: bytes that may be held.
-        per_window: blocks of rows that are read together.
-        window_rows: the rows that these hold.
-        threads: that read.
-        logits: whether the teachers' logits are needed.
-        room: of a window, when streamed: rows, and how many of them may have the views of each further band.
-    """
-
-    kind: Literal["device", "memory", "streamed"]
-    device: torch.device
-    adversarial: bool
-    jacobians: bool
-    batch: int
-    needed: int
-    budget: int
-    per_window: int
-    window_rows: int
-    threads: int
-    logits: bool = True
-    room: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
-        if self.kind == "streamed":
-            return f"cache: {needed} do not fit {budget}, streamed in windows of {self.window_rows:,} rows"
-        where = f"on {self.device}" if self.kind == "device" and self.device.type != "cpu" else "in memory"
-        return f"cache: {needed} of {budget}, resident {where}"
-
-
-def plan_feed(
-    cache: Cache,
-    *,
-    device: torch.device,
-    adversarial: bool,
-    batch: int,
-    budget_gib: float,
-    jacobians: bool = False,
-    logits: bool = True,
-    rows: np.ndarray | None = None,
-) -> FeedPlan:
-    """Decide where the rows will be.
-
-    Args:
-        cache: opened by `open_cache` or `open_shards`.
-        device: which trains.
-        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
-        batch: rows of a step.
-        budget_gib: the most memory that the cache may take.
-        jacobians: whether the teachers' Jacobians are needed.
-        logits: whether the teachers' logits are needed.
-        rows: as of `Feed`.
-
-    Raises:
-        ConfigError: the budget does not hold two windows of one block and a batch.
-    """
-    if not 0 < budget_gib < math.inf:
-        raise ConfigError(
-            f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
-        )
-    threads = reading_threads(cache)
-    wanted = {"adversarial": adversarial, "jacobians": jacobians, "logits": logits}
-    budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
-    blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), needed_bytes(cache, **wanted)
-    if needed <= budget:
-        kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
-        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
-    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
-    free = (budget - budget // _SCRATCH - held) // 2
-    row = [row_bytes(cache, **wanted, band=band) for band in range(len(cache.spec.bands))]
-    room = choose_room(cache, feed_groups(cache, batch, rows), row, free)
-    if room.bytes > free:
-        least = (2 * room.bytes + held) * _SCRATCH / (_SCRATCH - 1)
-        raise ConfigError(
-            f"{cache.folder} needs {needed / GIB:.3g} GiB in memory, or {least / GIB:.3g} GiB to be streamed in "
-            f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory (memory_gib)"
-        )
-    threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * sum(row))))
-    read = room.per_window, min(room.read, cache.rows)
-    return FeedPlan("streamed", device, *parts, batch, needed, budget, *read, threads, logits, room.rows)
-
-
-def _fits(device: torch.device, needed: int) -> bool:
-    """Half of what a GPU has free is left to the network and its activations."""
-    return device.type != "cuda" or needed <= torch.cuda.mem_get_info(device)[0] // 2
-
-
-def feed_groups(cache: Cache, batch: int, rows: np.ndarray | None) -> tuple[Group, ...]:
-    """What batches are made of: `rows`, or without them those to train on, of each source its share."""
-    return training_groups(cache, batch) if rows is None else (Group(rows, batch),)
 
 
 class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
+
+    With `views`, numbers of views among which a batch's own are drawn (`draw_choices`), rows that are sent to the
+    device take the logits of these alone along.
 
     Attributes:
         groups: what batches are made of: rows to train on, where no others are given.
@@ -160,11 +49,13 @@ class Feed:
         epochs: int,
         rows: np.ndarray | None = None,
         drop_last: bool = True,
+        views: Sequence[int] = (),
     ) -> None:
-        self.cache, self.plan = cache, plan
+        self.cache, self.plan, self._views = cache, plan, tuple(views)
         self._seed, self._epochs, self._drop_last = seed, epochs, drop_last
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
+        self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
         if plan.kind == "streamed":
@@ -181,6 +72,7 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sender.shutdown(cancel_futures=True)
         self._ahead.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
 
@@ -203,8 +95,7 @@ class Feed:
                 filled = self._fill_later(after, data)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
-            for start in range(0, len(window.order), self.plan.batch):
-                yield self._delivered(data, torch.from_numpy(window.order[start : start + self.plan.batch]))
+            yield from self._delivered(data, torch.from_numpy(window.order), epoch)
             if after is None:
                 return
             window = after
@@ -317,11 +208,38 @@ class Feed:
             job.result()
         return into
 
-    def _delivered(self, data: TrainingSet, at: Tensor) -> tuple[TrainingSet, Tensor]:
-        device = self.plan.device
-        if data.images.device.type == device.type:
-            return data, at
-        return data.take(at).send(device), torch.arange(len(at))
+    def _delivered(self, data: TrainingSet, order: Tensor, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
+        """The batches of a window, which a thread gathers and sends ahead where the rows are not on the device."""
+        batches = order.split(self.plan.batch) if len(order) else ()
+        if data.images.device.type == self.plan.device.type:
+            data = data.ordered(order)
+            yield from ((data, at) for at in batches)
+            return
+        coming: deque[Future[TrainingSet]] = deque()
+        for at in batches:
+            coming.append(self._sender.submit(self._gathered, data, at, epoch))
+            if len(coming) > _AHEAD:
+                yield _all_of(coming.popleft().result())
+        while coming:
+            yield _all_of(coming.popleft().result())
+
+    def _gathered(self, data: TrainingSet, at: Tensor, epoch: int) -> TrainingSet:
+        """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
+        if not self._views:
+            return data.take(at).send(self.plan.device)
+        rows = data.keys[at]
+        keys = {"seed": self._seed, "epoch": epoch}
+        drawn = [
+            draw_views(data, rows, **keys)
+            if count == len(data.offsets)
+            else draw_choices(rows, count, **keys, what="view")
+            for count in self._views
+        ]
+        return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
+
+
+def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:
+    return data, torch.arange(len(data.keys))
 
 
 def level_counts(images: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import yaml
 from click.testing import CliRunner, Result
 from crash_server import CrashServer
 
-from darht.cache.builder.build import OnUnit, build, plan_build
+from darht.cache.builder.build import build, plan_build
 from darht.cache.builder.plan import Plan
+from darht.cache.builder.writer import OnUnit
 from darht.cache.cli import cache
 
 sys.path.insert(0, str(Path(__file__).parent))  # damage.py, which the tests share

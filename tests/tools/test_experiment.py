@@ -120,12 +120,19 @@ def test_a_teacher_is_trained_or_there(plan: dict[str, object], message: str, tm
         load_experiment(tmp_path / "own.yaml")
 
 
-def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tier", "score", "where"),
+    [("quick", "worst case", "in the worst case"), ("standard", "autoattack", "under AutoAttack")],
+)
+def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(
+    tier: str, score: str, where: str, tmp_path: Path
+) -> None:
     students = {"no-teachers": TINY["students"]["cached"], "taught": {**TINY["students"]["cached"], "seed": 4}}
-    wanted = {**TINY, "students": students, "seeds": 2, "baseline": "no-teachers"}
+    wanted = {**TINY, "students": students, "seeds": 2, "baseline": "no-teachers", "tier": tier}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(wanted))
     config = load_experiment(tmp_path / "own.yaml")
     lines = {stage.name: stage.line for stage in plan_stages(config, tmp_path, root=None)}
+    assert ("--tier standard" in lines["eval taught-0"]) == (tier == "standard")
     assert "--set seed=1 " in lines["train no-teachers-1"] and "--set seed=5 " in lines["train taught-1"]
     alive = {
         "no-teachers-0": [1, 0, 0, 0],
@@ -136,17 +143,17 @@ def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(tmp_pa
     for run, right in alive.items():
         folder = tmp_path / "run" / run
         folder.mkdir(parents=True)
-        names = np.array(["worst case"])
-        np.savez(folder / "eval.npz", attacks=names, right=np.array([right], dtype=np.int8))
+        names = np.array(["clean", score])
+        np.savez(folder / "eval.npz", attacks=names, right=np.array([[1] * 4, right], dtype=np.int8))
         report = {
             "schema_version": SCHEMA_VERSION, "per_image": "eval.npz", "threat": {}, "data": {"rows": 4},
-            "scores": [{"name": "worst case", "accuracy": 25.0 * sum(right)}],
+            "scores": [{"name": score, "accuracy": 25.0 * sum(right)}],
             "recipe": {"recipe": "at", "inner": {"kind": "pgd"}},
         }  # fmt: skip
         write_sealed(folder / "eval.json", report, {"eval.npz": sha256_file(folder / "eval.npz")})
     gain = gains(config, tmp_path)["taught"]
     assert gain.points == pytest.approx(25.0) and gain.images == 4
-    assert gain.sentence("taught", config).startswith("taught against no-teachers: +25.0 points in the worst case")
+    assert gain.sentence("taught", config).startswith(f"taught against no-teachers: +25.0 points {where}")
     row = student_row("taught", config, tmp_path, {"train taught-0": 1.0, "train taught-1": 3.0}, {"taught": gain})
     assert row[:3] == ("taught", "at", "pgd") and row[7:] == ("62.5", gain.cell, "2")
 

@@ -18,6 +18,7 @@ from darht.cache.read.webdataset import open_shards
 from darht.core.class_names import check_class_names
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError
+from darht.core.hub import fetched, is_hub, parse_hub
 from darht.core.nets import build
 from darht.core.nets.checkpoint import Which, check_said, fit_checkpoint, read_checkpoint
 from darht.core.nets.classifier import Classifier
@@ -122,7 +123,7 @@ def find(text: str | nn.Module, options: ModelOptions) -> Kind:
         return prefix  # type: ignore[return-value]  # one of the three literals
     if in_zoo(text):
         return "teacher"
-    path = Path(text)
+    path = fetched(Path(text))
     files: dict[str, Kind] = {RUN: "run", CARD: "teacher", CONFIG: "student"}
     for file, kind in files.items():
         if (path / file).is_file():
@@ -146,6 +147,9 @@ def load(
     Raises:
         ConfigError, ModelError, CacheError: it is not there, or does not fit.
     """
+    if isinstance(text, str) and is_hub(text):
+        found = load(str(fetched(Path(text))), options, device, which=which, classes=classes)
+        return replace(found, name=str(parse_hub(text)))
     kind = find(text, options)
     if kind in OURS and options != ModelOptions(shards=options.shards):
         raise ConfigError(

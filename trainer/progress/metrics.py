@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from darht.core.fused import fused
 from darht.trainer.student.model import StudentOutput
 
 _STEPS, _LOSS, _CLEAN, _CLEAN_RIGHT, _ADVERSARIAL, _ADVERSARIAL_RIGHT = range(6)
@@ -99,24 +100,16 @@ class Metrics:
             batch: images and labels.
             known: bool `[B]`, which rows have labels; None where all have.
         """
-        right = out.logits.argmax(-1) == batch.y
-        if known is not None:
-            right = right & known
         if batch.x is batch.clean:  # nothing to compare
-            self.counts[_CLEAN] += len(right) if known is None else known.sum()
-            self.counts[_CLEAN_RIGHT] += right.sum()
+            self.counts[_CLEAN].add_(len(batch.y) if known is None else known.sum())
+            self.counts[_CLEAN_RIGHT].add_(_right(out.logits, batch.y, known))
             return
-        moved = (batch.x != batch.clean).flatten(1)
-        # The largest byte of a row is found eighty times faster than `any` on a CPU.
-        adversarial = moved.view(torch.uint8).amax(1).bool()
-        counted = (~adversarial, adversarial) if known is None else (known & ~adversarial, known & adversarial)
-        both = torch.stack([counted[0], right & ~adversarial, counted[1], right & adversarial])
-        self.counts[_CLEAN:] += both.sum(1)
+        self.counts[_CLEAN:].add_(_right_of_both(out.logits, batch.y, batch.x, batch.clean, known))
 
     def add(self, loss: Tensor, share: float = 1.0) -> None:
         """Count one step with its loss, a scalar on the device; or a share of a step, with the mean loss of that."""
-        self.counts[_STEPS] += share
-        self.counts[_LOSS] += share * loss.detach()
+        self.counts[_STEPS].add_(share)
+        self.counts[_LOSS].add_(loss.detach() if share == 1 else share * loss.detach())
 
     def reading(self) -> Reading:
         """The figures as they stand; waits for a GPU."""
@@ -133,6 +126,24 @@ class Metrics:
         """The part of the log's row that the batches tell; accuracies of rows that were not seen are None."""
         loss, clean, adversarial = self.reading()
         return {"loss": round(loss, 6), "train_clean": _rounded(clean), "train_adversarial": _rounded(adversarial)}
+
+
+@fused
+def _right(logits: Tensor, y: Tensor, known: Tensor | None) -> Tensor:
+    """How many rows are right, int64 `[]`."""
+    right = logits.argmax(-1) == y
+    return (right if known is None else right & known).sum()
+
+
+@fused
+def _right_of_both(logits: Tensor, y: Tensor, x: Tensor, clean: Tensor, known: Tensor | None) -> Tensor:
+    """Clean rows, right ones, adversarial rows, right ones, int64 `[4]`."""
+    right = logits.argmax(-1) == y
+    moved = (x != clean).flatten(1)
+    # The largest byte of a row is found eighty times faster than `any` on a CPU.
+    adversarial = moved.view(torch.uint8).amax(1).bool()
+    found = torch.stack([~adversarial, right & ~adversarial, adversarial, right & adversarial])
+    return (found if known is None else found & known).sum(1)
 
 
 def _reading(counts: Tensor) -> Reading:

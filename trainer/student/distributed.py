@@ -8,19 +8,38 @@ batch`, `mtard`) are those of a process's part.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from darht.cache.read.sampler import share
 from darht.core.parent import end_with_parent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.step import Learned
+
+
+class Wish(NamedTuple):
+    """How many processes want to stop, on its way.
+
+    Attributes:
+        wanting: how many, float `[]` on the CPU, once `work` is done.
+        work: that sums it.
+    """
+
+    wanting: Tensor
+    work: dist.Work
+
+    def read(self) -> bool:
+        """Whether any does."""
+        self.work.wait()
+        return bool(self.wanting)
 
 
 @dataclass(frozen=True)
@@ -30,10 +49,12 @@ class Ranks:
     Attributes:
         rank: its number.
         world: how many there are.
+        hosts: a group of the same processes that talk without their GPUs, which are not waited for so; None when alone.
     """
 
     rank: int = 0
     world: int = 1
+    hosts: dist.ProcessGroup | None = None
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -49,24 +70,29 @@ class Ranks:
         """This process's rows of a global batch."""
         return share(at, self.rank, self.world)
 
-    def add_gradients(self, model: nn.Module, *, stop: bool) -> Tensor | None:
-        """Sum gradients over the processes; also how many of these want to `stop`, float `[]`, or None when alone."""
+    def averaged(self, loss: nn.Module) -> DistributedDataParallel | None:
+        """A loss whose gradients are averaged over the processes while they are still computed; None when alone.
+
+        Weights that one step's loss does not reach keep no gradient, as alone. Batch norm's statistics are each
+        process's own until `share`.
+        """
         if self.world == 1:
             return None
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        wish = gradients[0].new_full((1,), float(stop))
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), wish])
-        self.total(flat)
-        for gradient, part in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return flat[-1]
+        return DistributedDataParallel(loss, broadcast_buffers=False, find_unused_parameters=True)
 
-    def stop(self, wanted: bool, wishes: Tensor | None) -> bool:
+    def wish(self, stop: bool) -> "Wish | None":
+        """Tell the others whether this process wants to stop, and wait for nobody; None when alone."""
+        if self.world == 1:
+            return None
+        wanting = torch.tensor(float(stop))
+        return Wish(wanting, dist.all_reduce(wanting, group=self.hosts, async_op=True))
+
+    def stop(self, wanted: bool, wishes: "Wish | None") -> bool:
         """Whether to stop after this step: alone when it is `wanted`, together when somebody wanted it a step ago.
 
-        What others want is read a step late so that a GPU is not waited for, and by all in the same step.
+        What others want is read a step late, when it has long come, and by all in the same step.
         """
-        return wanted if self.world == 1 else wishes is not None and bool(wishes)
+        return wanted if self.world == 1 else wishes is not None and wishes.read()
 
     def same(self, value: object) -> bool:
         """Whether every process has this value."""
@@ -79,7 +105,7 @@ class Ranks:
     def _everyones(self, value: object) -> list[object]:
         values = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.hosts)
         return values
 
     def share(self, model: nn.Module, memory: Memory | None, learned: Learned) -> None:
@@ -106,7 +132,7 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.hosts)
         return box[0]
 
 
@@ -135,8 +161,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which ends its processes unless it is killed itself
             end_with_parent()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    hosts = dist.new_group(backend="gloo") if world > 1 else None
     try:
-        yield Ranks(rank, world)
+        with warnings.catch_warnings():  # whether a loss leaves weights out changes within a run
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
+            yield Ranks(rank, world, hosts)
         if own:
             dist.barrier()  # nobody leaves while another still waits for what it sends
     finally:

@@ -1,5 +1,6 @@
 """The inner maximisation: one training step's images and targets, from the cache and, unless `cached`, the student."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks.pgd import PGD, ascend
-from darht.attacks.threat import LEVELS
+from darht.attacks.threat import LEVELS, to_pixels
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin
-from darht.core.device import constant, send
+from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.memory import Memory
@@ -41,6 +42,7 @@ class Examples:
         teachers: loaded for `teachers: live`, in the cache's order.
         average: of the student, in eval mode, for recipes that ask it.
         rows: of the cache; where it is known, the views of all rows are drawn once in an epoch and then looked up.
+        twin: of the student, which PGD steps ascend on; the student itself where there is none.
     """
 
     config: TrainConfig
@@ -49,7 +51,8 @@ class Examples:
     teachers: Sequence[nn.Module] = ()
     average: nn.Module | None = None
     rows: int = 0
-    _views: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
+    twin: nn.Module | None = None
+    _drawn: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
     def views(self, data: TrainingSet, at: Tensor, epoch: int, attack: int | None = None) -> Tensor:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
@@ -57,12 +60,22 @@ class Examples:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
         count = 0 if attack is None else data.deltas[attack].shape[1]  # attacks on as many views draw the same ones
         key = (epoch, count, at.device)
-        if key not in self._views:
-            for old in [one for one in self._views if one[0] != epoch]:
-                del self._views[old]
+        if key not in self._drawn:
+            for old in [one for one in self._drawn if one[0] != epoch]:
+                del self._drawn[old]
             every = torch.arange(self.rows, device=at.device)
-            self._views[key] = draw_views(data, every, seed=self.config.seed, epoch=epoch, attack=attack)
-        return self._views[key][data.rows[at]]
+            self._drawn[key] = draw_views(data, every, seed=self.config.seed, epoch=epoch, attack=attack)
+        return _look_up(self._drawn[key], data.rows, at)
+
+    def _coins(self, keys: Tensor, epoch: int) -> Tensor:
+        """A number in [0, 1) for each row, on the CPU, where it decides shapes; drawn for all rows at once."""
+        if not self.rows:
+            return RowRng.create(self.config.seed, "coin", epoch, rows=keys).uniform((1,))[:, 0]
+        key = (epoch, 0, keys.device)
+        if key not in self._drawn:
+            every = torch.arange(self.rows)
+            self._drawn[key] = RowRng.create(self.config.seed, "coin", epoch, rows=every).uniform((1,))[:, 0]
+        return self._drawn[key][keys]
 
     def draw(
         self,
@@ -95,7 +108,7 @@ class Examples:
         share, per = self.recipe.clean_mix()
         if per == "batch":
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
-        clean = RowRng.create(self.config.seed, "coin", epoch, rows=data.keys[at]).uniform((1,))[:, 0] < share
+        clean = self._coins(data.keys[at], epoch) < share
         others = int((~clean).sum())
         if others <= int(self.config.inner.single_step):  # one step on one row would have no batch statistics
             return draw.clean(at)
@@ -122,27 +135,31 @@ class _Draw:
         """A view of each row, and what every teacher said about exactly that view."""
         return self._clean(at, ask=True)[0]
 
-    def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor]:
-        """Live teachers are asked if `ask`; what the cache says is the same to its precision."""
-        data, at = self.data, send(at, self.data.images.device)
+    def _clean(self, at: Tensor, *, ask: bool) -> tuple[Step, Tensor, Tensor]:
+        """Also the offsets and the source indices of the rows.
+
+        Live teachers are asked if `ask`; what the cache says is the same to its precision.
+        """
+        data, at = self.data, self.data.sent(at)
         views = self.examples.views(data, at, self.epoch)
-        x, targets = view_pixels(data, at, views).float() / LEVELS, view_logits(data, at, views)
-        y, known = self._labels(at, targets)
+        x, said = to_pixels(view_pixels(data, at, views)), view_logits(data, at, views)
+        targets = said
         if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
-        supervises = torch.ones(len(at), len(data.robust), dtype=torch.bool, device=at.device)
+        supervises = _flags((True,) * len(data.robust), at.device).expand(len(at), -1)
         answer = clean_answer(targets)
+        labels, offsets, rows = _of_rows(data.labels, data.offsets, data.rows, at, views)
+        y, known = self._labels(labels, said)
         step = Step(x, x, y, answer, targets, targets, supervises, data.robust, self.done, known=known)
-        return step, data.offsets[views]
+        return step, offsets, rows
 
-    def _labels(self, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Labels `[B]`, and which of them are the rows' own; `targets` are what teachers said about the clean views."""
-        labels = self.data.labels[at]
+    def _labels(self, labels: Tensor, said: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Labels `[B]` with pseudo-labels from what teachers `said` about clean views, and which are the rows' own."""
         if self.data.labelled is None:
             return labels, None
         known = labels >= 0
-        return torch.where(known, labels, pseudo_labels(targets, self.data.robust)), known
+        return torch.where(known, labels, pseudo_labels(said, self.data.robust)), known
 
     def adversarial(self, student: nn.Module, at: Tensor) -> Step:
         """Stored adversarial images, or the student's own with what stands for the teachers' answers to them.
@@ -152,10 +169,9 @@ class _Draw:
         """
         if self.config.inner.kind == "cached":
             return self._cached(at)
-        data, here = self.data, send(at, self.data.images.device)
-        rows = data.rows[here]
+        here = self.data.sent(at)
         uses_adversarial_logits = self.examples.recipe.uses_adversarial_logits
-        step, offsets = self._clean(at, ask=not uses_adversarial_logits)
+        step, offsets, rows = self._clean(here, ask=not uses_adversarial_logits)
         step = step._replace(
             supervises=self._robust(at),
             answer=self._answer(here, offsets, step.clean, step.clean_targets),
@@ -170,7 +186,8 @@ class _Draw:
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
-            step = step._replace(x=maximise(student, step, attack, self.examples.recipe, generator))
+            frozen = self.examples.twin or student
+            step = step._replace(x=maximise(frozen, step, attack, self.examples.recipe, generator))
         if not uses_adversarial_logits:
             return step
         with torch.no_grad():
@@ -185,27 +202,26 @@ class _Draw:
         generator = RowRng.create(self.config.seed, "single", self.epoch, rows=rows)
         if memory is None:
             return noise_step(student, step, recipe=recipe, inner=inner, generator=generator)
-        memory.refresh(student, self.number)
+        memory.refresh(self.examples.twin or student, self.number)
         return label_step(student, step, memory, recipe=recipe, inner=inner, generator=generator)
 
     def _cached(self, at: Tensor) -> Step:
         """A stored adversarial image of each row, and what every teacher said about exactly these pixels."""
         data, config = self.data, self.config
         attack = choose_attack(len(data.attacks), seed=config.seed, number=self.number)
-        at = send(at, data.images.device)
+        at = data.sent(at)
         views = self.examples.views(data, at, self.epoch, attack)
         pixels = view_pixels(data, at, views)
-        x = adversarial_levels(data, at, views, attack, pixels) / LEVELS
+        x = to_pixels(adversarial_levels(data, at, views, attack, pixels))
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
-        seen, robust = pixels.float() / LEVELS, self._robust(at)
+        seen, robust = to_pixels(pixels), self._robust(at)
         answer = nearest_answer(data, at, data.offsets[views], seen, clean)
-        y, known = self._labels(at, clean)
+        y, known = self._labels(data.labels[at], clean)
         return Step(x, seen, y, answer, targets, clean, robust, data.robust, self.done, known=known)
 
     def _robust(self, at: Tensor) -> Tensor:
         """Bool `[B, T]`, the robust teachers."""
-        roles = constant(tuple(self.data.robust.tolist()), self.data.images.device)
-        return roles.bool().expand(len(at), -1)
+        return _flags(tuple(self.data.robust.tolist()), self.data.images.device).expand(len(at), -1)
 
     def _answer(self, at: Tensor, offsets: Tensor, clean: Tensor, clean_targets: Tensor) -> Answer:
         if self.examples.teachers:
@@ -234,7 +250,31 @@ def maximise(student: nn.Module, step: Step, attack: PGD, recipe: Recipe, genera
         )
     finally:
         student.train(was_training)
-    return (step.clean * LEVELS + delta).round() / LEVELS
+    return _whole_levels(step.clean, delta)
+
+
+@fused
+def _whole_levels(clean: Tensor, delta: Tensor) -> Tensor:
+    """Clean pixels and a perturbation in levels to pixels on whole levels."""
+    return (clean * LEVELS + delta).round() / LEVELS
+
+
+@fused
+def _of_rows(labels: Tensor, offsets: Tensor, rows: Tensor, at: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, offsets of the views, and source indices of the rows at these positions."""
+    return labels[at], offsets[views], rows[at]
+
+
+@functools.cache
+def _flags(values: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Flags that never change, on a device, which they are sent to once."""
+    return torch.tensor(values, dtype=torch.bool, device=device)
+
+
+@fused
+def _look_up(table: Tensor, rows: Tensor, at: Tensor) -> Tensor:
+    """What the rows at these positions have in a table of all rows of the cache."""
+    return table[rows[at]]
 
 
 def _together(clean: Step, adversarial: Step) -> Step:

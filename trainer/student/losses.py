@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.core.errors import ConfigError
+from darht.core.fused import fused
 from darht.trainer.student.adr import Adr
 from darht.trainer.student.baselines import At, Kd, Trades
 from darht.trainer.student.distances import (
@@ -76,15 +77,8 @@ class Darht(LabelRecipe):
         """CE on z in the first two phases; the weighted distances of the map's rows in the last two."""
         if step.done < self.phases[0]:
             return Loss(self.label_loss(out.logits, step.y))
-        weights = teacher_weights(step.targets, step.y, self.weights) * step.supervises
-        targets, kept = correct_targets(step.targets, step.y, self.correct, step.known)
-        if kept is not None:
-            weights = weights * kept
-        if self.kd == "kl":
-            distances = kl_rows(targets, out.feature_map)
-        else:
-            distances = (step.targets - out.feature_map).square().mean(-1)
-        distillation = (weights * distances).sum(1).mean()
+        how = self.kd, self.weights, self.correct
+        distillation = _distillation(step.targets, out.feature_map, step.y, step.supervises, how, known=step.known)
         if step.done < self.phases[1]:
             return Loss(self.label_loss(out.logits, step.y) + distillation)
         return Loss(distillation)
@@ -100,6 +94,26 @@ class Darht(LabelRecipe):
     def head_trained_until(self) -> float:
         """Where cross-entropy leaves: only it reaches the head."""
         return self.phases[1]
+
+
+@fused
+def _distillation(
+    targets: Tensor,
+    feature_map: Tensor,
+    y: Tensor,
+    supervises: Tensor,
+    how: tuple[str, Per, Correct],
+    *,
+    known: Tensor | None,
+) -> Tensor:
+    """`sum_t w_t KD_t` of teachers' logits and the student's map, both `[B, T, C]`, the mean over rows."""
+    kd, per, correct = how
+    weights = teacher_weights(targets, y, per) * supervises
+    corrected, kept = correct_targets(targets, y, correct, known)
+    if kept is not None:
+        weights = weights * kept
+    distances = kl_rows(corrected, feature_map) if kd == "kl" else (targets - feature_map).square().mean(-1)
+    return (weights * distances).sum(1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

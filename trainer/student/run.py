@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from darht.core.config import canonical_json
@@ -33,7 +34,7 @@ from darht.trainer.student.step import Learned
 
 @dataclass(eq=False)
 class TrainState:
-    """Everything that changes while a student is trained: but for `stopping`, what its checkpoint holds.
+    """Everything that changes while a student is trained: but for the last two, what its checkpoint holds.
 
     Attributes:
         student: trained.
@@ -46,6 +47,7 @@ class TrainState:
         pause: how far the epoch after them is; None at its beginning.
         identity: of the run, as `run.json` has it; a checkpoint of another one is refused.
         stopping: whether this process was asked to stop and the others, who train with it, do not know yet.
+        shared: what a step costs, with the gradient that all processes have of it; None when alone.
     """
 
     student: Student
@@ -58,6 +60,7 @@ class TrainState:
     pause: Pause | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     stopping: bool = False
+    shared: DistributedDataParallel | None = None
 
     @property
     def result(self) -> Student:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.builder.teachers import load_teacher, read_card
+from darht.cache.read.feed_plan import FeedPlan, plan_feed
 from darht.cache.read.mixture import steps_of, training_groups
 from darht.cache.read.reader import Cache
-from darht.cache.read.stream import Feed, FeedPlan, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.bounded import short_json
 from darht.core.config import fingerprint, parse, to_plain
 from darht.core.errors import ConfigError, ModelError
@@ -47,6 +48,12 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
         batch=config.optim.batch_size,
         budget_gib=memory_gib,
     )
+
+
+def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:
+    """The numbers of views among which the steps of this recipe draw: all, and with `cached` those of each attack."""
+    attacks = cache.spec.attacks.values() if config.inner.kind == "cached" else ()
+    return tuple(dict.fromkeys([cache.spec.views.count, *(attack.views for attack in attacks)]))
 
 
 def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.attacks.threat import LEVELS
+from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig
 from darht.trainer.student.step import Recipe, Step
@@ -110,6 +111,7 @@ def _ascent(student: nn.Module, step: Step, at: Tensor, recipe: Recipe) -> tuple
     return logits, gradient.sign()
 
 
+@fused
 def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
     """The Jensen-Shannon divergence of the softmax of logits `[B, C]`, in nats, as `[B]`."""
     p, q = F.log_softmax(one, dim=-1), F.log_softmax(other, dim=-1)

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darht.core.device import constant
 from darht.core.errors import ConfigError
-from darht.trainer.student.distances import check_number, kl_rows
+from darht.trainer.student.distances import check_number, kl_rows, label_rows, smoothed_label_loss
 from darht.trainer.student.model import StudentOutput
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (student's logits [B, C], pixels [B, 3, H, W]) -> [B], maximised
@@ -113,7 +112,7 @@ class Recipe(ABC):
 
     def inner(self, student: nn.Module, step: Step) -> Objective:
         """What the student's adversarial examples maximise: cross-entropy, unless the recipe has its own."""
-        return lambda logits, x: F.cross_entropy(logits, step.y, reduction="none")
+        return lambda logits, x: label_rows(logits, step.y)
 
     def clean_mix(self) -> tuple[float, Per]:
         """The share that stays clean, and of what: of the batches, or of the rows of each."""
@@ -159,4 +158,4 @@ class LabelRecipe(Recipe):
 
     def label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits `[B, C]` against `(1 - smoothing) onehot(y) + smoothing / C`."""
-        return F.cross_entropy(logits, y, label_smoothing=self.smoothing)
+        return smoothed_label_loss(logits, y, self.smoothing)

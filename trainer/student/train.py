@@ -15,12 +15,15 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
+from torch import nn
 
+from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.reader import Cache
-from darht.cache.read.stream import Feed, FeedPlan
+from darht.cache.read.stream import Feed
 from darht.cache.sources.load import Source
 from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
+from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
@@ -32,13 +35,14 @@ from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, writ
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.averaging import averaged_model, is_due
 from darht.trainer.student.distributed import Ranks, joined
-from darht.trainer.student.gradients import compute_gradients
+from darht.trainer.student.gradients import StepCost, compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
     cache_from,
+    drawn_views,
     feed_plan,
     live_teachers,
     make_student,
@@ -47,6 +51,7 @@ from darht.trainer.student.setup import (
     with_average,
 )
 from darht.trainer.student.single_step import LabelPatterns
+from darht.trainer.student.twin import frozen_twin
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
@@ -127,8 +132,9 @@ def train(
     deterministic, epochs = config.compute.deterministic, config.optim.epochs
     with (
         arithmetic(device, deterministic=deterministic),
+        fusing("cuda" if config.compute.compile else ""),  # a CPU has no launches to save, and compiles for minutes
         joined(device) as ranks,
-        Feed(cache, plan, seed=config.seed, epochs=epochs) as feed,
+        Feed(cache, plan, seed=config.seed, epochs=epochs, views=drawn_views(config, cache)) as feed,
     ):
         config.optim.check_rows(len(feed.training), feed.groups[0].per_batch)
         if ranks.first:
@@ -136,7 +142,8 @@ def train(
         state = _start(config, cache, feed, identity)
         check_parts(state.student, config, sum(len(group.rows) for group in feed.groups), ranks)
         average = None if state.average is None else state.average.module
-        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows)
+        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
+        state.shared = ranks.averaged(StepCost(state.forward, examples))
         context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}
@@ -191,6 +198,14 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
 
 
+def _twin(config: TrainConfig, state: TrainState) -> nn.Module | None:
+    """What PGD ascends on, where some steps do; compiled where the student is."""
+    if config.inner.kind == "cached" or config.objective().adversarial_when == "never":
+        return None
+    twin = frozen_twin(state.student)
+    return Compiled(twin).eval() if config.compute.compile else twin
+
+
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     """One pass over the rows to train on; the first part of its row in the log."""
     config, feed, ranks, epoch = context.examples.config, context.feed, context.ranks, state.progress.epoch
@@ -208,7 +223,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
             done = number / total
             examples = context.examples
             compute_gradients(state, examples, ranks, metrics, data=data, batch=batch, number=number, done=done)
-            before, wishes = wishes, ranks.add_gradients(state.student, stop=state.stopping)
+            before, wishes = wishes, ranks.wish(state.stopping)
             take_step(state.student, state.optimizer, config.optim, done)
             _average(state, config, step=True, done=done)
             images += len(batch)

@@ -1,6 +1,6 @@
 """`inner: warm`: one step on the student from the perturbation that each row had before (FGSM-MEP, Jia et al. 2022)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from darht.attacks.threat import LEVELS, Threat
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import draw_choices
 from darht.core.device import send
+from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import InnerConfig
 from darht.trainer.student.step import Recipe, Step
@@ -25,35 +26,43 @@ class WarmMemory:
     under any crop and flip: what a crop does not show keeps what an earlier one left.
 
     Attributes:
-        delta: int8 `[N, 3, H + 2p, W + 2p]` in pixel levels, where the next step starts.
-        momentum: int8 of the same shape, the decayed sum of gradient signs in 1/64.
+        pixels: int8 `[N, H + 2p, W + 2p, 6]`, six numbers for each pixel, which are read and written together: `delta`
+            and `momentum` of its channels.
         seen: bool `[N]` on the CPU, whether a row has started.
         fresh: bool `[N]`, whether a row was written here since `join`.
         complete: whether all rows to train on have started, as `look` found.
     """
 
-    delta: Tensor
-    momentum: Tensor
+    pixels: Tensor
     seen: Tensor
     fresh: Tensor
     complete: bool = False
+
+    @property
+    def delta(self) -> Tensor:
+        """Where the next step starts, in pixel levels, int8 `[N, 3, H + 2p, W + 2p]`."""
+        return self.pixels[..., :3].permute(0, 3, 1, 2)
+
+    @property
+    def momentum(self) -> Tensor:
+        """The decayed sum of gradient signs in 1/64, int8 of the same shape."""
+        return self.pixels[..., 3:].permute(0, 3, 1, 2)
 
     @classmethod
     def create(cls, rows: int, image_shape: tuple[int, ...], offsets: Tensor, device: torch.device) -> "WarmMemory":
         """An empty memory for `rows` rows of `image_shape` in the views `offsets`, int8 `[V, 3]`."""
         channels, height, width = image_shape
         padding = int(offsets[:, :2].abs().max())
-        shape = (rows, channels, height + 2 * padding, width + 2 * padding)
-        delta, momentum = (torch.zeros(shape, dtype=torch.int8, device=device) for _ in range(2))
+        shape = (rows, height + 2 * padding, width + 2 * padding, 2 * channels)
         seen, fresh = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool, device=device)
-        return cls(delta, momentum, seen, fresh)
+        return cls(torch.zeros(shape, dtype=torch.int8, device=device), seen, fresh)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {"delta": self.delta, "momentum": self.momentum, "seen": self.seen, "fresh": self.fresh}
+        return {"pixels": self.pixels, "seen": self.seen, "fresh": self.fresh}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what a checkpoint kept."""
+        """Take over what a checkpoint kept; those of earlier versions have `delta` and `momentum` apart."""
         for name, tensor in state.items():
             getattr(self, name).copy_(tensor)
 
@@ -64,17 +73,16 @@ class WarmMemory:
 
     def read(self, rows: Tensor, offsets: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Perturbation in levels and momentum, float `[B, 3, H, W]`, of rows in the views `offsets` `[B, 3]`."""
-        index = self._index(rows, offsets, size)
-        delta, momentum = self.delta[index].permute(0, 3, 1, 2), self.momentum[index].permute(0, 3, 1, 2)
-        return delta.float(), momentum.float() * _MOMENTUM_UNIT
+        return _read(self.pixels, rows, offsets, size)
 
     def write(self, rows: Tensor, offsets: Tensor, delta: Tensor, momentum: Tensor) -> None:
         """Keep whole levels `delta` and `momentum` of rows in the views `offsets`."""
-        index = self._index(rows, offsets, (delta.shape[2], delta.shape[3]))
-        stored = (momentum / _MOMENTUM_UNIT).round().clamp(-127, 127)
-        self.delta[index] = delta.permute(0, 2, 3, 1).to(torch.int8)
-        self.momentum[index] = stored.permute(0, 2, 3, 1).to(torch.int8)
-        self.fresh[rows] = True
+        self.keep(rows, offsets, _stored(delta, momentum))
+
+    def keep(self, rows: Tensor, offsets: Tensor, stored: Tensor) -> None:
+        """Keep both of rows in the views `offsets`, as the memory has them, int8 `[B, H, W, 6]`."""
+        self.pixels[_place(self.pixels, rows, offsets, stored.shape[1:3])] = stored
+        self.fresh.index_fill_(0, rows, True)
 
     def alone(self) -> None:
         """Note that nobody waits for the rows that were written here; several processes may go on with this run."""
@@ -85,10 +93,9 @@ class WarmMemory:
         theirs = self.fresh.to(torch.int8)
         total(theirs)
         written = theirs > 0
-        for tensor in (self.delta, self.momentum):
-            mine = tensor * self.fresh[:, None, None, None]
-            total(mine)
-            tensor[written] = mine[written]
+        mine = self.pixels * self.fresh[:, None, None, None]
+        total(mine)
+        self.pixels[written] = mine[written]
         self.seen[written.to(self.seen.device)] = True
         self.fresh.zero_()
 
@@ -117,14 +124,56 @@ class WarmMemory:
         self.write(rows, upright, threat.project(delta), torch.zeros_like(delta))
         self.seen[data.keys[at]] = True
 
-    def _index(self, rows: Tensor, offsets: Tensor, size: tuple[int, int]) -> tuple[Tensor | slice, ...]:
-        """Where the pixels of views lie in the padded frame; what it selects has its channels last."""
-        padding = (self.delta.shape[2] - size[0]) // 2
-        dy, dx, flip = offsets.long().unbind(1)
-        down = torch.arange(size[0], device=rows.device) + dy[:, None] + padding
-        across = torch.arange(size[1], device=rows.device)
-        across = torch.where(flip[:, None] == 1, size[1] - 1 - across, across) + dx[:, None] + padding
-        return rows[:, None, None], slice(None), down[:, :, None], across[:, None, :]
+
+def _index(pixels: Tensor, rows: Tensor, offsets: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
+    """Where the pixels of views lie in the padded frame: rows, down and across, which broadcast to `[B, H, W]`."""
+    padding = (pixels.shape[1] - size[0]) // 2
+    dy, dx, flip = offsets.long().unbind(1)
+    down = torch.arange(size[0], device=rows.device) + dy[:, None] + padding
+    across = torch.arange(size[1], device=rows.device)
+    across = torch.where(flip[:, None] == 1, size[1] - 1 - across, across) + dx[:, None] + padding
+    return rows[:, None, None], down[:, :, None], across[:, None, :]
+
+
+_place = fused(_index)
+
+
+def _read(pixels: Tensor, rows: Tensor, offsets: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    delta, momentum = pixels[_index(pixels, rows, offsets, size)].permute(0, 3, 1, 2).chunk(2, dim=1)
+    return delta.float(), momentum.float() * _MOMENTUM_UNIT
+
+
+def _stored(delta: Tensor, momentum: Tensor) -> Tensor:
+    """Whole levels and momenta `[B, 3, H, W]` as the memory has them, int8 `[B, H, W, 6]`."""
+    both = torch.cat([delta, (momentum / _MOMENTUM_UNIT).round().clamp(-127, 127)], dim=1)
+    return both.to(torch.int8).permute(0, 2, 3, 1)
+
+
+@fused
+def _begin(pixels: Tensor, rows: Tensor, offsets: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clean pixels in levels, where the rows start from them, their momentum, and the pixels at the start."""
+    start, momentum = _read(pixels, rows, offsets, clean.shape[2:])
+    levels = (clean * LEVELS).round()
+    start = (levels + start).clamp(0, LEVELS) - levels
+    return levels, start, momentum, (levels + start) / LEVELS
+
+
+@fused
+def _move(
+    levels: Tensor, start: Tensor, momentum: Tensor, gradient: Tensor, *, threat: Threat, sizes: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """The pixels after a step along the gradient's sign; and what to keep, from a step along that of the momentum.
+
+    `sizes` are the step's length in levels and how much of the momentum stays.
+    """
+    length, stays = sizes
+    sign = gradient.sign()
+    momentum = stays * momentum + sign
+
+    def moved(direction: Tensor) -> Tensor:
+        return (levels + threat.project(start + length * direction)).clamp(0, LEVELS) - levels
+
+    return (levels + moved(sign)) / LEVELS, _stored(moved(momentum.sign()), momentum)
 
 
 def warm_step(
@@ -151,18 +200,12 @@ def warm_step(
         recipe: whose inner objective is ascended.
         inner: radius, step size and momentum.
     """
-    threat, levels = inner.pgd().threat, (step.clean * LEVELS).round()
-    start, momentum = memory.read(rows, offsets, (step.clean.shape[2], step.clean.shape[3]))
-    start = (levels + start).clamp(0, LEVELS) - levels
-    x = ((levels + start) / LEVELS).requires_grad_()
+    levels, start, momentum, x = _begin(memory.pixels, rows, offsets, step.clean)
+    x.requires_grad_()
     logits = student(x).logits
     objective = recipe.inner(student, step)(logits, x).sum()
     (gradient,) = torch.autograd.grad(objective, x, retain_graph=True)
-    sign = gradient.sign()
-    momentum = inner.warm.momentum * momentum + sign
-
-    def moved(direction: Tensor) -> Tensor:
-        return (levels + threat.project(start + inner.length * direction)).clamp(0, LEVELS) - levels
-
-    memory.write(rows, offsets, moved(momentum.sign()), momentum)
-    return step._replace(x=(levels + moved(sign)) / LEVELS, start=logits)
+    sizes = (inner.length, inner.warm.momentum)
+    x_adv, stored = _move(levels, start, momentum, gradient, threat=inner.pgd().threat, sizes=sizes)
+    memory.keep(rows, offsets, stored)
+    return step._replace(x=x_adv, start=logits)

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tiny import Tiny, images, labelled, rng
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from darht.attacks import APGDT, FABT, PGD, Engine, Square
+from darht.attacks import APGD, APGDT, FABT, FGSM, MIM, PGD, CWLinf, Engine, Square
+from darht.attacks.engine import engine as engine_module
+from darht.attacks.engine import queue
 from darht.attacks.engine.batch_sizes import Sizes
 from darht.attacks.engine.engine import Outcome
+from darht.attacks.engine.queue import Queue
+from darht.attacks.engine.slots import run_lanes
+from darht.attacks.engine.state import Rows
+from darht.core.errors import ModelError
 
 X = images(40)
 Y = labelled(Tiny(), X)
@@ -145,3 +152,76 @@ def test_the_last_rows_of_a_run_are_in_a_small_batch():
     few = int((found.backwards == 40).sum())
     assert 0 < few <= 12, "choose another epsilon: nobody is left, or nearly everybody"
     assert model.sizes.count(settled(few, Tiny())) > 10
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what would wait for a GPU: values that are read, and tensors whose size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        masks = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "is_nonzero"):
+            self.names.append(name)
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """The engine as it is on a GPU: constant batches, and a question after 4 looks."""
+
+    def as_on_a_gpu(*arguments, **more):
+        return Queue(*arguments, **more | {"constant": True})
+
+    def switch():
+        monkeypatch.setattr(queue, "looks_between", lambda device: 4)
+        monkeypatch.setattr(engine_module, "Queue", as_on_a_gpu)
+
+    return switch
+
+
+@pytest.mark.parametrize("rule", ["full", "first_hit"])
+@pytest.mark.parametrize(("restarts", "targeted"), [(1, False), (3, True)])
+@pytest.mark.parametrize("attack", [PGD(eps=6, steps=10), MIM(eps=3, steps=7), FGSM(eps=4), CWLinf(eps=4, steps=6),
+                                    PGD(eps=200, step=40, norm="l2", steps=9), APGD(eps=4, steps=9),
+                                    APGDT(eps=3, steps=6, targets=2)])  # fmt: skip
+def test_asking_a_device_seldom_changes_nothing(rule, restarts, targeted, attack, patient):
+    """Rows that are fooled between two questions end with what fooled them, after as many passes."""
+    engine, targets = Engine(rule=rule, slots=16, restarts=restarts, lanes=1), (Y + 1) % 5 if targeted else None
+    want = engine.run(attack, Tiny(), X, Y, generator=rng(40), targets=targets)
+    patient()
+    assert equal(engine.run(attack, Tiny(), X, Y, generator=rng(40), targets=targets), want)
+
+
+@pytest.mark.parametrize("rule", ["full", "first_hit"])
+@pytest.mark.parametrize("attack", [PGD(eps=1, step=1, steps=40), APGD(eps=1, steps=39)])
+def test_a_device_is_waited_for_at_most_once_in_four_looks(attack, rule, patient):
+    x, y, looks = X[:32], Y[:32], 40
+    rows = Rows(x=x, y=y, clean=Tiny()(x), generator=rng(32))
+    patient()
+    waiting = Queue(attack, rows, torch.arange(32), rule=rule, slots=32, constant=True)
+    with Syncs() as syncs:
+        run_lanes(waiting, [Tiny()])
+    assert len(syncs.names) <= looks // 4 * (1 if rule == "full" else 3), syncs.names
+    if rule == "full":
+        assert len(syncs.names) <= 4
+
+
+def test_a_model_that_turns_to_nan_is_told_late_but_told(patient):
+    class Turns(Tiny):
+        calls = 0
+
+        def forward(self, x):
+            Turns.calls += 1
+            return super().forward(x) * (float("nan") if Turns.calls == 5 else 1.0)
+
+    patient()
+    with pytest.raises(ModelError, match="NaN or infinite for 16 of 16 rows"):
+        Engine(rule="full", slots=16, fold=False, channels_last=False, lanes=1).run(
+            PGD(eps=4), Turns(), X[:16], Y[:16], generator=rng(16)
+        )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from darht.attacks.encoding import encode
+from darht.cache.builder import compute
 from darht.cache.builder.build import claim_folder
 from darht.cache.builder.compute import Worker
 from darht.cache.builder.config import attack_spec
 from darht.cache.builder.seal import seal
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.format.apply_views import apply_views
-from darht.cache.format.commit import commit_key
+from darht.cache.format.commit import Commit, commit_key, write_commit
 from darht.cache.format.layout import layouts, shard_key
+from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
 from darht.cache.read.reader import open_cache
-from darht.core.errors import CacheError, CorruptError, SpecMismatchError
+from darht.core.config import fingerprint
+from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatchError
 from darht.core.rng import RowRng
 from darht.core.storage import open_storage
 
@@ -68,6 +73,64 @@ def test_the_same_spec_gives_the_same_bytes(small, build_into, tmp_path):
 def computed(plan, name: str, shard: int = 0, batch_size: int = 256) -> np.ndarray:
     """The values of a unit that needs no stored one."""
     return Worker(plan, Store(Path("unused")), CPU, batch_size).compute(plan.arrays[name], shard)
+
+
+def one_after_the_other(plan, array, shard: int, stored: dict[str, np.ndarray]) -> np.ndarray:
+    """A unit by what the format says: batches of 256 rows of one view, on the host, written down before the next."""
+    rows, spec = array.rows(shard), plan.spec
+    images, labels = (torch.from_numpy(part[rows]) for part in (plan.source.images, plan.source.labels))
+    plain = {"source_index": np.arange(rows.start, rows.stop), "label": labels.numpy(), "image": images.numpy(),
+             "views": plan.offsets.numpy()}  # fmt: skip
+    if array.kind in plain:
+        return plain[array.kind].astype(array.dtype)
+    found, numbers = np.empty((len(labels), *array.shape[1:]), dtype=array.dtype), torch.arange(rows.start, rows.stop)
+    for view in range(array.shape[1]):
+        x = apply_views(images, plan.offsets[[view]].expand(len(images), -1))
+        if array.kind == "delta":
+            attack, x = spec.attacks[array.attack].attack(), x.float() / 255
+            keys = RowRng.create(spec.seed, "attack", array.attack, rows=numbers, views=torch.full_like(numbers, view))
+            x_adv = attack(plan.teachers[spec.attacks[array.attack].teacher], x, labels, generator=keys)
+            found[:, view] = encode(x_adv, x, attack.threat, spec.attacks[array.attack].scale)
+        else:
+            added = 0.0 if array.attack is None else torch.from_numpy(stored[f"delta/{array.attack}"][:, view]).float()
+            with torch.no_grad():
+                found[:, view] = plan.teachers[array.teacher]((x + added).float() / 255)
+    return found
+
+
+def test_a_build_on_a_cpu_has_the_root_hash_of_units_made_one_after_the_other(small, build_into, tmp_path):
+    """Whatever is kept on a device, batched to its size or written by a thread: the bytes are these."""
+    plan, folder = small(), open_storage(tmp_path / "plain")
+    claim_folder(folder, plan)
+    store, stored = Store(folder), {}
+    for array, shard in plan.units:
+        stored[array.name] = one_after_the_other(plan, array, shard, stored)
+        size, sha256 = store.write(array, shard, stored[array.name])
+        rows = array.rows(shard)
+        write_commit(
+            folder, array, Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, 1.0)
+        )
+    assert seal(tmp_path / "plain").root_hash == seal(build_into(plan, tmp_path / "built")).root_hash
+
+
+def test_a_shard_travels_to_the_device_once(small, build_into, tmp_path, monkeypatch):
+    """Images and labels once for all views, teachers and attacks, and a perturbation once for all teachers."""
+    sent = []
+
+    def send(tensor, device):
+        sent.append((tensor.dtype, len(tensor)))
+        return tensor.to(device)
+
+    monkeypatch.setattr(compute, "send", send)
+
+    def two_teachers(config):
+        config["attacks"]["pgd-vit"] = {**config["attacks"]["pgd-cnn"], "teacher": "vit"}
+
+    plan = small(two_teachers)
+    build_into(plan, tmp_path / "cache", shards=[0])
+    assert len(plan.block(0)) == 12  # index, labels, images, views; two perturbations; six arrays of answers
+    views, image, label = (torch.int8, 3), (torch.uint8, 16), (torch.int64, 16)
+    assert Counter(sent) == {views: 1, image: 1, label: 1, (torch.int8, 16): 2}
 
 
 def test_another_seed_gives_other_perturbations(small):
@@ -284,6 +347,31 @@ def test_amp_is_part_of_the_answer(small):
     plans = [small(lambda config, amp=amp: config.update(precision={"amp": amp})) for amp in (False, True)]
     exact, rough = (computed(plan, "logits/cnn/clean").astype(np.float32) for plan in plans)
     assert 0 < np.abs(exact - rough).max() < 0.05
+
+
+def test_products_in_bfloat16_are_summed_in_float32():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def flags():
+        return matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+
+    before = flags()
+    for precision in (PrecisionSpec(), PrecisionSpec(tf32=True), PrecisionSpec(amp=True)):
+        with compute.arithmetic(precision):
+            assert flags() == (precision.tf32, precision.tf32, False)
+        assert flags() == before
+
+
+@pytest.mark.parametrize(("word", "flags"), [("fp32", {}), ("tf32", {"tf32": True}), ("bf16", {"amp": True})])
+def test_a_precision_in_a_word_is_that_of_its_flags(word, flags, small):
+    plans = [small(lambda config, p=p: config.update(precision=p)) for p in (word, flags)]
+    assert fingerprint(plans[0].spec) == fingerprint(plans[1].spec)
+    assert (fingerprint(plans[0].spec) == fingerprint(small().spec)) == (word == "fp32")
+
+
+def test_an_unknown_precision_is_refused(small):
+    with pytest.raises(ConfigError, match=r"precision must be one of fp32, tf32, bf16; got 'fp16'"):
+        small(lambda config: config.update(precision="fp16"))
 
 
 def test_a_folder_of_another_spec_is_left_alone(small, build_into, tmp_path):

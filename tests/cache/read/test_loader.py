@@ -1,5 +1,6 @@
 """A cache in memory."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -118,6 +119,20 @@ def test_rows_taken_and_copied_are_those_asked_for(tiny_cache: Path):
     other = data.take(torch.arange(10))
     other.copy_from(data, at)
     assert same(other, data.take(torch.cat([at, torch.arange(4, 10)])))
+
+
+def test_positions_that_were_sent_ahead_are_views_of_what_was_sent(tiny_cache: Path, monkeypatch):
+    """A GPU is played by another tensor with the same numbers."""
+    data, order = load_training_set(open_cache(tiny_cache), adversarial=False, **OPTIONS), torch.arange(99, -1, -1)
+    assert data.ordered(order) is data and data.sent(order) is order
+    there = order.clone()
+    data = dataclasses.replace(data, order=(order, there))
+    for part in (order, order[8:20], order[8:20].tensor_split(5)[1], order[3:]):
+        assert torch.equal(data.sent(part), part)
+        assert data.sent(part).untyped_storage().data_ptr() == there.untyped_storage().data_ptr()
+    for other in (order[8:20][torch.arange(12) % 2 == 0], torch.tensor([5, 2])):
+        assert data.sent(other) is other
+    assert data.take(order).order is None
 
 
 def test_a_checksum_that_fails(copied: Path):

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from darht.cache.read.dataset import CacheDataset
 from darht.cache.read.draw import choose_views, view_logits
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, load_training_set, needed_bytes
 from darht.cache.read.mixture import Group, interleave, mixed_windows, steps_of, training_groups, window_room
 from darht.cache.read.reader import open_cache
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.errors import ConfigError
 
 CPU = torch.device("cpu")

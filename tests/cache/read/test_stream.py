@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darht.cache.export.webdataset import export_webdataset
+from darht.cache.read.draw import view_logits, view_pixels
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, allocate, load_training_set, needed_bytes, row_bytes
 from darht.cache.read.reader import Cache, open_cache
-from darht.cache.read.sampler import epoch_order
-from darht.cache.read.stream import Feed, level_counts, plan_feed
+from darht.cache.read.sampler import draw_choices, epoch_order
+from darht.cache.read.stream import Feed, level_counts
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, CorruptError
 
@@ -160,6 +162,22 @@ def test_batches_for_another_device_are_cut_in_memory_and_moved(cache):
     assert data.images.shape == (BATCH, 3, 8, 8) and at.shape == (BATCH,)
 
 
+def test_only_the_drawn_views_of_the_teachers_answers_are_sent(cache):
+    """They are those that a draw on the device shows, of all views and of an attack's fewer ones."""
+    planned = dataclasses.replace(plan(cache, 2.0), kind="memory", device=torch.device("meta"))
+    counts = (cache.spec.views.count, min(2, cache.spec.views.count))
+    with Feed(cache, planned, seed=5, epochs=1, views=counts) as feed:
+        found = list(feed.batches(0))
+        assert {data.clean.shape[1] for data, _ in found} == {2} and len(found) == feed.steps
+        whole, at = feed._windows[0], torch.arange(30, 30 + BATCH)
+        feed.plan = dataclasses.replace(planned, device=CPU)
+        few, here = feed._gathered(whole, at, 3), torch.arange(BATCH)
+    for count in counts:
+        views = draw_choices(whole.rows[at], count, 5, 3, "view")
+        assert torch.equal(view_logits(few, here, views), view_logits(whole, at, views))
+        assert torch.equal(view_pixels(few, here, views), view_pixels(whole, at, views))
+
+
 @pytest.mark.parametrize("kind", ["zarr", "blocks", "samples"])
 def test_damage_is_an_error_while_it_streams(fine_cache, cache, tmp_path, kind):
     folder = tmp_path / "cache"
@@ -209,7 +227,7 @@ def test_no_thread_stays_that_has_computed(cache):
 def test_a_feed_that_is_left_early_ends(cache):
     with Feed(cache, plan(cache, 0.8), seed=0, epochs=5) as feed:
         next(feed.batches(0))
-    assert feed._readers._shutdown and feed._ahead._shutdown
+    assert feed._readers._shutdown and feed._ahead._shutdown and feed._sender._shutdown
 
 
 def test_room_is_not_contents(cache):

@@ -10,7 +10,9 @@ from runs import CPU, changed
 from torch._dynamo.utils import counters
 
 from darht.cache.sources.load import Source
+from darht.core.fused import compile_function, fusing
 from darht.trainer.config import ComputeConfig, OptimConfig, StudentConfig, WarmConfig
+from darht.trainer.student import train as trainer
 from darht.trainer.student.train import Callbacks, train
 from darht.trainer.teacher.config import TeachConfig
 from darht.trainer.teacher.train import teach
@@ -74,3 +76,37 @@ def test_a_teacher_s_step_is_whole_graphs():
     )  # fmt: skip
     assert not counters["graph_break"]
     assert 0 < graphs[1] == graphs[-1] <= 4
+
+
+SURROUNDED = {
+    "pgd": CASES["pgd-batches"],
+    "warm": changed(
+        PLAIN,
+        recipe="darht",
+        student=StudentConfig(arch="resnet18", kwargs=NET),
+        inner=WARM,
+        loss={"clean_share": 0.0, "phases": (0.0, 1.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SURROUNDED)
+def test_what_surrounds_the_student_is_whole_graphs_too(case, mixed_cache, tmp_path, monkeypatch):
+    """As on a GPU; the student itself is left out, which the tests above compile."""
+    compile_function.cache_clear()
+    counters.clear()
+    graphs, losses = [], []
+
+    def note(row):
+        graphs.append(counters["stats"]["unique_graphs"])
+        losses.append(row["loss"])
+
+    config = SURROUNDED[case]
+    train(config, mixed_cache, tmp_path / "eager", device=CPU, callbacks=Callbacks(on_epoch=note))
+    monkeypatch.setattr(trainer, "fusing", lambda kind: fusing("cpu"))
+    train(config, mixed_cache, tmp_path / "fused", device=CPU, callbacks=Callbacks(on_epoch=note))
+    assert not counters["graph_break"]
+    assert graphs[:2] == [0, 0]
+    assert 8 < graphs[2] == graphs[3] <= 60
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-4)
+    compile_function.cache_clear()

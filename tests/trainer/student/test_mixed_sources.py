@@ -7,9 +7,10 @@ import torch
 from runs import CPU, assert_same_bits, changed, log
 
 from darht.cache.read.draw import choose_views, view_logits
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.reader import open_cache
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.errors import ConfigError
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.student.distances import correct_targets

@@ -179,24 +179,27 @@ def paired_bootstrap(
     return float(100 * difference.mean() / seeds), (float(low), float(high)), p
 
 
-def compare_seeds(runs: Sequence[Path], baseline: Sequence[Path]) -> tuple[float, tuple[float, float], float]:
-    """By how many points the worst case of `runs` lies above that of `baseline`, its 95 % interval, two-sided p.
+def compare_seeds(
+    runs: Sequence[Path], baseline: Sequence[Path], score: str = WORST
+) -> tuple[float, tuple[float, float], float]:
+    """By how many points a score of `runs` lies above that of `baseline`, its 95 % interval, two-sided p.
 
     Args:
         runs: evaluated runs that differ by their seed alone.
         baseline: as many of the other way of training.
+        score: of the evaluations: `worst case`, `autoattack`, `clean` ...
 
     Raises:
-        CacheError: an evaluation is missing.
+        CacheError: an evaluation is missing, or lacks the score.
         ConfigError: they were not asked about the same images in the same ball.
     """
-    read = [_read(run) for run in (*runs, *baseline)]
+    read = [_read(run, score) for run in (*runs, *baseline)]
     _check_same([*runs, *baseline], [record for record, _ in read])
-    alive = np.stack([worst for _, worst in read])
+    alive = np.stack([stands for _, stands in read])
     return paired_bootstrap(alive[: len(runs)], alive[len(runs) :])
 
 
-def _read(run: Path) -> tuple[dict[str, Any], np.ndarray]:
+def _read(run: Path, score: str = WORST) -> tuple[dict[str, Any], np.ndarray]:
     path = run if run.suffix == ".json" else run / "eval.json"
     try:
         sealed = read_sealed(path, "restore it")
@@ -209,7 +212,7 @@ def _read(run: Path) -> tuple[dict[str, Any], np.ndarray]:
         check_named(path, sealed, name, "restore it")
         images = np.load(io.BytesIO((path.parent / name).read_bytes()), allow_pickle=False)
         names = images["attacks"].tolist()
-        return record, images["right"][names.index(WORST)] == 1
+        return record, images["right"][names.index(score)] == 1
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CacheError(
