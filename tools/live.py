@@ -151,7 +151,7 @@ def student_transfer(
 
     Source: the sample-wise transferability of SAAD (arXiv 2512.10275), as a share over rows.
     """
-    rows, device = sample_rows(cache, count), device_of(student)
+    rows, device = sample_rows(cache, count, labelled=True), device_of(student)
     x = torch.from_numpy(read_rows(cache, "image", rows)).to(device).float() / 255
     labels = torch.from_numpy(cache.read("label")[rows]).to(device).long()
     folded = student.fold().requires_grad_(False).eval()

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from darht.attacks import PGD
 from darht.attacks.threat import check_levels
-from darht.core.config import load_mapping, override, parse
+from darht.cache.read.select import Selection
+from darht.core.config import added, load_mapping, override, parse
 from darht.core.errors import ConfigError
 from darht.core.keys import check_seed
 from darht.core.recipes import find_recipe
@@ -239,6 +240,7 @@ class TrainConfig:
             sees no adversarial images (`darht.trainer.student.averaging.default_average`).
         compute: precision and memory.
         seed: of everything random.
+        select: which rows of the cache to train on; None for all that are not held out.
     """
 
     recipe: str = "darht"
@@ -251,6 +253,7 @@ class TrainConfig:
     average: AverageConfig | None = None
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
+    select: Selection | None = added(None)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

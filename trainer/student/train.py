@@ -19,6 +19,7 @@ from torch import nn
 
 from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.reader import Cache
+from darht.cache.read.select import select
 from darht.cache.read.stream import Feed
 from darht.cache.sources.load import Source
 from darht.core.device import arithmetic, keep_memory, repeatability
@@ -126,6 +127,7 @@ def train(
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
+    cache = select(cache, config.select)
     config = with_average(config, cache, out)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)

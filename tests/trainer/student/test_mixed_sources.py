@@ -10,7 +10,9 @@ from darht.cache.read.draw import choose_views, view_logits
 from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.reader import open_cache
+from darht.cache.read.select import Selection
 from darht.cache.read.stream import Feed
+from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.student.distances import correct_targets
@@ -94,6 +96,15 @@ def test_a_streamed_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(c
         train(config, cache, tmp_path / "killed", callbacks=Callbacks(on_step=kill), **options)
     train(config, cache, tmp_path / "killed", resume=True, **options)
     assert_same_bits(tmp_path / "one", tmp_path / "killed")
+
+
+def test_a_recipe_chooses_rows_and_says_so(cache, tmp_path):
+    config = changed(recipe="kd", inner={"step": None, "steps": 10}, select=Selection(keep=0.2), **SHORT)
+    train(config, cache, tmp_path / "run", device=CPU)
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
+    assert identity["recipe"]["select"] == {"by": "entropy", "keep": 0.2, "end": "lowest"}
+    assert "excluded_rows" in identity and cache.excluded == ()
+    assert "select" not in to_plain(changed(recipe="kd"))
 
 
 def test_batches_that_do_not_hold_the_shares_are_refused(cache, tmp_path):
