@@ -77,11 +77,11 @@ def litdata(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batc
     return lambda number: iter(loader)
 
 
-def litdata_write(cache: Cache, out: Path) -> None:
+def litdata_write(cache: Cache, out: Path, chunk: int = 64 << 20) -> None:
     from litdata.streaming.cache import Cache as Writer
 
     out.mkdir()
-    writer = Writer(str(out), chunk_bytes="64MB")
+    writer = Writer(str(out), chunk_bytes=chunk)
     for i, row in enumerate(rows_of(cache)):
         writer[i] = {name: torch.from_numpy(np.asarray(value)) for name, value in row.items()}
     writer.done()
@@ -97,12 +97,12 @@ def mosaicml(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Bat
     return lambda number: iter(loader)
 
 
-def mosaicml_write(cache: Cache, out: Path) -> None:
+def mosaicml_write(cache: Cache, out: Path, chunk: int = 64 << 20) -> None:
     stand_in()
     from streaming import MDSWriter
 
     columns = {"image": "ndarray:uint8:3,32,32", "delta": "ndarray:int8:3,32,32", "logits": "ndarray:float16:6,10"}
-    with MDSWriter(out=str(out), columns={**columns, "label": "int"}) as writer:
+    with MDSWriter(out=str(out), columns={**columns, "label": "int"}, size_limit=chunk) as writer:
         for row in rows_of(cache):
             writer.write({**row, "label": int(row["label"])})
 

@@ -92,7 +92,7 @@ def classes(folder: Path) -> Iterator[FileClass]:
         (next((folder / "run/eval-parts").iterdir()).relative_to(folder).as_posix(), run, ""),
         ("teacher/teacher.json", teacher, f"{measure} teacher --data digits --out again"),
         ("teacher/teacher.safetensors", teacher, f"{measure} teacher --data digits --out again"),
-        ("begun/checkpoint.pt", "darht-train verify begun", again),
+        ("begun/training/paused.pt", "darht-train verify begun", again),
         ("cache/origin.json", "darht-cache verify cache", f"{resume} run"),
         ("cache/index/index.json", "darht-train verify cache/index", near),
         ("cache/index/image.faiss", "darht-train verify cache/index", near),
@@ -112,7 +112,7 @@ def prepare(folder: Path) -> None:
     from darht.core.nets import build
     from darht.tools.index import IndexSettings, build_indexes
     from darht.tools.vectors import cache_spaces
-    from darht.trainer.config import OptimConfig, load_recipe
+    from darht.trainer.config import OptimConfig, StudentConfig, load_recipe
     from darht.trainer.evaluation.config import EvalConfig
     from darht.trainer.evaluation.run import evaluate
     from darht.trainer.export.export import export_run
@@ -125,8 +125,8 @@ def prepare(folder: Path) -> None:
                  Card(**NETWORK, num_classes=10, weights_sha256=""))  # fmt: skip
     source = load_source("digits", None, "train", limit=40)
     stopped = TeachConfig(algorithm="standard", optim=OptimConfig(epochs=1, batch_size=16))
-    _stopped(partial(teach, stopped, source, **NETWORK, device=CPU, checkpoint=folder / "begun/checkpoint.pt",
-                     on_step=_stop))  # fmt: skip
+    network, at_once = StudentConfig(**NETWORK, feature_map=False), Callbacks(on_step=_stop)
+    _stopped(partial(teach, stopped, source, network, folder / "begun", device=CPU, callbacks=at_once))
     config = {"data": {"source": "digits", "limit": 40, "holdout": 0.2}, "teachers": {"cnn": {"path": "teacher"}},
               "attacks": {"pgd": ATTACK}, "views": {"padding": 1, "count": 2},
               "store": {"rows_per_shard": 64, "rows_per_chunk": 64}}  # fmt: skip

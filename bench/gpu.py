@@ -64,11 +64,11 @@ STOPPED = 130  # as a command exits that Ctrl-C has stopped
 def miniature(config: ExperimentConfig) -> ExperimentConfig:
     """The same steps on a handful of digits with tiny networks, float32, without compiling."""
     shorter = {
-        "eps": 32,
-        "step": 16,
-        "steps": 1,
-        "padding": 1,
-        "flip": False,
+        "inner.eps": 32,
+        "inner.step": 16,
+        "inner.steps": 1,
+        "views.padding": 1,
+        "views.flip": False,
         "optim.epochs": 1,
         "optim.batch_size": 32,
     }

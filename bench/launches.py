@@ -49,7 +49,7 @@ META = torch.device("meta")
 ROWS, SIDE, TEACHERS, CLASSES, BATCH = 50_000, 32, 3, 10, 256
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view"}
 REST, OPTIMIZER, AVERAGE = "rest", "optimizer, not fused", "average of the weights"
-HEAD = "# Launches of a training step"
+HEAD, EPOCHS = "# Launches of a training step", "\n## Between two epochs\n"
 ABOUT = """ResNet-18, batches of 256 images
 of 32x32 from a cache that lies on the device, one adversarial step of `darht` with three teachers and averaged weights,
 not an epoch's first. It is counted on torch's `meta` device: nothing here was measured on a GPU. An operator counts as
@@ -58,7 +58,8 @@ AFTER = """
 `fused` is what `compute.compile` does on a GPU with the functions around the student's passes (`core/fused.py`: random
 draws, crop and flip, the rows' memory, the move of a step of PGD, distances, metrics): each is one launch, and one on
 the way back. The passes themselves stand uncompiled in both columns, so that what surrounds them can be compared;
-compiled, each is one graph. The optimizer is one fused launch on a GPU, which `meta` does not have.
+compiled, each is one graph, which a CUDA graph launches at once where shapes are constant. The optimizer is one fused
+launch on a GPU, which `meta` does not have.
 
 Wanted around student and optimizer are 40 launches, and 10 more for each step of PGD. `tests/bench/test_launches.py`
 holds the counts. Before the views of an epoch were drawn at once and the metrics summed together, a
@@ -278,7 +279,9 @@ def main() -> int:
         made = (
             f"`python bench/launches.py --out {out}`, {datetime.date.today()}, torch {torch.__version__.split('+')[0]}."
         )
-        write_atomic(out, f"{HEAD}\n\n{made} {ABOUT}\n\n{text}\n{AFTER}".encode())
+        rest = out.read_text().partition(EPOCHS)[2] if out.is_file() else ""  # which bench/epoch_end.py writes
+        page_text = f"{HEAD}\n\n{made} {ABOUT}\n\n{text}\n{AFTER}" + (EPOCHS + rest if rest else "")
+        write_atomic(out, page_text.encode())
     return 0
 
 

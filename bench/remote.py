@@ -1,175 +1,232 @@
-"""A cache behind HTTP with latency: rows a second of the first epoch and of later ones, and what crosses the network.
+"""A cache behind HTTP and S3 with latency: rows a second of the first epoch and of later ones, and what is fetched.
 
-    python bench/remote.py --out docs/benchmarks-remote.md
+    python bench/remote.py --peers PYTHON --out docs/benchmarks-remote.md
 
-One server process per setting answers after 0, 10 or 50 ms and sends at most so many bytes a second over all its
-connections. Beside it the same cache from the disk, in the same run. Every epoch draws all batches and trains nothing.
+One server process per latency answers both protocols and sends at most so many bytes a second over all connections.
+From it read darht, and LitData and MosaicML Streaming where PYTHON has them, each in a process of its own and with a
+copy of its own on the disk; the same cache from the disk is the limit. Every epoch draws all batches and trains
+nothing. Beside that 32 readers at once from one `darht-cache serve`.
 """
 
 import argparse
-import http.server
+import importlib.util
+import json
 import multiprocessing
-import platform
+import os
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import date
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from trainer import make_cache
+from cache_readers import BATCH, CLASSES, CPU, PACKAGES, litdata_write, mosaicml_write, stand_in
+from remote_page import CHUNK, EPOCHS, LATENCIES, TRAINERS, Epoch, Line, page
+from remote_server import counts, served
 
-from darht.cache.read.feed_plan import plan_feed
-from darht.cache.read.loader import GIB, needed_bytes
-from darht.cache.read.local_copy import CopySettings
-from darht.cache.read.reach import Reach
-from darht.cache.read.stream import Feed
-from darht.cache.read.webdataset import open_shards
-
-CPU = torch.device("cpu")
-BATCH, EPOCHS = 128, 3
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
-def serve(folder: Path, latency: float, rate: float, ready: Any) -> None:
-    """Files with ranges; `/counts` gives requests and bytes so far. Runs in a process of its own."""
-    lock, free_at, counts = threading.Lock(), [0.0], [0, 0]
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version, wbufsize = "HTTP/1.1", 1 << 16
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-        def reply(self, status: int, data: bytes, *headers: tuple[str, str]) -> None:
-            self.send_response(status)
-            for name, value in (*headers, ("Content-Length", str(len(data)))):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def do_GET(self) -> None:
-            if self.path == "/counts":
-                self.reply(200, f"{counts[0]} {counts[1]}".encode())
-                return
-            time.sleep(latency)
-            path = folder / self.path.lstrip("/")
-            if not path.is_file():
-                self.reply(404, b"")
-                return
-            size, asked = path.stat().st_size, self.headers.get("Range", "bytes=0-").removeprefix("bytes=")
-            first, _, last = asked.partition("-")
-            start, stop = int(first), min(size, int(last) + 1 if last else size)
-            with path.open("rb") as file:
-                file.seek(start)
-                data = file.read(stop - start)
-            with lock:  # one pipe for all
-                counts[0], counts[1] = counts[0] + 1, counts[1] + len(data)
-                free_at[0] = max(free_at[0], time.monotonic()) + len(data) / rate
-                wait = free_at[0] - time.monotonic()
-            time.sleep(max(0.0, wait))
-            self.reply(
-                206, data, ("Content-Range", f"bytes {start}-{stop - 1}/{size}"), ("ETag", f'"{path.name}-{size}"')
-            )
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    ready.put(server.server_address[1])
-    server.serve_forever()
+# ------------------------------------------------------------------------------- what reads, in a process of its own
 
 
-@contextmanager
-def served(folder: Path, latency: float, rate: float) -> Iterator[str]:
-    """The URL of a server process."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Queue()
-    process = context.Process(target=serve, args=(folder, latency, rate, ready), daemon=True)
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{ready.get(timeout=60)}"
-    finally:
-        process.terminate()
-        process.join()
+def darht(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
+    """Streamed in windows that hold 0.6 of the cache, from a copy on the disk if there is a folder for one."""
+    from darht.cache.read.feed_plan import plan_feed
+    from darht.cache.read.loader import GIB, needed_bytes
+    from darht.cache.read.local_copy import CopySettings
+    from darht.cache.read.reach import Reach
+    from darht.cache.read.stream import Feed
+    from darht.cache.read.webdataset import open_shards
 
-
-def counts(url: str) -> tuple[int, int]:
-    requests, sent = urllib.request.urlopen(f"{url}/counts").read().split()
-    return int(requests), int(sent)
-
-
-def epochs(location: str | Path, reach: Reach, url: str | None) -> list[tuple[float, int, int]]:
-    """Rows a second, requests and bytes of each epoch; opening counts as a part of the first."""
-    at, start, found = counts(url) if url else (0, 0), time.perf_counter(), []
-    cache = open_shards(location, reach)
+    copy = CopySettings(Path(arguments.copies), 10**11) if arguments.copies else None
+    cache = open_shards(arguments.location, Reach(copy))
     budget = 0.6 * needed_bytes(cache, adversarial=True) / GIB
     plan = plan_feed(cache, device=CPU, adversarial=True, batch=BATCH, budget_gib=budget)
     assert plan.kind == "streamed", plan
-    with Feed(cache, plan, seed=0, epochs=EPOCHS) as feed:
-        for epoch in range(EPOCHS):
-            rows = sum(len(positions) for _, positions in feed.batches(epoch))
-            seconds, now = time.perf_counter() - start, counts(url) if url else (0, 0)
-            found.append((rows / seconds, now[0] - at[0], now[1] - at[1]))
-            at, start = now, time.perf_counter()
+    feed = Feed(cache, plan, seed=0, epochs=EPOCHS)
+    return lambda number: (len(positions) for _, positions in feed.batches(number))
+
+
+def litdata(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
+
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # or its faster client refuses a server without TLS
+    data = StreamingDataset(arguments.location, cache_dir=arguments.copies, shuffle=True, batch_decode=False)
+    loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
+    return lambda number: (len(batch["label"]) for batch in loader)
+
+
+def mosaicml(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
+    from streaming import StreamingDataset
+
+    data = StreamingDataset(remote=arguments.location, local=arguments.copies, shuffle=True, batch_size=BATCH)
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
+    return lambda number: (len(batch["label"]) for batch in loader)
+
+
+READERS = {"darht": darht, "LitData": litdata, "MosaicML Streaming": mosaicml}
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Each epoch; opening counts as a part of the first, imports do not."""
+    torch.set_num_threads(1)
+    stand_in()
+    importlib.import_module(PACKAGES.get(arguments.one, "darht.cache.read.webdataset"))
+    at, start, found = counts(arguments.server), time.perf_counter(), []
+    epoch = READERS[arguments.one](arguments)
+    for number in range(EPOCHS):
+        rows, now = sum(epoch(number)), time.perf_counter()
+        told = counts(arguments.server)
+        found.append({"rows_s": rows / (now - start), "requests": told[0] - at[0], "bytes": told[1] - at[1]})
+        assert rows == arguments.rows, (rows, arguments.rows)
+        at, start = told, time.perf_counter()
     return found
 
 
-def row(name: str, latency: str, found: list[tuple[float, int, int]], size: int, local: float) -> str:
-    """A line of the table."""
-    first, later = found[0], max(found[1:])
-    network = (
-        f"{first[1]} | {first[2] / size:.3f} | {later[1]} | {later[2] / size:.3f}" if first[1] else "- | - | - | -"
-    )
-    return f"| {name} | {latency} | {first[0]:,.0f} | {later[0]:,.0f} | {later[0] / local:.2f} | {network} |"
+def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int, workers: int = 2
+          ) -> list[Epoch]:  # fmt: skip
+    """`measure` in a process of its own; nothing where the library is not there or fails."""
+    words = [str(python), "-W", "ignore", __file__, "--one", one, "--location", str(location), "--server", server]
+    words += ["--copies", str(copies or ""), "--rows", str(rows), "--workers", str(workers)]
+    environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": server, "S3_ENDPOINT_URL": server, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=900)
+    if done.returncode:
+        print(one, location, "failed:", (done.stderr.strip().splitlines() or ["?"])[-1][:300], flush=True)
+        return []
+    found = [Epoch(**epoch) for epoch in json.loads(done.stdout.strip().splitlines()[-1])]
+    print(one, location, [round(epoch.rows_s) for epoch in found], flush=True)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ trainers at once
+
+
+def read_all(url: str) -> int:
+    """Every row of a cache once, without a copy, as a trainer does in an epoch."""
+    arguments = argparse.Namespace(location=url, copies="")
+    torch.set_num_threads(1)
+    return sum(darht(arguments)(0))
+
+
+def trainers(folder: Path) -> dict[str, float]:
+    """Many readers at once from one `darht-cache serve`; its peak memory, and what went wrong with them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["remote", "darht.cache.read.stream", "darht.cache.read.webdataset"])
+    code, log = "from darht.cache.cli import cache; cache()", folder.parent / "serve.log"
+    words = [sys.executable, "-W", "ignore", "-c", code, "serve", str(folder), "--port", "8791"]
+    with log.open("w") as file:
+        server = subprocess.Popen(words, stdout=file, stderr=file)
+    try:
+        url = f"http://127.0.0.1:8791/{folder.name}"
+        while "Uvicorn running" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.2)
+        with context.Pool(TRAINERS, maxtasksperchild=1) as pool:
+            start = time.perf_counter()
+            rows = pool.map(read_all, [url] * TRAINERS, chunksize=1)
+            seconds = time.perf_counter() - start
+        status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    finally:
+        server.terminate()
+        server.wait()
+    return {"rows": sum(rows), "seconds": seconds, "peak": peak / 1024}
+
+
+# ------------------------------------------------------------------------------------------------- the whole
+
+
+def write_data(folder: Path, rows: int, peers: Path | None) -> dict[str, int]:
+    """The cache, and the same rows in the formats of the peers; bytes of each."""
+    from cache import write_cache
+
+    from darht.cache.read.reader import open_cache
+
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), np.arange(rows) % CLASSES
+    delta = random.integers(-8, 9, (1024, 1, 3, 32, 32), dtype=np.int8)
+    write_cache(folder / "darht", images, labels, delta, views=1)
+    sizes = {"darht": sum(shard.size for shard in open_cache(folder / "darht").manifest.shards)}
+    for name in ("LitData", "MosaicML Streaming") if peers else ():
+        words = [str(peers), "-W", "ignore", __file__, "--write", name, "--location", str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(name, "is left out:", (done.stderr.strip().splitlines() or ["?"])[-1][:300], flush=True)
+            continue
+        sizes[name] = sum(path.stat().st_size for path in (folder / PACKAGES[name]).rglob("*") if path.is_file())
+    return sizes
+
+
+def write_peer(name: str, folder: Path) -> None:
+    from darht.cache.read.reader import open_cache
+
+    write = {"LitData": litdata_write, "MosaicML Streaming": mosaicml_write}[name]
+    write(open_cache(folder / "darht"), folder / PACKAGES[name], CHUNK)
+
+
+def lines_at(latency: int, work: Path, sizes: dict[str, int], arguments: argparse.Namespace) -> list[Line]:
+    """All readers at one latency, the disk first and last: what the machine does besides disturbs all alike."""
+    data, own, rows = work / "data", Path(sys.executable), arguments.rows
+    found = []
+    with served(work, latency / 1000, arguments.rate * 1e6) as url:
+        where = {"HTTP, local copy": f"{url}/data/darht", "S3, local copy": "s3://data/darht",
+                 "HTTP, no copy": f"{url}/data/darht"}  # fmt: skip
+        disk = [apart(own, "darht", data / "darht", None, "", rows)]
+        for name, location in where.items():
+            copies = None if "no copy" in name else work / f"copies-{latency}-{name[:4]}"
+            found.append(("darht, " + name, apart(own, "darht", location, copies, url, rows), sizes["darht"]))
+        for name in (one for one in sizes if one != "darht"):
+            tries = []
+            for workers in (0, 2):
+                copies = work / f"copies-{latency}-{PACKAGES[name]}-{workers}"
+                tries.append(apart(arguments.peers, name, f"s3://data/{PACKAGES[name]}", copies, url, rows, workers))
+            best = max((one for one in tries if one), key=lambda one: one[0].rows_s, default=[])
+            found.append((f"{name}, S3, local copy", best, sizes[name]))
+        disk.append(apart(own, "darht", data / "darht", None, "", rows))
+    limit = max(epoch.rows_s for one in disk for epoch in one[1:])
+    fastest = max(disk, key=lambda one: max(epoch.rows_s for epoch in one))
+    lines = [Line(name, latency, one, size, limit) for name, one, size in found if one]
+    return [Line("darht, disk", latency, fastest, sizes["darht"], limit), *lines]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--rate", type=float, default=100.0, help="MB a second")
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--rate", type=float, default=25.0, help="MB a second")
+    parser.add_argument("--peers", type=Path, help="a Python that has litdata and mosaicml-streaming")
     parser.add_argument("--out", type=Path)
+    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str, "workers": int}
+    for name, kind in hidden.items():
+        parser.add_argument(f"--{name}", type=kind, default=kind(), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        make_cache(Path(work) / "made", arguments.rows)
-        folder = Path(work) / "made" / "cache"
-        size = sum(shard.size for shard in open_shards(folder).manifest.shards)
-        local = epochs(folder, Reach(), None)
-        limit = max(local[1:])[0]
-        lines = [row("disk", "-", local, size, limit)]
-        for latency in (0, 10, 50):
-            with served(folder.parent, latency / 1000, arguments.rate * 1e6) as url:
-                for name in ("local copy", "no copy"):
-                    copy = CopySettings(Path(work) / f"copies-{latency}", 10**11) if name == "local copy" else None
-                    found = epochs(f"{url}/{folder.name}", Reach(copy), url)
-                    lines.append(row(f"HTTP, {name}", f"{latency} ms", found, size, limit))
-        text = page(lines, arguments, size)
+    warnings.simplefilter("ignore")
+    if arguments.write:
+        write_peer(arguments.write, Path(arguments.location))
+        return
+    if arguments.one:
+        print(json.dumps(measure(arguments)), flush=True)
+        os._exit(0)  # some libraries leave threads that never end
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "data").mkdir()
+        sizes = write_data(work / "data", arguments.rows, arguments.peers)
+        together = trainers(work / "data" / "darht")
+        print(together, flush=True)
+        lines = [line for latency in LATENCIES for line in lines_at(latency, work, sizes, arguments)]
+    text = page(lines, sizes, together, arguments)
     print(text)
     if arguments.out:
         arguments.out.write_text(text)
-
-
-def page(lines: list[str], arguments: argparse.Namespace, size: int) -> str:
-    """The page of the docs."""
-    stream = arguments.rows / (size / (arguments.rate * 1e6))
-    return f"""# A cache behind HTTP
-
-    python bench/remote.py --rows {arguments.rows} --rate {arguments.rate:g} --out docs/benchmarks-remote.md
-
-Two cores, AMD EPYC, Python {platform.python_version()}, {date.today()}. A cache of {arguments.rows:,} rows and
-{size / 1e6:.1f} MB, streamed in windows with a memory budget of 0.6 of its size, from a server process on the same
-machine that waits before each answer and sends {arguments.rate:g} MB a second at most: one stream of that rate would
-give {stream:,.0f} rows a second. Bytes are those of the epoch over those of all shards; opening counts as a part of
-the first epoch; of the two later ones the faster is shown. Other work ran on the machine, so rows a second are rough;
-requests and bytes are exact.
-
-| from | latency | rows/s, first | later | of the disk's | requests, first | bytes | requests, later | bytes |
-|---|---|---|---|---|---|---|---|---|
-{chr(10).join(lines)}
-
-Shards are read in pieces of 1 MiB, 32 of them at a time. `no copy` is `--cache-size 0`: each shard that is read in
-parts is then fetched once more for its sha256.
-"""
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ WATCHED = (
     (Examples, "draw", "draw"), (Student, "forward", "forward"), (Darht, "loss", "loss"),
     (Tensor, "backward", "backward"), (trainer, "take_step", "optimizer"),
     (Metrics, "add", "tally"), (Metrics, "count", "tally"),
-    (trainer, "_scores", "end"), (trainer, "save_epoch", "end"),
+    (trainer, "_scores", "end"), (trainer.Checkpoints, "add", "end"),
 )  # fmt: skip
 
 

@@ -68,7 +68,9 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return whole_graph(function, f"{function.__module__}.{function.__qualname__}", _LIMIT)
 
 
-def whole_graph(function: Callable[..., Any], name: str, limit: int) -> Callable[..., Any]:
+def whole_graph(
+    function: Callable[..., Any], name: str, limit: int, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     """A function or network through `torch.compile`, as one graph or not at all.
 
     It is one graph for each mode, precision and use of gradients, with the number of rows left open once it changes.
@@ -78,6 +80,7 @@ def whole_graph(function: Callable[..., Any], name: str, limit: int) -> Callable
         function: what is compiled.
         name: of it, for errors.
         limit: of the graphs that are made of it.
+        options: of Inductor, beside its own.
 
     Raises:
         ModelError: when it is called, and does not compile as one graph, or not with few.
@@ -85,7 +88,7 @@ def whole_graph(function: Callable[..., Any], name: str, limit: int) -> Callable
     import torch._dynamo
     import torch._functorch.config
 
-    compiled, dynamo = torch.compile(function, fullgraph=True), torch._dynamo
+    compiled, dynamo = torch.compile(function, fullgraph=True, options=options), torch._dynamo
 
     def call(*args: Any, **kwargs: Any) -> Any:
         limits = dynamo.config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True)

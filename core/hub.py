@@ -4,7 +4,6 @@
 its commit from then on, so that nothing that is read changes underneath.
 """
 
-import functools
 import os
 import re
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from darht.core.retry import RETRY_FOR, TransientError, patiently
 SCHEME = "hf://"
 FILES = ("teacher.json", "teacher.safetensors", "config.json", "model.safetensors", "README.md")
 _NAME = re.compile(r"(datasets/)?((?!datasets/|spaces/)[\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?")
+_COMMITS: dict["HubName", str] = {}
 T = TypeVar("T")
 
 
@@ -89,7 +89,6 @@ def _library() -> Any:
     return huggingface_hub
 
 
-@functools.lru_cache
 def commit_of(name: HubName, retry_for: float = RETRY_FOR) -> str:
     """The commit that a name stands for in this process.
 
@@ -97,8 +96,16 @@ def commit_of(name: HubName, retry_for: float = RETRY_FOR) -> str:
         DarhtError: no such repository or revision, or nobody may read it.
         UnreachableError: the hub does not answer.
     """
-    about = {"repo_type": name.kind, "revision": name.revision or None}
-    return str(ask_hub(lambda: hub_api().repo_info(name.repo, **about).sha, f"read {name}", retry_for))
+    if name not in _COMMITS:
+        about = {"repo_type": name.kind, "revision": name.revision or None}
+        found = ask_hub(lambda: hub_api().repo_info(name.repo, **about).sha, f"read {name}", retry_for)
+        _COMMITS[name] = str(found)
+    return _COMMITS[name]
+
+
+def forget_commits() -> None:
+    """Look every name up again: this process has written to the hub."""
+    _COMMITS.clear()
 
 
 def ask_hub(action: Callable[[], T], what: str, retry_for: float = RETRY_FOR) -> T:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darht.core.errors import ConfigError, DarhtError
-from darht.core.hub import ask_hub, commit_of, endpoint, hub_api, parse_hub
+from darht.core.hub import ask_hub, commit_of, endpoint, forget_commits, hub_api, parse_hub
 from darht.core.retry import RETRY_FOR
 from darht.core.storage_remote import RemoteStorage
 
@@ -91,4 +91,4 @@ def commit_files(address: str, files: Mapping[str, Path | bytes], *, on_file: Ca
         ask_hub(commit, f"write {name}")
         for key in part:
             on_file(key)
-    commit_of.cache_clear()
+    forget_commits()

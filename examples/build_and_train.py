@@ -8,9 +8,9 @@ from darht.trainer.cli import teacher as darht_teacher
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/build_and_train")
 network = '--arch resnet18 --kwargs {"width":8,"blocks":[1,1,1,1]}'
-recipe = "--algorithm pgd-at --set eps=32 --set step=16 --set steps=3 --set optim.epochs=2 --set optim.batch_size=64"
-words = f"train --data digits {network} {recipe} --set padding=1 --set flip=false --out {folder}/teacher"
-darht_teacher(words.split(), standalone_mode=False)
+recipe = "--algorithm pgd-at --set inner.eps=32 --set inner.step=16 --set inner.steps=3"
+recipe += " --set optim.epochs=2 --set optim.batch_size=64 --set views.padding=1 --set views.flip=false"
+darht_teacher(f"train --data digits {network} {recipe} --out {folder}/teacher".split(), standalone_mode=False)
 
 spec = {
     "data": {"source": "digits", "limit": 300, "holdout": 0.1},

@@ -86,8 +86,10 @@ def _train(cache: Path, config: TrainConfig, order: dict[str, object]) -> str:
 
     from darht.cache.read.reader import open_cache
     from darht.core.errors import DarhtError
+    from darht.trainer.student import checkpoints
     from darht.trainer.student.train import train
 
+    checkpoints.EVERY = 0.0  # after every epoch
     if isinstance(order["kill_at_rename"], int):
         _die_at_rename(order["kill_at_rename"])
     try:

@@ -71,6 +71,7 @@ def _train(order: dict[str, object]) -> None:
     import torch
 
     from darht.cache.read.reader import open_cache
+    from darht.trainer.student import checkpoints
     from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.student.train import Callbacks, train
 
@@ -78,6 +79,7 @@ def _train(order: dict[str, object]) -> None:
         if order["stop"] == f"{rank_and_world()[0]}:{step}":
             raise KeyboardInterrupt
 
+    checkpoints.EVERY = 0.0  # after every epoch
     cache, out = open_cache(Path(str(order["cache"]))), Path(str(order["out"]))
     config = parse(TrainConfig, order["config"], "recipe")
     try:

@@ -60,14 +60,21 @@ def leaves(value, where=""):
     return {where: value}
 
 
+def read_checkpoint(out):
+    """What a run's checkpoint holds, and the memory that lies beside it."""
+    kept = torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)
+    if isinstance(kept["memory"], str):
+        assert [path.name for path in out.glob("memory-*")] == [kept["memory"]]
+        kept["memory"] = torch.load(out / kept["memory"], map_location="cpu", weights_only=True)
+    return kept
+
+
 def assert_same_bits(one, other):
     assert log(one) == log(other)
     for folder in (BEST, LAST):
         for name in ("model.safetensors", "config.json"):
             assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes(), f"{folder}/{name}"
-    found, expected = (
-        leaves(torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)) for out in (one, other)
-    )
+    found, expected = (leaves(read_checkpoint(out)) for out in (one, other))
     assert found.keys() == expected.keys()
     for path, value in found.items():
         if isinstance(value, torch.Tensor):

@@ -114,7 +114,7 @@ def index(location: str, out: Path | None, student: Path | None, **settings: Any
     chosen, folder = IndexSettings(**settings), out or default_folder(cache)
     if student is not None:
         net = live.student_of(student, cache, pick_device("cpu"))
-        students[student.name] = live.student_features(net, cache.spec.data.image_shape)
+        students[student.name] = live.student_features(net, cache.spec.view_shape)
         identities[f"features/{student.name}"] = live.student_hash(student)
     spaces = cache_spaces(cache, students)
     with _steps() as on_rows:

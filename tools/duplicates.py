@@ -135,7 +135,7 @@ def find_duplicates(
 
 
 def _own_thumbnails(cache: Cache) -> Floats:
-    return np.concatenate([_thumbnails(cache.read("image", rows)) for rows in blocks(cache, "image")])
+    return np.concatenate([_thumbnails(cache.clean(rows)) for rows in blocks(cache, "image")])
 
 
 def _thumbnails(images: NDArray[np.uint8]) -> Floats:

@@ -18,6 +18,7 @@ from darht.attacks.engine.slots import forward_all
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
 from darht.cache.sources.load import Source, load_source
+from darht.cache.sources.open import load_centred
 from darht.core.device import device_of
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import sha256_file
@@ -93,13 +94,19 @@ def open_test(cache: Cache, root: Path | None) -> tuple[Source | None, str]:
     try:
         where = root or (Path(known) if known else None)
         how: dict[str, Any] = {"skip_broken": data.skipped > 0, "rules": data.rules}
-        source = load_source(data.source, where, "test", image_size=origin.get("image_size"), **how)
+        how |= {"image_size": origin.get("image_size")}
+        size = cache.spec.views.size
+        source = (
+            load_centred(size, data.source, where, "test", **how)
+            if size
+            else load_source(data.source, where, "test", **how)
+        )
     except DarhtError as error:
         if root is not None:
             raise
         return None, str(error)
-    if source.images.shape[1:] != tuple(data.image_shape):
-        return None, f"its images have the shape {source.images.shape[1:]}, those of the cache {data.image_shape}"
+    if source.images.shape[1:] != cache.spec.view_shape:
+        return None, f"its images have the shape {source.images.shape[1:]}, those of the cache {cache.spec.view_shape}"
     if source.classes != tuple(data.classes):
         return None, "its classes are others than the cache's, or in another order"
     return source, ""

@@ -101,7 +101,7 @@ def outside_image(cache: Cache, path: Path, teachers: dict[str, nn.Module]) -> O
         path: of the image.
         teachers: those that could be loaded; spaces that need another one are left out.
     """
-    image = read_image(path, cache.spec.data.image_shape)
+    image = read_image(path, cache.spec.view_shape)
     logits = {name: ask(model, image[None]) for name, model in teachers.items()}
     says = {name: int(values.argmax()) for name, values in logits.items()}
     vectors, said = {"image": image_vectors(image[None])}, {"image": says}
@@ -228,7 +228,7 @@ def picture_of(cache: Cache, space: str, row: int, outside: Outside | None = Non
     """Pixels `[H, W, 3]` in [0, 1] of a row, or of the image from outside when the row is -1."""
     layout, at = cache.arrays.get(space), slice(row, row + 1)
     if layout is None or layout.kind != "delta" or layout.attack is None:
-        image = outside.image if outside is not None and row < 0 else cache.read("image", at)[0]
+        image = outside.image if outside is not None and row < 0 else cache.clean(at)[0]
         return (image.transpose(1, 2, 0) / 255).astype(np.float32)
     stored = outside.deltas[layout.attack][0] if outside is not None and row < 0 else cache.read(space, at)[0, 0]
     return amplified(cache, layout.attack, stored)

@@ -213,7 +213,7 @@ def hardest_rows(cache: Cache, predictions: Predictions, most: int = HARDEST) ->
 
 def _hard(cache: Cache, row: int, number: int) -> Hard:
     at, attack = slice(row, row + 1), tuple(cache.spec.attacks)[number]
-    image, delta = cache.read("image", at)[0], cache.read(f"delta/{attack}", at)[0, 0]
+    image, delta = cache.clean(at)[0], cache.read(f"delta/{attack}", at)[0, 0]
     moved = np.rint(np.clip(image + cache.spec.attacks[attack].scale * delta, 0, 255)).astype(np.uint8)
     top = {}
     for teacher in cache.spec.teachers:

@@ -84,7 +84,7 @@ def _per_cent(value: float) -> Cell:
 def _head(report: CacheReport) -> Section:
     cache, spec = report.cache, report.cache.spec
     held, total = len(cache.manifest.holdout), sum(array.size for array in report.arrays)
-    height, width = spec.data.image_shape[1:]
+    height, width = spec.view_shape[1:]
     facts = {
         "images": f"{spec.data.rows:,} of {width}x{height} pixels, {held:,} of them held out for selection",
         "classes": f"{len(spec.data.classes)}: {', '.join(spec.data.classes[:12])}"

@@ -221,7 +221,7 @@ def draw(cache: Cache, report: RowReport, path: Path, test: np.ndarray | None = 
         axes.axis("off")
     for line, kind in enumerate(kinds):
         for axes, row in zip(grid[line], report.rows(kind)[:most], strict=False):
-            axes.imshow(cache.read("image", slice(row, row + 1))[0].transpose(1, 2, 0), interpolation="nearest")
+            axes.imshow(cache.clean(slice(row, row + 1))[0].transpose(1, 2, 0), interpolation="nearest")
             axes.set_title(f"row {row}\n{_caption(cache, report, kind, row)}", fontsize=6.5)
         grid[line][0].text(-0.15, 0.5, kind, rotation=90, va="center", ha="right", transform=grid[line][0].transAxes)
     if lines > len(kinds) and report.duplicates and test is not None:

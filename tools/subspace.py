@@ -150,7 +150,7 @@ def subspaces(
         ConfigError: no attacks, or k or `neighbours` larger than rows and dimensions allow.
     """
     need_attacks(cache)
-    attacks, dim = tuple(cache.spec.attacks), int(np.prod(cache.spec.data.image_shape))
+    attacks, dim = tuple(cache.spec.attacks), int(np.prod(cache.spec.view_shape))
     rows = sample_rows(cache, max(_SAMPLE_BYTES // (4 * dim), 4 * k), seed)
     _check_sizes(cache, k, neighbours, len(rows), dim)
     A = len(attacks)

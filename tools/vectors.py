@@ -53,7 +53,7 @@ class Space:
 
 def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None = None) -> dict[str, Space]:
     """Every space of a cache by name; `students` gives the number of features and the function of each."""
-    shape, teachers = cache.spec.data.image_shape, tuple(cache.spec.teachers)
+    shape, teachers = cache.spec.view_shape, tuple(cache.spec.teachers)
     pixels = int(np.prod(shape))
     spaces = [Space(kind="image", dim=pixels, teachers=teachers, read=lambda rows: image_vectors(_images(cache, rows)))]
     for name, attack in cache.spec.attacks.items():
@@ -70,7 +70,7 @@ def cache_spaces(cache: Cache, students: dict[str, tuple[int, Features]] | None 
 
 
 def _images(cache: Cache, rows: slice) -> NDArray[np.uint8]:
-    return cache.read("image", rows)
+    return cache.clean(rows)
 
 
 def _delta_reader(cache: Cache, attack: str) -> Callable[[slice], Floats]:
@@ -111,7 +111,7 @@ def blocks(cache: Cache, array: str, *, labelled: bool = False) -> Iterator[slic
     On request only those that have labels, which come first.
     """
     layout = cache.arrays[array]
-    row_bytes = int(np.prod(layout.shape[1:])) * np.dtype(layout.dtype).itemsize
+    row_bytes = int(np.prod(cache.spec.view_shape)) if array == "image" else layout.row_bytes
     chunks = max(1, _BLOCK_BYTES // max(1, row_bytes * layout.rows_per_chunk))
     step = min(chunks * layout.rows_per_chunk, layout.rows_per_shard)
     count = cache.spec.data.labelled if labelled else cache.rows
@@ -143,13 +143,17 @@ def take(cache: Cache, space: Space, rows: NDArray[np.int64]) -> Floats:
 
 
 def read_rows(cache: Cache, array: str, rows: NDArray[np.int64]) -> np.ndarray:
-    """Some rows of an array in the order given: a shard is decoded once, not once for each of its rows."""
-    layout = cache.arrays[array]
-    out = np.empty((len(rows), *layout.shape[1:]), dtype=layout.dtype)
+    """Some rows of an array in the order given: a shard is decoded once, not once for each of its rows.
+
+    Images come as view 0 shows them, as in all that is inspected.
+    """
+    layout, images = cache.arrays[array], array == "image"
+    out = np.empty((len(rows), *(cache.spec.view_shape if images else layout.shape[1:])), dtype=layout.dtype)
     for block in blocks(cache, array):
         here = np.flatnonzero((rows >= block.start) & (rows < block.stop))
         if len(here):
-            out[here] = cache.read(array, block)[rows[here] - block.start]
+            found = cache.clean(block) if images else cache.read(array, block)
+            out[here] = found[rows[here] - block.start]
     return out
 
 

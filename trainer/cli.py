@@ -1,9 +1,8 @@
 """The command lines that train: each command is one library call."""
 
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -20,7 +19,6 @@ from darht.core.cli import (
     look_here,
     named_folders,
     numbers,
-    progress_bar,
     trust_option,
     version_option,
 )
@@ -59,7 +57,15 @@ teacher.add_command(zoo_list)
 @click.option("--kwargs", default="{}", help="JSON options of the architecture.")
 @click.option("--resize", type=click.IntRange(min=1), help="Side in pixels that the network wants, 224 for most ViTs.")
 @click.option("--algorithm", default="pgd-at", show_default=True, help="standard, pgd-at, trades or fat.")
-@click.option("--set", "assignments", multiple=True, help="A training option, e.g. optim.epochs=30, eps=8, tau=2.")
+@click.option(
+    "--inner",
+    type=click.Choice(["pgd", "warm", "n-fgsm", "fat"]),
+    help="Where adversarial examples come from: warm and n-fgsm take one step. Default: fat for fat, else pgd.",
+)
+@click.option(
+    "--set", "assignments", multiple=True, help="A key of a recipe or of views: optim.epochs=30, views.flip=false."
+)
+@click.option("--memory", default=8.0, show_default=True, help="GiB that the images may take, or else are streamed in.")
 @click.option("--out", type=FOLDER, required=True, help="The teacher's folder.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
 @click.pass_context
@@ -75,51 +81,68 @@ def teacher_train(
     kwargs: str,
     resize: int | None,
     algorithm: str,
+    inner: str | None,
     assignments: tuple[str, ...],
+    memory: float,
     out: Path,
     resume: bool,
     **reading: Any,
 ) -> None:
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
     from darht.attacks.threat import describe_eps
-    from darht.cache.builder.teachers import save_teacher
+    from darht.cache.builder.teachers import load_teacher
     from darht.core.class_names import check_class_names
-    from darht.core.config import override, parse
     from darht.core.device import pick_device
-    from darht.trainer.state.checkpoint import CHECKPOINT
-    from darht.trainer.state.interrupt import STOPPING, InterruptHandler
+    from darht.trainer.config import StudentConfig
+    from darht.trainer.progress.monitor import Monitor
+    from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.teacher import train as teach
-    from darht.trainer.teacher.config import TeachConfig
+    from darht.trainer.teacher.config import load_teaching
 
-    settings, where = override({"algorithm": algorithm}, assignments, TeachConfig), pick_device(device)
-    config = parse(TeachConfig, settings, "training")
+    config, where = load_teaching(algorithm, inner, assignments), pick_device(device)
+    rank, world = rank_and_world()
     look_here(arch)
-    network: dict[str, Any] = {"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize}
-    teach.check_free(out, resume=resume)
+    options = json_mapping(kwargs, "--kwargs")
+    network = StudentConfig(arch=arch, kwargs=options, resize=resize, feature_map=False)
+    if rank == 0:
+        teach.check_free(out, resume=resume)
     training = images(data, root, "train", limit=limit, **reading)
-    if resume and teach.is_finished(out, teach.expected_card(config, training, **network)):
-        click.echo(f"{out}: trained and measured before")
+    if resume and teach.is_finished(out, teach.expected_card(config, training, network)):
+        if rank == 0:
+            teach.finish(out)
+            click.echo(f"{out}: trained and measured before")
         return
     test = images(data, root, "test", limit=test_limit, **reading)
     check_class_names(training.classes, test.classes, "the training split", "the test split")
+    monitor = Monitor(out / teach.TRAINING, config.optim.epochs, shown=rank == 0)
     try:
-        with progress_bar() as progress, InterruptHandler(lambda: progress.console.print(STOPPING)) as interrupt:
-            task = progress.add_task("train", total=None, note="")
-
-            def on_step(step: int, total: int, images: int, loss: float) -> None:
-                interrupt.arm()
-                progress.update(task, completed=step, total=total, note=f"steps, loss {loss:.3f}")
-                interrupt.check()
-
-            network["checkpoint"] = out / CHECKPOINT
-            model, card = teach.teach(config, training, **network, device=where, on_step=on_step)
-        save_teacher(out, model.net, card)
-        click.echo(describe_eps(config.eps))
-        report_check(out, model, test, eps=config.eps, device=where)
+        with monitor:
+            teach.teach(config, training, network, out, device=where, memory_gib=memory, resume=resume,
+                        callbacks=monitor.callbacks)  # fmt: skip
+        if rank == 0:
+            click.echo(describe_eps(config.inner.eps))
+            report_check(out, load_teacher(out, where)[0], test, eps=config.inner.eps, device=where)
+            teach.finish(out)  # last: a check that is stopped can be gone on with
     except KeyboardInterrupt:
-        click.echo(f"stopped; go on with: {command_again(ctx, 'darht-teacher', 'train')}", err=True)
-        sys.exit(stopping.exit_code())
-    (out / CHECKPOINT).unlink(missing_ok=True)  # last: a check that is stopped can be gone on with
+        _stopped(monitor, ctx, "darht-teacher", "train")
+    if world > 1:
+        leave(0)
+
+
+def _stopped(monitor: Any, ctx: click.Context, *command: str) -> NoReturn:
+    """Say what is kept and how to go on, and end."""
+    from darht.trainer.student.distributed import leave, rank_and_world
+
+    rank, world = rank_and_world()
+    if rank == 0:
+        kept = "stopped before the first step; what was kept before stays"
+        if monitor.finished is not None:
+            kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
+        among = "" if world == 1 else f" {world} processes of"
+        click.echo(f"{kept}\ngo on with{among}: {command_again(ctx, *command)}", err=True)
+    else:
+        time.sleep(_SPEAKS)
+    leave(stopping.exit_code())
 
 
 @teacher.command("import")
@@ -234,7 +257,6 @@ def train_run(
     monitor = Monitor(out, config.optim.epochs, shown=rank == 0)
     if exclude is not None:
         monitor.on_note(f"{exclude_rows(cache, exclude)} rows are left out of training")
-    callbacks = trainer.Callbacks(on_step=monitor.on_step, on_epoch=monitor.on_epoch, on_note=monitor.on_note)
     try:
         with monitor:
             state = trainer.train(
@@ -245,18 +267,10 @@ def train_run(
                 memory_gib=memory,
                 resume=resume,
                 teachers=folders,
-                callbacks=callbacks,
+                callbacks=monitor.callbacks,
             )
     except KeyboardInterrupt:
-        if rank == 0:
-            kept = "stopped before the first step; what was kept before stays"
-            if monitor.finished is not None:
-                kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
-            among = "" if world == 1 else f" {world} processes of"
-            click.echo(f"{kept}\ngo on with{among}: {command_again(ctx, 'darht-train')}", err=True)
-        else:
-            time.sleep(_SPEAKS)
-        leave(stopping.exit_code())
+        _stopped(monitor, ctx, "darht-train")
     if rank == 0:
         seconds, scored = sum(row["seconds"] for row in state.history), "holdout_pgd" in state.history[0]
         best = f"best held-out PGD accuracy {state.best:.1f} %" if scored else "nothing held out"

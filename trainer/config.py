@@ -106,22 +106,27 @@ class InnerConfig:
     Attributes:
         kind: stored ones, one `warm` step on the student, or `pgd` on the student: the default, for it needs nothing of
             the cache and keeps clean accuracy, of which `warm` costs some points at half of the time. `n-fgsm`: one
-            step from noise of twice the radius, not projected, so that examples may lie three radii away.
+            step from noise of twice the radius, not projected, so that examples may lie three radii away. `fat`: `pgd`
+            that stops a row soon after it is misclassified (Zhang et al. 2020).
         eps: radius in pixel levels.
-        step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and eps for one step.
-        steps: of `pgd`.
+        step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and `fat`, eps for one step.
+        steps: of `pgd` and `fat`.
         warm: settings of `warm`; `check_rows` is also that of `n-fgsm`.
+        tau: `fat`: steps that an example may go on after it is misclassified first.
     """
 
-    kind: Literal["cached", "warm", "n-fgsm", "pgd"] = "pgd"
+    kind: Literal["cached", "warm", "n-fgsm", "pgd", "fat"] = "pgd"
     eps: float = 8.0
     step: float | None = None
     steps: int = 10
     warm: WarmConfig = WarmConfig()
+    tau: int = added(1)
 
     def __post_init__(self) -> None:
         self.pgd()
         check_levels("step", self.length, "linf")
+        if self.tau < 0 or (self.tau != 1 and self.kind != "fat"):
+            raise ConfigError(f"inner.tau counts steps of inner.kind: fat, 0 or more; got {self.tau} for {self.kind}")
         if self.kind == "warm" and self.eps > 127:
             raise ConfigError(f"inner: warm remembers perturbations of at most 127 levels; got eps {self.eps:g}")
         shared = replace(WarmConfig(), check_rows=self.warm.check_rows) if self.kind == "n-fgsm" else WarmConfig()
@@ -134,6 +139,11 @@ class InnerConfig:
         return self.kind in ("warm", "n-fgsm")
 
     @property
+    def probed_rows(self) -> int:
+        """How many rows are asked after every epoch whether the student has collapsed; 0 where it cannot."""
+        return self.warm.check_rows if self.single_step else 0
+
+    @property
     def length(self) -> float:
         """The step in pixel levels."""
         if self.step is not None:
@@ -143,7 +153,7 @@ class InnerConfig:
     def pgd(self, steps: int | None = None) -> PGD:
         """PGD with these settings; for another number of `steps` the step grows so that it gets through the ball."""
         if steps is None:
-            step = self.length if self.kind == "pgd" else max(1.0, round(self.eps / 4))
+            step = self.length if self.kind in ("pgd", "fat") else max(1.0, round(self.eps / 4))
             return PGD(eps=self.eps, step=step, steps=self.steps)
         return PGD(eps=self.eps, step=max(1.0, round(1.25 * self.eps / steps)), steps=steps)
 
@@ -153,7 +163,8 @@ class StudentConfig:
     """The student's network.
 
     `init` is the folder of a trained network of the same architecture (a teacher, a run or a student): its weights and
-    its normalisation are what training starts from. Without the feature map its head is taken too.
+    its normalisation are what training starts from. Without the feature map its head is taken too. `resize` is the side
+    in pixels that images are brought to inside the network, 224 for most ViTs.
     """
 
     arch: str = "resnet18"
@@ -162,9 +173,12 @@ class StudentConfig:
     mc_dropout: float = 0.0  # share of the features that is dropped, also at inference; 0 for none, as released
     mc_samples: int = 16  # passes that are averaged at inference; each costs one linear layer, not one backbone
     init: str | None = None
+    resize: int | None = added(None)
 
     def __post_init__(self) -> None:
         self.dropout()
+        if self.resize is not None and self.resize < 1:
+            raise ConfigError(f"resize is a side in pixels, at least 1; got {self.resize}")
         if not self.mc_dropout and self.mc_samples != StudentConfig.mc_samples:
             raise ConfigError(
                 f"mc_samples are passes of mc_dropout, which is 0; got {self.mc_samples}: set mc_dropout too"
@@ -201,7 +215,8 @@ class ComputeConfig:
     Attributes:
         precision: `bf16` for autocast in the student's passes; weights stay float32.
         channels_last: store images and weights with the channels innermost.
-        compile: the student through `torch.compile`, and on a GPU the functions around its passes too.
+        compile: the student through `torch.compile`, and on a GPU the functions around its passes too; there each pass
+            is a CUDA graph.
         accumulate: parts that each batch is cut into, whose gradients are added: memory for time. What is taken over a
             batch (statistics of batch norm, `weights: batch` of `darht`) is then taken over a part.
         deterministic: kernels that give the same bits each time, also on a GPU, where it costs speed (how much was not

@@ -38,15 +38,6 @@ def learning_rate(config: OptimConfig, done: float) -> float:
     return config.lr
 
 
-def descend(
-    loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, done: float
-) -> None:
-    """One optimizer step at the scheduled rate, from one loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    take_step(model, optimizer, config, done)
-
-
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, done: float) -> None:
     """One optimizer step at the scheduled rate, from the gradients that are there."""
     for group in optimizer.param_groups:

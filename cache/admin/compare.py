@@ -14,7 +14,8 @@ class ValueDiff:
 
     Attributes:
         compared: answers, perturbations or values that were compared: rows times views where there are views.
-        largest: the largest absolute difference: of logits, in pixel levels for perturbations, else of the integers.
+        largest: the largest absolute difference: of logits, in pixel levels for perturbations, else of the integers; 1
+            where encoded images differ.
         rows: share of rows with a difference.
         values: share of values that differ.
         argmax_flips: share of answers whose largest logit is another class's; None for what are no logits.
@@ -35,12 +36,12 @@ def compare(kind: Kind, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: f
         pairs: the blocks, some rows at a time.
         scale: what to multiply stored integers by: pixel levels for each integer of a perturbation.
     """
-    logits, views = kind == "logits", kind in ("logits", "delta")
+    logits, views = kind == "logits", kind in ("logits", "delta", "boxes")
     rows = rows_off = values = values_off = answers = flips = 0
     largest = 0.0
     for one, other in pairs:
         off = one != other
-        gap = np.abs(one.astype(np.float64) - other.astype(np.float64)) * scale
+        gap = off if one.dtype == object else np.abs(one.astype(np.float64) - other.astype(np.float64)) * scale
         largest = max(largest, float(gap.max(initial=0.0)))
         rows, rows_off = rows + len(one), rows_off + int(off.reshape(len(one), -1).any(1).sum())
         values, values_off = values + off.size, values_off + int(off.sum())

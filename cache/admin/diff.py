@@ -100,7 +100,7 @@ def spec_of(config_path: Path, *, download: bool, rules: int) -> CacheSpec:
     from darht.cache.builder.teachers import read_card  # the builder needs torch; two caches are compared without
 
     config, base = load_config(config_path), config_path.parent
-    source = load_images(config.sources, base, download=download, rules=rules)
+    source = load_images(config.sources, base, mixed=config.mixed, download=download, rules=rules)
     cards = {name: read_card(teacher_at(teacher.path, base)) for name, teacher in config.teachers.items()}
     return resolve(config, source, cards, len(view_table(**vars(config.views), seed=config.seed)), rules)
 
@@ -152,10 +152,6 @@ def _without(shape: tuple[int, ...], axes: slice) -> tuple[int, ...]:
 
 def _common_views(a: Cache, b: Cache, in_a: int, in_b: int) -> tuple[list[int], list[int]]:
     """The numbers of the views that both have among their first so many, in each."""
-    column = {tuple(row): number for number, row in enumerate(b.read("views/offset")[:in_b].tolist())}
-    pairs = [
-        (number, column[tuple(row)])
-        for number, row in enumerate(a.read("views/offset")[:in_a].tolist())
-        if tuple(row) in column
-    ]
+    column = {tuple(row): number for number, row in enumerate(b.views[:in_b].tolist())}
+    pairs = [(number, column[tuple(row)]) for number, row in enumerate(a.views[:in_a].tolist()) if tuple(row) in column]
     return [left for left, _ in pairs], [right for _, right in pairs]

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from darht.cache.admin.cost import array_seconds, cost_facts, cost_of, run_cost
 from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.spec import ViewSpec
 from darht.cache.read.reader import Cache
 
 
@@ -36,7 +35,7 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     facts = [
         ("data", f"{spec.data.source} {spec.data.split}, {spec.data.rows} rows, {held} of them held out{left_out}"),
         ("classes", f"{len(spec.data.classes)}: {', '.join(spec.data.classes[:10])}"),
-        ("views", f"{spec.views.count} ({spec.views.kind}, padding {spec.views.padding}, mirrored: {spec.views.flip})"),
+        ("views", _views(spec.views)),
     ]
     for name, teacher in spec.teachers.items():
         facts.append((f"teacher {name}", f"{teacher.arch}, {teacher.role}, weights {teacher.weights_sha256[:12]}"))
@@ -49,13 +48,21 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     return Summary(tuple(facts), tuple(_array_row(cache, array) for array in cache.arrays.values()))
 
 
+def _views(views: ViewSpec) -> str:
+    about = f"padding {views.padding}"
+    if views.resized:
+        (least, most), (narrow, wide) = views.scale, views.ratio
+        about = f"{views.size} pixels, {least:g} to {most:g} of the area, ratios {narrow:g} to {wide:g}"
+    return f"{views.count} ({views.kind}, {about}, mirrored: {views.flip})"
+
+
 def _array_row(cache: Cache, array: ArrayLayout) -> tuple[str, ...]:
     size = cache.size(array.name)
-    raw = int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+    raw = size if array.encoded else array.shape[0] * array.row_bytes
     shape = " x ".join(map(str, array.shape))
     return (
         array.name,
-        array.dtype,
+        cache.spec.store.images if array.encoded else array.dtype,
         shape,
         f"{size / 1e6:.2f}",
         f"{size / array.shape[0]:.1f}",

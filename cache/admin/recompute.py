@@ -151,7 +151,7 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
     return Plan(
         spec=spec,
         source=_images(cache, data_root),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.from_numpy(cache.views),
         teachers={name: load_known_teacher(name, folder, spec, device) for name, folder in folders.items()},
         arrays=cache.arrays,
         origin=origin,
@@ -177,14 +177,15 @@ def _opened(
     """One source, which is that of the cache."""
     where = roots.get(str(number))
     root = Path(where) if where else None
-    size = (None if number else cache.origin().get("image_size")) or (
-        cache.spec.data.image_shape[1] if data.source in OF_ANY_SIZE else None
-    )
+    size = None if number else cache.origin().get("image_size")
+    if size is None and data.source in OF_ANY_SIZE and not (cache.spec.store.encoded and isinstance(data, DataSpec)):
+        size = cache.spec.data.image_shape[1]
     fix = "give --data-root" if number == 0 else "build it again from where they lie"
     if root is None and data.source != "digits":
         raise DataError(f"{cache.folder} does not tell where its images of {data.source} lie: {fix}")
     how: dict[str, Any] = {"image_size": size, "skip_broken": data.skipped > 0, "rules": cache.spec.data.rules}
-    how |= {"index": read_index(cache.folder.read(index_key(number)), root), "limit": data.rows}
+    how |= {"mixed": cache.spec.data.mixed, "limit": data.rows}
+    how["index"] = read_index(cache.folder.read(index_key(number)), root)
     source = open_source(data.source, root, data.split, **how, **options)
     if source.sha256 != data.sha256:
         found, named = source.sha256[:12], data.sha256[:12]

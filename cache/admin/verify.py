@@ -6,15 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from darht.cache.format.commit import State, commit_key, inspect_unit
+from darht.cache.format.images import decode_image, each, image_size
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.mixture import UNLABELLED
+from darht.cache.format.resample import resample_all
 from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.tar_index import INDEX
 from darht.cache.format.views import crop_flip, view_table
 from darht.cache.read.webdataset import open_shards
-from darht.core.errors import CacheError, CorruptError
+from darht.core.errors import CacheError, CorruptError, DataError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Location, Storage, open_storage
 
@@ -109,6 +111,8 @@ class _Verifier:
             found = list(self.values(array, rows, self.store.decode(array, shard, data)))
         except CacheError as error:
             return [str(error)]
+        except DataError as error:  # of an image among others' numbers, whose own unit says which it is
+            return [f"{path} cannot be checked: {error}"]
         return [f"{path}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
 
     def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
@@ -120,10 +124,14 @@ class _Verifier:
             yield from self.labels(values[: max(0, self.spec.data.labelled - rows.start)], classes)
             if (values[max(0, self.spec.data.labelled - rows.start) :] != UNLABELLED).any():
                 yield f"rows without labels have others than {UNLABELLED}"
+        if array.encoded:
+            yield from self.encoded(rows, values)
         if array.kind == "views" and values[0].any():
             yield "view 0 is not the identity"
         if array.kind == "views" and not np.array_equal(values, self.views):
             yield "the offsets are not the views of the spec"
+        if array.kind == "boxes" and not np.array_equal(values, self.boxes(rows)):
+            yield "the boxes are not those that the spec draws"
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield "logits that are not finite"
         if array.attack is not None and array.kind == "delta":
@@ -136,10 +144,43 @@ class _Verifier:
 
     def deltas(self, array: ArrayLayout, attack: AttackSpec, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""
-        images, scale = self.store.read(self.arrays["image"], rows), float(array.attributes["scale"])
-        for view, offset in enumerate(self.views[: values.shape[1]]):
-            delta = values[:, view].astype(np.float64) * scale
-            yield from (f"in view {view} {fault}" for fault in delta_faults(delta, crop_flip(images, offset), attack))
+        images, scale = self.images(rows), float(array.attributes["scale"])
+        for view in range(values.shape[1]):
+            delta, shown = values[:, view].astype(np.float64) * scale, self.shown(images, rows, view)
+            yield from (f"in view {view} {fault}" for fault in delta_faults(delta, shown, attack))
+
+    def images(self, rows: slice) -> np.ndarray | list[np.ndarray]:
+        """The pixels of some rows, uint8 `[3, H, W]` each."""
+        values = self.store.read(self.arrays["image"], rows)
+        return each(values, lambda number, pixels: pixels) if self.spec.store.encoded else values
+
+    def encoded(self, rows: slice, values: np.ndarray) -> Iterator[str]:
+        """Which images do not decode, or are of another size than the spec says."""
+        for row, data in zip(range(rows.start, rows.stop), values, strict=True):
+            try:
+                shape = decode_image(data).shape
+            except DataError as error:
+                yield f"row {row}: {error}"
+                continue
+            if not self.spec.data.mixed and shape != self.spec.data.image_shape:
+                yield f"row {row} is an image of {shape[2]}x{shape[1]} pixels"
+
+    def shown(self, images: np.ndarray | list[np.ndarray], rows: slice, view: int) -> np.ndarray:
+        """Some rows in one view."""
+        if self.spec.views.resized:
+            return resample_all(images, self.boxes(rows)[:, view], self.spec.views.size)
+        return crop_flip(np.asarray(images), self.views[view])
+
+    def boxes(self, rows: slice) -> np.ndarray:
+        """Where the resized crops of some rows lie."""
+        from darht.cache.format.boxes import draw_boxes  # needs torch, and other caches are verified without
+
+        every = np.arange(rows.start, rows.stop, dtype=np.int64)
+        if self.spec.data.mixed:
+            sizes = np.array([image_size(data) for data in self.store.read(self.arrays["image"], rows)])
+        else:
+            sizes = np.tile(self.spec.data.image_shape[1:], (len(every), 1))
+        return draw_boxes(sizes, every, self.spec.views, self.spec.seed)
 
 
 def delta_faults(delta: np.ndarray, images: np.ndarray, attack: AttackSpec) -> Iterator[str]:

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import PIL
 import torch
 
 from darht.cache.builder.compute import GONE, Worker, arithmetic
 from darht.cache.builder.config import CacheConfig, data_root, load_config, load_images
 from darht.cache.builder.history import growth_problems
+from darht.cache.builder.pixels import first_views
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.students import student_folder
@@ -94,7 +97,7 @@ def plan_build(
     roots = [data_root(one, base) for one in sources]
     indexes = [None if out is None else read_index(open_storage(out).read(index_key(k)), roots[k])
                for k in range(len(roots))]  # fmt: skip
-    source = load_images(sources, base, download=download, rules=rules, indexes=indexes)
+    source = load_images(sources, base, mixed=config.mixed, download=download, rules=rules, indexes=indexes)
     folders = {name: teacher_at(teacher.path, base) for name, teacher in config.teachers.items()}
     with trusting(trust_code):
         loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
@@ -105,7 +108,8 @@ def plan_build(
     check_chunks(arrays)
     for name, (teacher, card) in loaded.items():
         if teacher is not None:
-            image, fix = torch.from_numpy(source.images[:1]).to(device), "give its card the resize that it needs"
+            shown = first_views(source, np.zeros(1, dtype=np.int64), spec.views.size)
+            image, fix = torch.from_numpy(shown).to(device), "give its card the resize that it needs"
             check_pixels(teacher, image, f"teacher '{name}'", fix=fix, num_classes=card.num_classes)
     return Plan(
         spec=spec,
@@ -289,6 +293,7 @@ def environment(device: torch.device, batch_size: int, *, engine: str = "local",
     return {
         "darht": VERSION,
         "torch": torch.__version__,
+        "pillow": PIL.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,

@@ -16,9 +16,12 @@ from darht.attacks.engine.engine import FULL, Engine
 from darht.cache.builder.fit import CPU_BATCH, CudaMemory, fitting_batch, measures
 from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
+from darht.cache.builder.pixels import Pixels, pixels_of, sizes_of, stored_images
 from darht.cache.builder.plan import Plan
 from darht.cache.format.apply_views import apply_views
+from darht.cache.format.boxes import draw_boxes
 from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
+from darht.cache.format.resample import resample_all, resample_batch
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
 from darht.core.device import send
@@ -36,8 +39,9 @@ class Worker:
         """With batches of so many images; None for 256 on a CPU and for what fits on a GPU."""
         self.plan, self.store, self.device, self._batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
-        self._decoded: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.uint8)
-        self._block: tuple[slice, Tensor, Tensor] | None = None
+        self._decoded: tuple[slice, Pixels] = slice(0, 0), []
+        self._drawn: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.int32)
+        self._block: tuple[slice, Tensor | None, Tensor] | None = None
         self._stored: dict[str, Tensor] = {}  # perturbations of the block's rows, by attack
 
     @functools.cached_property
@@ -49,7 +53,7 @@ class Worker:
             return CPU_BATCH
         spec, memory = self.plan.spec, CudaMemory(self.device)
         rows = min(spec.store.rows_per_shard, spec.data.rows)
-        return fitting_batch(self.plan.teachers.values(), spec.data.image_shape, rows, self.device, memory)
+        return fitting_batch(self.plan.teachers.values(), spec.view_shape, rows, self.device, memory)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -85,9 +89,12 @@ class Worker:
             case "label":
                 return self.plan.source.labels[rows].astype(array.dtype)
             case "image":
-                return self._pixels(rows)
+                store, images = self.plan.spec.store, self.plan.source.images
+                return stored_images(images, rows, store) if store.encoded else np.asarray(self._pixels(rows))
             case "views":
                 return self.plan.offsets.numpy()[rows]
+            case "boxes":
+                return self._boxes(rows)
             case "delta":
                 return self._perturb(array, rows)
             case "logits":
@@ -99,7 +106,7 @@ class Worker:
         assert array.attack is not None
         name, spec = array.attack, self.plan.spec.attacks[array.attack]
         attack, model = spec.attack(), self._model(spec.teacher)
-        shape = (rows.stop - rows.start, spec.views, *self.plan.spec.data.image_shape)
+        shape = (rows.stop - rows.start, spec.views, *self.plan.spec.view_shape)
         deltas = torch.empty(shape, dtype=torch.int8, device=self.device)
         numbers = torch.arange(rows.start, rows.stop, device=self.device)
         for at, view in self._batches(rows, range(spec.views)):
@@ -184,12 +191,16 @@ class Worker:
             for start in range(0, count, self.batch_size):
                 yield slice(start, min(start + self.batch_size, count)), view
 
-    def _resident(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Images (uint8) and labels of some rows on the device, sent once for all views and units of a shard."""
+    def _resident(self, rows: slice) -> tuple[Tensor | None, Tensor]:
+        """Images (uint8) and labels of some rows on the device, sent once for all views and units of a shard.
+
+        Images that differ in size stay where they are: None.
+        """
         if self._block is None or self._block[0] != rows:
-            labels = torch.from_numpy(self.plan.source.labels[rows])
+            labels, pixels = torch.from_numpy(self.plan.source.labels[rows]), self._pixels(rows)
             self._block, self._stored = None, {}  # before more is sent
-            self._block = rows, send(torch.from_numpy(self._pixels(rows)), self.device), send(labels, self.device)
+            images = None if isinstance(pixels, list) else send(torch.from_numpy(pixels), self.device)
+            self._block = rows, images, send(labels, self.device)
         return self._block[1:]
 
     def _stored_delta(self, attack: str, rows: slice) -> Tensor:
@@ -200,8 +211,19 @@ class Worker:
             self._stored[attack] = send(torch.from_numpy(delta), self.device)
         return self._stored[attack]
 
-    def _pixels(self, rows: slice) -> np.ndarray:
-        """Images of some rows; those of a whole shard are decoded at once, and kept until another is wanted."""
+    def _boxes(self, rows: slice) -> np.ndarray:
+        """Where the resized crops of some rows lie, int32 `[n, V, 5]`."""
+        if self._drawn[0] != rows:
+            spec, every = self.plan.spec, np.arange(rows.start, rows.stop, dtype=np.int64)
+            sizes = sizes_of(self.plan.source.images, rows)
+            self._drawn = rows, draw_boxes(sizes, every, spec.views, spec.seed)
+        return self._drawn[1]
+
+    def _pixels(self, rows: slice) -> Pixels:
+        """Images of some rows, uint8 `[3, H, W]` each.
+
+        Those of a whole shard are decoded at once, and kept until another is wanted.
+        """
         images = self.plan.source.images
         if isinstance(images, np.ndarray):
             return images[rows]
@@ -210,13 +232,18 @@ class Worker:
             size = self.plan.spec.store.rows_per_shard
             start = rows.start // size * size
             wanted = slice(start, min(max(start + size, rows.stop), len(images)))
-            self._decoded = wanted, images[wanted]
+            self._decoded = wanted, pixels_of(images, wanted)
             first = start
         return self._decoded[1][rows.start - first : rows.stop - first]
 
     def _views(self, rows: slice, at: slice, view: int) -> Tensor:
-        images = self._resident(rows)[0][at]
-        return apply_views(images, self._offsets[view].expand(len(images), -1))
+        images, size = self._resident(rows)[0], self.plan.spec.views.size
+        if images is None:
+            shown = resample_all(self._pixels(rows)[at], self._boxes(rows)[at, view], size)
+            return send(torch.from_numpy(shown), self.device)
+        if size:
+            return resample_batch(images[at], send(torch.from_numpy(self._boxes(rows)[at, view]), self.device), size)
+        return apply_views(images[at], self._offsets[view].expand(len(images[at]), -1))
 
     @functools.cached_property
     def _offsets(self) -> Tensor:

@@ -11,7 +11,14 @@ from darht.attacks import ATTACKS, parse_eps
 from darht.attacks.threat import Norm
 from darht.cache.format.layout import CLEAN_FROM
 from darht.cache.format.mixture import check_shares
-from darht.cache.format.spec import MAX_INT8, AttackSpec, PrecisionSpec, StoreSpec
+from darht.cache.format.spec import (
+    MAX_INT8,
+    RESIZED_CROP,
+    AttackSpec,
+    PrecisionSpec,
+    StoreSpec,
+    check_resized_crop,
+)
 from darht.cache.sources.encoded import Index
 from darht.cache.sources.load import FileSource, Source
 from darht.cache.sources.mixture import mix
@@ -26,6 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 PRECISIONS = {"fp32": {}, "tf32": {"tf32": True}, "bf16": {"amp": True}}
 """The arithmetic of teachers and attacks in a word, as the spec holds it."""
 
+_SCALE, _RATIO = (0.25, 1.0), (0.75, 1.333)
 _RESERVED = {
     "teacher": ("zarr.json",),
     "attack": ("zarr.json", "clean", "jacobian", "jacobian-scale", "jacobian-class"),
@@ -75,12 +83,29 @@ class DataConfig:
 class ViewConfig:
     """Which views of every row the teachers answer."""
 
-    kind: Literal["identity", "crop-flip"] = "crop-flip"
+    kind: Literal["identity", "crop-flip", "resized-crop"] = "crop-flip"
     padding: int = 4  # what RandomCrop uses on CIFAR
     flip: bool = True  # mirror images are views too; not for digits or text
     count: int | None = None  # all of them: no draw of the trainer is then ever approximated
+    size: int | None = added(None)  # side of a resized crop
+    scale: tuple[float, ...] | None = added(None)  # of the area; (0.25, 1) where none is given
+    ratio: tuple[float, ...] | None = added(None)  # of width to height; (0.75, 1.333), as torchvision's
 
     def __post_init__(self) -> None:
+        own = {"size": self.size, "scale": self.scale, "ratio": self.ratio}
+        if self.kind != RESIZED_CROP:
+            useless = [name for name, value in own.items() if value is not None]
+            if useless:
+                raise ConfigError(f"{', '.join(useless)}: only for kind {RESIZED_CROP}; leave out of {self.kind}")
+        elif self.size is None or self.count is None or self.count < 1:
+            raise ConfigError(
+                f"{RESIZED_CROP} needs size (side in pixels) and count (views of each row, at least 1); got size "
+                f"{self.size} and count {self.count}"
+            )
+        else:
+            object.__setattr__(self, "scale", self.scale or _SCALE)
+            object.__setattr__(self, "ratio", self.ratio or _RATIO)
+            check_resized_crop(self.size, self.scale or (), self.ratio or ())
         if not 0 <= self.padding <= MAX_INT8:
             raise ConfigError(f"padding must lie in 0..{MAX_INT8} pixels; got {self.padding}")
 
@@ -116,6 +141,11 @@ class CacheConfig:
     store: StoreSpec = StoreSpec()
     precision: PrecisionSpec = PrecisionSpec()
     seed: int = 0
+
+    @property
+    def mixed(self) -> bool:
+        """Whether images may differ in size: where they are stored encoded and shown as resized crops."""
+        return self.views.kind == RESIZED_CROP and self.store.encoded
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -242,13 +272,20 @@ def data_root(data: DataConfig, base: Path) -> Path | None:
 
 
 def load_images(
-    sources: Sequence[DataConfig], base: Path, *, download: bool, rules: int, indexes: Sequence[Index | None] = ()
+    sources: Sequence[DataConfig],
+    base: Path,
+    *,
+    mixed: bool,
+    download: bool,
+    rules: int,
+    indexes: Sequence[Index | None] = (),
 ) -> Source | FileSource:
     """The images of a config; see `open_source`, and for several sources `mix`.
 
     Args:
         sources: of the config.
         base: the folder of its file.
+        mixed: whether image files may differ in size.
         download: fetch CIFAR when its files are not there.
         rules: see `DataSpec`.
         indexes: of an earlier look at the files of each source.
@@ -256,7 +293,8 @@ def load_images(
     opened: list[Source | FileSource] = []
     for number, data in enumerate(sources):
         given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
-        options = given | {"download": download, "rules": rules, "index": indexes[number] if indexes else None}
-        options |= {"labelled": data.labels == "given", "classes": opened[0].classes if opened else None}
+        options = given | {"download": download, "rules": rules, "mixed": mixed}
+        options |= {"index": indexes[number] if indexes else None, "labelled": data.labels == "given"}
+        options |= {"classes": opened[0].classes if opened else None}
         opened.append(open_source(data.source, data_root(data, base), data.split, **options))
     return opened[0] if len(opened) == 1 else mix(opened)

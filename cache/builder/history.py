@@ -47,7 +47,7 @@ def _view_problems(old: CacheSpec, new: CacheSpec) -> list[str]:
     change = ", ".join(spec_diff(vars(old.views), vars(new.views), "views"))
     lost = [view for view in before if view not in set(after)]
     if lost:
-        return [f"{change}: {len(lost)} of the {len(before)} views would be lost, such as (dy, dx, flip) = {lost[0]}"]
+        return [f"{change}: {len(lost)} of the {len(before)} views would be lost{_such_as(old, lost[0])}"]
     for source, grown in zip(old.data.sources, new.data.sources, strict=False):
         if set(before[: source.views]) - set(after[: grown.views]):
             return [f"{source.source} has {source.views} views, of which {grown.views} would leave some out"]
@@ -56,6 +56,10 @@ def _view_problems(old: CacheSpec, new: CacheSpec) -> list[str]:
         for name, attack in old.attacks.items()
         if before[: attack.views] != after[: attack.views]
     ]
+
+
+def _such_as(spec: CacheSpec, view: tuple[int, ...]) -> str:
+    return "" if spec.views.resized else f", such as (dy, dx, flip) = {view}"
 
 
 def _views(spec: CacheSpec) -> list[tuple[int, ...]]:

@@ -18,6 +18,7 @@ from darht.attacks.engine.query_model import NoGradientError, Oracle
 from darht.attacks.objectives import cross_entropy
 from darht.attacks.threat import LEVELS
 from darht.cache.builder.answers import Difference, compare, find_cycle, is_distribution
+from darht.cache.builder.pixels import first_views
 from darht.cache.sources.load import FileSource, Source
 from darht.core.errors import ModelError
 from darht.core.nets.classifier import Classifier
@@ -130,6 +131,7 @@ def probe_teacher(
     attack: Any = None,
     gradient_needed: bool = True,
     device: torch.device,
+    size: int = 0,
 ) -> TeacherProbe:
     """Ask a teacher about some images, drawn once for all from the source.
 
@@ -139,13 +141,14 @@ def probe_teacher(
         attack: of the cache, or None for PGD at 8 levels; what is not PGD, FGSM or MIM is replaced by PGD in its ball.
         gradient_needed: whether a teacher without gradient is to be refused.
         device: where to compute.
+        size: side that the teacher sees of an image's centred square; 0 for images as they are.
 
     Raises:
         ModelError: it does not answer one image by itself, or what it answers is not finite.
     """
     labelled = np.flatnonzero(source.labels >= 0)
     rows = labelled[np.sort(np.random.default_rng(0).permutation(len(labelled))[:_IMAGES])]
-    x = torch.from_numpy(source.images[rows]).to(device).float() / LEVELS
+    x = torch.from_numpy(first_views(source, rows, size)).to(device).float() / LEVELS
     y = torch.from_numpy(source.labels[rows]).to(device)
     few = np.random.default_rng(1).permutation(len(rows))[:_FEW]
     short, words = _short(attack)

@@ -2,13 +2,23 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 
 from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
+from darht.cache.format.images import decoder_identity
 from darht.cache.format.mixture import SourceSpec
-from darht.cache.format.spec import PIXEL_RULES, RULES, CacheSpec, DataSpec, JacobianSpec, TeacherSpec, ViewSpec
-from darht.cache.format.views import check_padding
+from darht.cache.format.spec import (
+    PIXEL_RULES,
+    RULES,
+    CacheSpec,
+    DataSpec,
+    JacobianSpec,
+    TeacherSpec,
+    ViewSpec,
+    needed_version,
+)
+from darht.cache.format.views import check_padding, check_size
+from darht.cache.sources.encoded import EncodedImages
 from darht.cache.sources.load import OF_FILES, FileSource, Source
 from darht.cache.sources.mixture import MixedSource
 from darht.core.class_names import check_class_names
@@ -51,15 +61,19 @@ def resolve(
         if (source.views or 1) > views
     ]
     problems += _jacobian_problems(config, C)
-    if config.views.kind != "identity":
+    if config.views.kind == "crop-flip":
         check_padding(config.views.padding, source.images.shape[1:])
+    if config.views.size is not None:
+        check_size(config.views.size, _largest(source))
+    problems += _image_problems(config, source)
     if problems:
         raise ConfigError("; ".join(problems))
     for name, card in cards.items():
         check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
+    shown = _view_spec(config.views, views)
     return CacheSpec(
-        data=_data_spec(config.sources, source, rules, views),
-        views=_view_spec(config.views, views),
+        data=_data_spec(config, source, rules, views),
+        views=shown,
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
         jacobians={
@@ -69,7 +83,31 @@ def resolve(
         store=config.store,
         precision=config.precision,
         seed=config.seed,
+        format_version=needed_version(shown, config.store),
     )
+
+
+def _largest(source: Source | FileSource) -> tuple[int, ...]:
+    """`[3, H, W]` of the images, or where they differ of the one with the longest shorter side."""
+    if not isinstance(source.images, EncodedImages) or len(source.images.shape) > 2:
+        return source.images.shape[1:]
+    sizes = source.images.sizes(slice(None))
+    return 3, *sizes[sizes.min(1).argmax()].tolist()
+
+
+def _image_problems(config: CacheConfig, source: Source | FileSource) -> list[str]:
+    if config.store.images != "jpeg":
+        return []
+    keeps = "store.images: jpeg keeps the bytes of image files"
+    if isinstance(source, MixedSource) or not isinstance(source.images, EncodedImages):
+        name = "a list of sources" if isinstance(source, MixedSource) else source.name
+        return [f"{keeps}, and {name} has none; use png"]
+    if config.sources[0].image_size is not None:
+        return [
+            f"{keeps}, and data.image_size resizes them; use png, or leave image_size out: resized-crop takes images "
+            "of any size"
+        ]
+    return []
 
 
 def _jacobian_problems(config: CacheConfig, classes: int) -> list[str]:
@@ -89,10 +127,12 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     """Settings without effect are not part of the identity: those of crops when there are none."""
     if config.kind == "identity":
         return ViewSpec(kind="identity", padding=0, flip=False, count=count)
+    if config.size is not None:
+        return ViewSpec(config.kind, 0, config.flip, count, config.size, config.scale or (), config.ratio or ())
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
-def _data_spec(configs: Sequence[DataConfig], source: Source | FileSource, asked_rules: int, views: int) -> DataSpec:
+def _data_spec(config: CacheConfig, source: Source | FileSource, asked_rules: int, views: int) -> DataSpec:
     """Rules are named where they say something: of image files, and of rows that are held out."""
     parts = source.parts if isinstance(source, MixedSource) else (source,)
     of_files = any(part.name in OF_FILES for part in parts)
@@ -104,10 +144,11 @@ def _data_spec(configs: Sequence[DataConfig], source: Source | FileSource, asked
         image_shape=source.images.shape[1:],
         classes=source.classes,
         sha256=source.sha256,
-        holdout=configs[0].holdout,
-        rules=rules if any(config.holdout for config in configs) or of_files else 1,
+        holdout=config.sources[0].holdout,
+        rules=rules if any(one.holdout for one in config.sources) or of_files else 1,
         skipped=len(source.skipped),
-        sources=tuple(map(_source_spec, configs, parts, itertools.repeat(views))) if len(parts) > 1 else (),
+        decoder=decoder_identity() if config.store.images == "jpeg" else "",
+        sources=tuple(map(_source_spec, config.sources, parts, itertools.repeat(views))) if len(parts) > 1 else (),
     )
 
 

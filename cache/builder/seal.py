@@ -64,6 +64,7 @@ def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[
         shards=shards,
         metadata=metadata,
         root_hash="",
+        format_version=spec.format_version,
     )
     return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})
 

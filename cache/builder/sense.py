@@ -49,8 +49,9 @@ def check_teachers(
     probes = {}
     for name, teacher in plan.teachers.items():
         if old.get(name) != plan.spec.teachers[name]:
+            asked = _attack_of(plan.spec, name) | {"size": plan.spec.views.size}
             try:
-                probes[name] = probe_teacher(teacher, plan.source, **_attack_of(plan.spec, name), device=device)
+                probes[name] = probe_teacher(teacher, plan.source, **asked, device=device)
             except ModelError as error:
                 raise ModelError(f"teacher '{name}': {error}") from error
             tell_probe(name, probes[name], on_line)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.layout import ENCODED, ArrayLayout
 from darht.cache.format.manifest import MANIFEST, SPEC
 from darht.cache.format.tar_index import INDEX, Index
 from darht.cache.read.reader import Cache
@@ -29,6 +29,7 @@ _TYPES = {
     "int64": "cr:Int64",
     "float16": "cr:Float16",
     "float32": "cr:Float32",
+    ENCODED: "sc:ImageObject",
 }
 Json = dict[str, Any]
 
@@ -113,9 +114,16 @@ def _export(cache: Cache, index: Index) -> Json:
     if index.layout == "blocks":
         blocks = _file_set("blocks", ["*.npz"], _BINARY, inside)
         return {"distribution": [*files, blocks], "recordSet": _npz_records(cache, "blocks")}
-    kinds = {"png": "image/png", "cls": "text/plain", "json": "application/json", "logits.npz": _BINARY}
+    kinds = {
+        "png": "image/*" if cache.spec.store.images == "jpeg" else "image/png",
+        "cls": "text/plain",
+        "json": "application/json",
+        "logits.npz": _BINARY,
+    }
     kinds |= {"delta.npy": _BINARY} if cache.spec.attacks else {}
-    sets = [_file_set(kind, [f"*.{kind}"], encoding, inside) for kind, encoding in kinds.items()]
+    jpeg = cache.spec.store.images == "jpeg"  # others among them are PNG
+    names = {kind: [f"*.{kind}", *(["*.jpg"] if kind == "png" and jpeg else [])] for kind in kinds}
+    sets = [_file_set(kind, names[kind], encoding, inside) for kind, encoding in kinds.items()]
     return {"distribution": files + sets, "recordSet": [*_samples(), *_npz_records(cache, "samples")]}
 
 
@@ -149,6 +157,7 @@ def _npz_records(cache: Cache, layout: str) -> list[Json]:
 
 
 _MEANINGS = {
+    "boxes": "What each view shows of the image: top, left, height, width and whether it is mirrored.",
     "views": "Each view: dy, dx and whether it is mirrored.",
     "label": "The class, or -1 where a row has no label.",
     "image": "Pixels [3, H, W].",
@@ -175,6 +184,8 @@ def _meaning(cache: Cache, array: ArrayLayout) -> str:
         if array.attack is not None:
             where = f"the views plus the perturbations of {array.attack}"
         return f"Raw logits [views, classes] of teacher {array.teacher} on {where}."
+    if array.encoded:
+        return "The image, as the bytes of a JPEG or PNG file."
     return _MEANINGS[array.kind].format(teacher=array.teacher)
 
 

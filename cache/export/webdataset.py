@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
-from darht.cache.format.layout import block_rows
-from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord, tar_name
+from darht.cache.format.images import encode_png, suffix_of
+from darht.cache.format.layout import BOXES, block_rows
+from darht.cache.format.tar_index import INDEX, Index, Layout, TarRecord, flat_images, tar_name
 from darht.cache.read.reader import Cache
 from darht.core.config import canonical_json, parse_canonical
 from darht.core.errors import CacheError, ConfigError
@@ -49,7 +49,7 @@ def export_webdataset(cache: Cache, out: Path, layout: Layout) -> Index:
             known[path] = _write_tar(cache, out, path, rows, layout)
             _keep(cache, out, layout, known)
         tars.append(known[path])
-    offsets = tuple(tuple(row) for row in cache.read("views/offset").tolist())
+    offsets = () if cache.spec.views.resized else tuple(tuple(row) for row in cache.views.tolist())
     index = Index(layout, cache.spec, cache.manifest, offsets, tuple(tars))
     index = replace(index, sha256=index.checksum())
     write_atomic(out / INDEX, canonical_json(index).encode())
@@ -142,7 +142,7 @@ def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
         if layout == "samples":
             yield from _samples(cache, arrays, block)
         else:
-            yield {"__key__": f"{first:08d}", "npz": _npz(arrays)}
+            yield {"__key__": f"{first:08d}", "npz": _npz(flat_images(arrays))}
 
 
 def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
@@ -156,20 +156,18 @@ def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterat
             "delta": {name: attack.views for name, attack in attacks.items()},
             "cache": cache.root_hash,
         }
-        entry = {"__key__": f"{rows.start + i:08d}", "png": _png(arrays["image"][i]), "cls": str(label).encode()}
+        image = arrays["image"][i] if cache.spec.store.encoded else encode_png(arrays["image"][i])
+        entry = {"__key__": f"{rows.start + i:08d}", suffix_of(image): image, "cls": str(label).encode()}
         entry["json"] = canonical_json(about).encode()
         entry["logits.npz"] = _npz(
             {array.of_teacher: arrays[name][i] for name, array in said if rows.start + i < array.shape[0]}
         )
+        if BOXES in arrays:
+            about["boxes"] = arrays[BOXES][i].tolist()
+            entry["json"] = canonical_json(about).encode()
         if attacks:
             entry["delta.npy"] = _npy(np.concatenate([arrays[f"delta/{name}"][i] for name in attacks]))
         yield entry
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def _npy(values: np.ndarray) -> bytes:

@@ -17,7 +17,10 @@ _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an o
 
 
 Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
-Kind = Literal["source_index", "label", "image", "views", "delta", "logits"] | Part
+Kind = Literal["source_index", "label", "image", "views", "boxes", "delta", "logits"] | Part
+OFFSETS, BOXES = "views/offset", "views/box"
+ENCODED = "object"  # numpy's name for values of any length, here the bytes of an image
+BOX_COLUMNS = "top, left, height, width, flip"
 JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
 
@@ -73,6 +76,11 @@ class ArrayLayout:
         return slice(first - own.start, last - own.start), slice(first - rows.start, last - rows.start)
 
     @property
+    def encoded(self) -> bool:
+        """Whether each value is the bytes of an image."""
+        return self.dtype == ENCODED
+
+    @property
     def is_jacobian(self) -> bool:
         """Whether it is a part of a teacher's Jacobian."""
         return self.kind in JACOBIAN_PARTS
@@ -90,7 +98,7 @@ class ArrayLayout:
     @property
     def has_views(self) -> bool:
         """Whether its second axis are views."""
-        return self.kind in ("delta", "logits")
+        return self.kind in ("delta", "logits", "boxes")
 
     @property
     def of_some_rows(self) -> bool:
@@ -102,6 +110,11 @@ class ArrayLayout:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
         return float("nan") if np.dtype(self.dtype).kind == "f" else 0
 
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes in memory; of encoded images, which differ, without their bytes."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
 
 def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
     """Every chunk fits the codec.
@@ -109,7 +122,7 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
     Raises:
         ConfigError: chunks that are too large, with the most rows that fit.
     """
-    rows = {name: math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for name, array in arrays.items()}
+    rows = {name: array.row_bytes for name, array in arrays.items()}
     worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
     if arrays[worst].rows_per_chunk * rows[worst] > _MAX_CHUNK:
         raise ConfigError(
@@ -142,12 +155,12 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     plain = to_plain(spec)
     base = {key: plain[key] for key in ("format_version", "store")} | {"data": _content(plain["data"])}
     table = view_table(**plain["views"], seed=spec.seed)
-    N, image = spec.data.rows, spec.data.image_shape
+    N = spec.data.rows
     arrays = [
         _array(spec, "source_index", "source_index", (N,), "int64", inputs=base),
         _array(spec, "label", "label", (N,), label_dtype(len(spec.data.classes)), inputs=base),
-        _array(spec, "image", "image", (N, *image), "uint8", inputs=base, packed=True),
-        _views(spec, base | {"views": table.tolist()}),
+        _images(spec, base),
+        _views(spec, base | {"views": table.tolist()} | ({"seed": spec.seed} if spec.views.resized else {})),
     ]
     computed = base | {"precision": plain["precision"]}
     for name, attack in spec.attacks.items():
@@ -163,6 +176,13 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
+
+
+def _images(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
+    N = spec.data.rows
+    if spec.store.encoded:
+        return _array(spec, "image", "image", (N,), ENCODED, inputs=inputs, rows_per_chunk=1)
+    return _array(spec, "image", "image", (N, *spec.data.image_shape), "uint8", inputs=inputs, packed=True)
 
 
 def _content(data: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +206,7 @@ def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
-    shape = (spec.data.rows, attack.views, *spec.data.image_shape)
+    shape = (spec.data.rows, attack.views, *spec.view_shape)
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
     if spec.data.labelled < spec.data.rows:
         about["unlabelled"] = "against the attacked teacher's own answer to the view"
@@ -209,7 +229,7 @@ def _clean(spec: CacheSpec, teacher: str, band: Band, own: dict[str, Any], table
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:
     N, K = spec.data.rows, spec.jacobians[teacher].classes
     inputs = own | {"jacobian": {"classes": K}}
-    image, where = spec.data.image_shape, f"logits/{teacher}"
+    image, where = spec.view_shape, f"logits/{teacher}"
     parts = zip(JACOBIAN_PARTS, ((N, K, *image), (N, K), (N, K)), ("int8", "float32", "int16"), strict=True)
     return [
         _array(spec, f"{where}/{kind}", kind, shape, dtype, inputs=inputs, packed=kind == "jacobian", teacher=teacher)
@@ -219,19 +239,21 @@ def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayL
 
 def _views(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
     V = spec.views.count
+    if spec.views.resized:
+        about = {"columns": BOX_COLUMNS, "size": spec.views.size}
+        return _array(spec, BOXES, "boxes", (spec.data.rows, V, 5), "int32", inputs=inputs, attributes=about)
     about = {"columns": "dy, dx, flip"}
-    return ArrayLayout("views/offset", "views", (V, 3), "int8", V, V, False, fingerprint(inputs), about)
+    return ArrayLayout(OFFSETS, "views", (V, 3), "int8", V, V, False, fingerprint(inputs), about)
 
 
 def _array(spec: CacheSpec, name: str, kind: Kind, shape: tuple[int, ...], dtype: str, **more: Any) -> ArrayLayout:
-    own: dict[str, Any] = {"packed": False, "attributes": {}} | more
+    own: dict[str, Any] = {"packed": False, "attributes": {}, "rows_per_chunk": spec.store.rows_per_chunk} | more
     return ArrayLayout(
         name=name,
         kind=kind,
         shape=shape,
         dtype=dtype,
         rows_per_shard=spec.store.rows_per_shard,
-        rows_per_chunk=spec.store.rows_per_chunk,
         fingerprint=fingerprint({"array": name, **own.pop("inputs")}),
         **own,
     )

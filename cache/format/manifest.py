@@ -107,6 +107,11 @@ def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
         raise CorruptError(f"{name} does not have the root hash it names; run darht-cache seal again")
     if manifest.fingerprint != fingerprint(spec):
         raise CorruptError(f"{name} belongs to another spec than {folder.name(SPEC)}; run darht-cache seal again")
+    if manifest.format_version != spec.format_version:
+        raise CorruptError(
+            f"{name} has format_version {manifest.format_version}, its spec {spec.format_version}; run darht-cache "
+            "seal again"
+        )
     check_table(manifest, spec, name)
     return manifest
 

@@ -1,13 +1,14 @@
 """The bytes of a shard: Zarr v3's `sharding_indexed`, decoded without zarr's pipeline.
 
 A shard is its chunks and then an index: offset and size of every chunk, and a crc32c. Each chunk ends in a crc32c of
-its own; chunks of pixels and perturbations are one Zstandard frame before it. zarr reads the same bytes several times
+its own; chunks of pixels and perturbations are one Zstandard frame before it, and a chunk of encoded images is one
+image, as zarr's `vlen-bytes` writes it. zarr reads the same bytes several times
 slower, because it plans every chunk in an event loop and copies it twice. Decompression and hashing release the
 interpreter's lock, so threads share this work.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import google_crc32c
 import numpy as np
@@ -18,6 +19,7 @@ from darht.cache.format.layout import ArrayLayout
 Fetch = Callable[[int, int], bytes]
 Index = tuple[tuple[int, int] | None, ...]
 _CHECKSUM, _ENTRY, _HOLE = 4, 16, 2**64 - 1
+_LENGTH, _ONE_VALUE = 4, b"\x01\0\0\0"  # of vlen-bytes: how many values, then the length and the bytes of each
 
 
 def index_size(array: ArrayLayout) -> int:
@@ -67,7 +69,31 @@ def decode_rows(array: ArrayLayout, index: Index, fetch: Fetch, part: slice, out
         )
 
 
+def encode_values(array: ArrayLayout, values: Sequence[bytes]) -> bytes:
+    """The shard of some encoded images, the bytes that zarr would write."""
+    chunks, entries, at = [], [], 0
+    for value in values:
+        body = _ONE_VALUE + len(value).to_bytes(_LENGTH, "little") + value
+        chunks.append(body + google_crc32c.value(body).to_bytes(_CHECKSUM, "little"))
+        entries.append((at, len(chunks[-1])))
+        at += len(chunks[-1])
+    entries += [(_HOLE, _HOLE)] * (array.rows_per_shard - len(entries))
+    index = np.array(entries, dtype="<u8").tobytes()
+    return b"".join([*chunks, index, google_crc32c.value(index).to_bytes(_CHECKSUM, "little")])
+
+
+def _decode_value(body: np.ndarray) -> bytes:
+    data = body.tobytes()
+    length = int.from_bytes(data[_LENGTH : 2 * _LENGTH], "little")
+    if data[:_LENGTH] != _ONE_VALUE or length != len(data) - 2 * _LENGTH:
+        raise ValueError(f"a chunk of {len(data)} bytes is not one image")
+    return data[2 * _LENGTH :]
+
+
 def _decode_chunk(array: ArrayLayout, body: np.ndarray, rows: slice, out: np.ndarray) -> None:
+    if array.encoded:
+        out[0] = _decode_value(body)
+        return
     shape, dtype = (array.rows_per_chunk, *array.shape[1:]), np.dtype(array.dtype).newbyteorder("<")
     if not array.packed:
         out[...] = body.view(dtype).reshape(shape)[rows]

@@ -13,10 +13,13 @@ from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
+NEWEST_VERSION = 2  # of caches that use what version 1 did not have: see needed_version
 RULES = 3  # how image files become rows, and rows are held out; see DataSpec
 PIXEL_RULES = 2  # the last under which the content hash of image files is that of their pixels
 _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels from whole levels, and stays on them
 MAX_INT8 = 127
+RESIZED_CROP = "resized-crop"
+_LONGEST = 16  # sides of a box, one to the other
 _MAX_ROWS = 10**8  # seven times ImageNet-21k; what is made for every row, such as an order to read them, fits a memory
 _MAX_UNITS = 10**5  # shards of an array, each with a record to look at; _MAX_ROWS in those of the default are fewer
 
@@ -28,6 +31,14 @@ class StoreSpec:
     rows_per_shard: int = 1024  # a unit of work: some seconds to minutes of attack
     rows_per_chunk: int = 128  # the smallest read
     logits: Literal["float16", "float32"] = "float16"
+    images: Literal["raw", "jpeg", "png"] = added(
+        "raw"
+    )  # as pixels, or encoded: docs/cache-format.md, "Encoded images"
+
+    @property
+    def encoded(self) -> bool:
+        """Whether images are stored as JPEG or PNG files, which may differ in size."""
+        return self.images != "raw"
 
     def __post_init__(self) -> None:
         if self.rows_per_chunk < 1 or self.rows_per_shard < 1:
@@ -58,6 +69,8 @@ class DataSpec:
             exact, and image files are read as `cache/sources/folders.py` says. 3: `sha256` of a source that is read is
             over the bytes of its files, and no longer over pixels; the rest is as under 2.
         skipped: image files that could not be read and were left out.
+        image_shape: `[3, H, W]`, or `[3]` where images differ in size.
+        decoder: `cache.format.images.decoder_identity` where rows are stored as JPEG; else empty.
         sources: where there are several; `source`, `split` and `holdout` are then those of the first, `sha256` is over
             theirs, and the other fields are of all together.
     """
@@ -71,7 +84,13 @@ class DataSpec:
     holdout: float
     rules: int = added(1)
     skipped: int = added(0)
+    decoder: str = added("")
     sources: tuple[SourceSpec, ...] = added(())
+
+    @property
+    def mixed(self) -> bool:
+        """Whether images differ in size."""
+        return len(self.image_shape) == 1
 
     @property
     def labelled(self) -> int:
@@ -89,18 +108,48 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """The views, by how they are enumerated; `count` is V."""
+    """The views, by how they are enumerated; `count` is V.
+
+    Attributes:
+        size: side of the square that a resized crop shows, in pixels; 0 for other kinds.
+        scale: the least and the largest share of the image's area that it shows.
+        ratio: the least and the largest width for each unit of height of what it shows.
+    """
 
     kind: str
     padding: int
     flip: bool
     count: int
+    size: int = added(0)
+    scale: tuple[float, ...] = added(())
+    ratio: tuple[float, ...] = added(())
+
+    @property
+    def resized(self) -> bool:
+        """Whether views are boxes of their images, brought to one size."""
+        return self.kind == RESIZED_CROP
 
     def __post_init__(self) -> None:
+        if self.resized:
+            check_resized_crop(self.size, self.scale, self.ratio)
         if not 0 <= self.padding <= MAX_INT8 or self.count < 1:
             raise ConfigError(
                 f"padding must lie in 0..{MAX_INT8} pixels and count be at least 1; got {self.padding} and {self.count}"
             )
+
+
+def check_resized_crop(size: int, scale: tuple[float, ...], ratio: tuple[float, ...]) -> None:
+    """Raise ConfigError for resized crops that cannot be drawn; all that is wrong at once."""
+    problems = []
+    if size < 1:
+        problems.append(f"views.size must be at least 1 pixel; got {size}")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        problems.append(f"views.scale must be two shares of the area in (0, 1], the smaller first; got {list(scale)}")
+    if len(ratio) != 2 or not 1 / _LONGEST <= ratio[0] <= ratio[1] <= _LONGEST:
+        problems.append(f"views.ratio must be two ratios of width to height in 1/{_LONGEST}..{_LONGEST}, the smaller "
+                        f"first; got {list(ratio)}")  # fmt: skip
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -168,8 +217,20 @@ class CacheSpec:
     jacobians: dict[str, JacobianSpec] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """Of what teachers and students see, `[3, H, W]`: of the images, or of their resized crops."""
+        return (3, self.views.size, self.views.size) if self.views.resized else self.data.image_shape
+
     def __post_init__(self) -> None:
         check_version(self.format_version)
+        if self.format_version != (needed := needed_version(self.views, self.store)):
+            raise ConfigError(f"format_version must be {needed} for what this spec asks for; got {self.format_version}")
+        if self.data.mixed and not (self.views.resized and self.store.encoded):
+            raise ConfigError(
+                f"images of several sizes need views.kind {RESIZED_CROP} and store.images jpeg or png; got "
+                f"{self.views.kind} and {self.store.images}"
+            )
         units = -(-self.data.rows // self.store.rows_per_shard)
         if units > _MAX_UNITS:
             raise ConfigError(
@@ -200,5 +261,13 @@ class CacheSpec:
 
 def check_version(found: int) -> None:
     """Raise ConfigError for a format that this code does not know."""
-    if found != FORMAT_VERSION:
-        raise ConfigError(f"format_version is {found}, this darht knows {FORMAT_VERSION}: use the darht that wrote it")
+    if not FORMAT_VERSION <= found <= NEWEST_VERSION:
+        raise ConfigError(
+            f"format_version is {found}, this darht knows {FORMAT_VERSION}..{NEWEST_VERSION}: use the darht that wrote "
+            "it"
+        )
+
+
+def needed_version(views: ViewSpec, store: StoreSpec) -> int:
+    """The version of a cache: that of the oldest reader which understands all of it."""
+    return NEWEST_VERSION if views.resized or store.encoded else FORMAT_VERSION

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from darht.cache.format.spec import RESIZED_CROP
 from darht.core.errors import ConfigError
 from darht.core.keys import derive_seed
 
@@ -40,8 +41,34 @@ def check_padding(padding: int, image_shape: tuple[int, ...]) -> None:
         )
 
 
-def view_table(kind: str, *, padding: int, flip: bool, count: int | None, seed: int) -> np.ndarray:
-    """The table of views of a spec, int8 `[V, 3]`: only the identity, or crops and flips."""
+def check_size(size: int, image_shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where crops would be larger than the image `[3, H, W]`."""
+    height, width = image_shape[-2:]
+    if size > min(height, width):
+        raise ConfigError(
+            f"views.size must be at most the image side; got {size} for images of {height} x {width} pixels: "
+            f"write at most {min(height, width)}"
+        )
+
+
+def view_table(
+    kind: str,
+    *,
+    padding: int,
+    flip: bool,
+    count: int | None,
+    seed: int,
+    size: int | None = 0,
+    scale: tuple[float, ...] | None = (),
+    ratio: tuple[float, ...] | None = (),
+) -> np.ndarray:
+    """The table of views of a spec: only the identity, or crops and flips, int8 `[V, 3]`.
+
+    Boxes of resized crops differ from row to row. What is the same for a view of all rows stands in their table,
+    float64 `[V, 7]`: its number, size, scale, ratio, and whether it may be mirrored.
+    """
+    if kind == RESIZED_CROP:
+        return np.array([(view, size, *(scale or ()), *(ratio or ()), flip) for view in range(count or 1)], np.float64)
     if kind == "identity":
         return np.zeros((1, 3), dtype=np.int8)
     return crop_flip_offsets(padding, flip=flip, count=count, seed=seed)

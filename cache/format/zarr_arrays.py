@@ -1,5 +1,6 @@
 """Shards and metadata as zarr writes them, in memory: the only module that knows zarr. Who reads does not import it."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,9 +10,12 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.dtype import VariableLengthBytes
+from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import MemoryStore
 
 from darht.cache.format.layout import DATA, ArrayLayout, shard_key
+from darht.cache.format.shards import encode_values
 
 
 def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
@@ -25,6 +29,8 @@ def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
     rows = array.rows(shard)
     expected = (rows.stop - rows.start, *array.shape[1:])
     assert values.shape == expected and values.dtype == array.dtype, (array.name, values.shape, values.dtype)
+    if array.encoded:
+        return encode_values(array, values.tolist())  # zarr takes a second for a thousand chunks
     store = MemoryStore()
     with zarr.config.set({"array.write_empty_chunks": True}):
         _create(store, array)[rows] = values
@@ -43,6 +49,8 @@ def metadata_files(arrays: Iterable[ArrayLayout]) -> dict[str, bytes]:
 
 
 def _create(store: MemoryStore, array: ArrayLayout) -> Any:
+    if array.encoded:
+        return _create_encoded(store, array)
     rest = array.shape[1:]
     compressors: list[BytesBytesCodec] = [Crc32cCodec()]
     if array.packed:
@@ -61,6 +69,24 @@ def _create(store: MemoryStore, array: ArrayLayout) -> Any:
         attributes=array.attributes,
         zarr_format=3,
     )
+
+
+def _create_encoded(store: MemoryStore, array: ArrayLayout) -> Any:
+    with warnings.catch_warnings():
+        # The type is registered, and zarr warns of all types that are not in the core of the specification.
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
+        return zarr.create_array(
+            store,
+            name=array.name,
+            shape=array.shape,
+            chunks=(array.rows_per_chunk,),
+            shards=(array.rows_per_shard,),
+            dtype=VariableLengthBytes(),
+            compressors=[Crc32cCodec()],
+            fill_value=b"",
+            attributes=array.attributes,
+            zarr_format=3,
+        )
 
 
 def _items(store: MemoryStore) -> dict[str, bytes]:

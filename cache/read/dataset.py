@@ -29,7 +29,7 @@ class Batch(NamedTuple):
         y: labels, int64 `[B]`.
         teacher_logits: raw logits (temperature 1) of every teacher on exactly `x`, float32 `[B, T, C]`.
         rows: the rows' indices in the source, int64 `[B]`.
-        views: which view of each row, int64 `[B]`; `cache.read("views/offset")` says what it is.
+        views: which view of each row, int64 `[B]`; `cache.views` says what it is.
         x_adv: stored adversarial images of the same views, as `x`; None unless `adversarial`.
         teacher_logits_adv: as `teacher_logits`, on exactly `x_adv`.
         attack: whose images they are, a position in `CacheDataset.attacks`.

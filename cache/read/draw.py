@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.apply_views import apply_views
+from darht.cache.format.images import decode_views
+from darht.cache.format.resample import resample_batch
 from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import choose, draw_choices
 from darht.core.fused import fused
@@ -44,6 +46,12 @@ def draw_views(data: TrainingSet, rows: Tensor, *, seed: int, epoch: int, attack
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
     """The rows in these views, uint8 `[B, 3, H, W]`."""
+    if data.encoded is not None:
+        boxes = None if data.boxes is None else data.boxes[at, views].cpu().numpy()
+        shown = torch.from_numpy(decode_views(data.encoded[at.cpu().numpy()], boxes, data.size)).to(at.device)
+        return shown if data.boxes is not None else apply_views(shown, data.offsets[views])
+    if data.boxes is not None:
+        return resample_batch(data.images[at], data.boxes[at, views], data.size)
     return _cut(data.images, data.offsets, at, views)
 
 

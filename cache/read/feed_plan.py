@@ -95,7 +95,7 @@ def plan_feed(
     if needed <= budget:
         kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
         return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
-    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.data.image_shape)) + 8)
+    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
     free = (budget - budget // _SCRATCH - held) // 2
     row = [row_bytes(cache, **wanted, band=band) for band in range(len(cache.spec.bands))]
     room = choose_room(cache, feed_groups(cache, batch, rows), row, free)

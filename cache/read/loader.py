@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from darht.cache.format.layout import CLEAN_FROM, JACOBIAN_PARTS
-from darht.cache.format.mixture import Band
-from darht.cache.read.more_views import MoreViews
+from darht.cache.format.layout import BOXES, CLEAN_FROM, JACOBIAN_PARTS
+from darht.cache.read.more_views import MoreViews, further_views, look_up
 from darht.cache.read.reader import Cache
 from darht.core.device import send
 from darht.core.errors import ConfigError
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
 GIB = 2**30
+_BYTES_OBJECT = 40  # of Python, around the bytes of an image
 THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing release the interpreter's lock
 
 
@@ -53,9 +54,9 @@ class TrainingSet:
     Attributes:
         rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
         keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
-        images: uint8 `[n, 3, H, W]`.
+        images: uint8 `[n, 3, H, W]`; `[n, 0]` where they are encoded.
         labels: int64 `[n]`; -1 where a row has none.
-        offsets: int8 `[V, 3]`.
+        offsets: int8 `[V, 3]`; zeros where views are boxes.
         teachers: the names on axis T; none when their logits are not needed.
         attacks: the names of `deltas` and `adversarial`, in order.
         clean: float `[n, V, T, C]`, every teacher's logits on every view, or on those that all rows have; or
@@ -67,6 +68,9 @@ class TrainingSet:
         robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
         training: int64, rows of the cache to train on.
         holdout: int64, rows of the cache kept for selection.
+        boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
+        size: side of resized crops.
+        encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
         more: the teachers' logits on views that only some rows have.
         limits: pairs (rows, views), rows falling and views rising: rows of the cache below the one have the other;
             empty where all rows have all views.
@@ -90,6 +94,9 @@ class TrainingSet:
     robust: Tensor
     training: np.ndarray
     holdout: np.ndarray
+    boxes: Tensor | None = None
+    size: int = 0
+    encoded: NDArray[np.object_] | None = None
     more: tuple[MoreViews, ...] = ()
     limits: tuple[tuple[int, int], ...] = ()
     labelled: int | None = None
@@ -121,7 +128,8 @@ class TrainingSet:
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
         taken = dataclasses.replace(self, more=())._each(lambda tensor: tensor.index_select(0, at))
         more = tuple(views.take(at) for views in self.more)
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), more=more, order=None)
+        encoded = None if self.encoded is None else self.encoded[at.numpy()]
+        return dataclasses.replace(taken, keys=self.keys[at], more=more, order=None, encoded=encoded)
 
     def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
         """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
@@ -130,25 +138,22 @@ class TrainingSet:
 
     def logits(self, at: Tensor, views: Tensor) -> Tensor:
         """The teachers' logits on views of the rows at positions `at`, of one shape (or one that becomes so)."""
-        if not self.more:
-            return self.clean[at, views]
-        found = self.clean[at, views.clamp(max=self.clean.shape[1] - 1)]
-        for more in self.more:
-            theirs = more.values[more.slots[at], (views - more.first).clamp(0, more.values.shape[1] - 1)]
-            found = torch.where(((views >= more.first) & (views < more.stop))[..., None, None], theirs, found)
-        return found
+        return look_up(self.clean, self.more, at, views) if self.more else self.clean[at, views]
 
     def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
         """Replace the first rows by those at positions `at` of another set of the same cache."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[: len(at)] = theirs.index_select(0, at)
+        if self.encoded is not None and other.encoded is not None:
+            self.encoded[: len(at)] = other.encoded[at.numpy()]
         for my_views, their_views in zip(self.more, other.more, strict=True):
             my_views.copy_from(their_views, other.rows, at)
 
     def tensors(self) -> list[Tensor]:
         """Everything that has a row for each row held, but for `more`."""
         slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes]
+        boxes = [] if self.boxes is None else [self.boxes]
+        return [self.rows, self.images, self.labels, self.clean, *self.deltas, *self.adversarial, *slopes, *boxes]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
         return dataclasses.replace(
@@ -161,6 +166,7 @@ class TrainingSet:
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+            boxes=None if self.boxes is None else change(self.boxes),
             more=tuple(views.each(change) for views in self.more),
         )
 
@@ -170,7 +176,7 @@ def _same_storage(one: Tensor, other: Tensor) -> bool:
 
 
 def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True, band: int = 0) -> int:
-    """What a row takes in memory: its arrays, an int64 label and an int64 source index.
+    """What a row takes in memory, on average: its arrays, an int64 label and an int64 source index.
 
     Of several sources only the views that all rows have; of the views of a `band` (see `CacheSpec.bands`) after those,
     what a row that has them takes more.
@@ -184,8 +190,11 @@ def row_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logit
         and (array.kind != "logits" or logits)
         and (not array.of_some_rows if not band else array.of_some_rows and array.first_view == first_view)
     ]
-    own = 16 + 8 * (len(cache.spec.bands) - 1) if not band else 0
-    return own + sum(int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize for array in held)
+    if band:
+        return sum(array.row_bytes for array in held)
+    encoded = sum(cache.size(array.name) // cache.rows + _BYTES_OBJECT for array in held if array.encoded)
+    slots = 8 * (len(cache.spec.bands) - 1)
+    return 16 + slots + sum(array.row_bytes for array in held) + encoded
 
 
 def needed_bytes(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> int:
@@ -210,28 +219,18 @@ def allocate(
 ) -> TrainingSet:
     """A set with room for `rows` rows, whose contents `fill` brings.
 
-    Args:
-        cache: opened.
-        rows: how many.
-        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
-        jacobians: whether the teachers' Jacobians are needed.
-        logits: whether the teachers' logits are needed.
-        having: how many of the rows may have the views of each band but the first; None for as many as there are.
+    `having` says how many of them may have the views of each band but the first; None for as many as there are.
 
     Raises:
         ConfigError: a Jacobian is needed that the cache does not hold.
     """
     spec = cache.spec
     teachers, attacks = tuple(spec.teachers) if logits else (), tuple(spec.attacks) if adversarial else ()
-    T, image = len(teachers), spec.data.image_shape
+    T, image = len(teachers), spec.view_shape
 
     def answers(kind: str) -> Tensor:
         views = spec.bands[0].stop if kind == "clean" else spec.attacks[kind].views
         return _room(rows, views, T, len(spec.data.classes), dtype=spec.store.logits)
-
-    def more(band: Band, held: int) -> MoreViews:
-        values = _room(held, band.stop - band.first, T, len(spec.data.classes), dtype=spec.store.logits)
-        return MoreViews(band.first, band.rows, _room(rows, dtype="int64"), values)
 
     def slopes(teacher: str) -> Jacobian:
         if teacher not in spec.jacobians:
@@ -240,13 +239,14 @@ def allocate(
         values = torch.empty(rows, K, *image, dtype=torch.int8)
         return Jacobian(values, torch.empty(rows, K), torch.empty(rows, K, dtype=torch.int16))
 
-    held = _room(rows, dtype="int64")
+    cache.check_decoder()
+    held, V, coded = _room(rows, dtype="int64"), spec.views.count, spec.store.encoded
     return TrainingSet(
         rows=held,
         keys=held,
-        images=_room(rows, *image, dtype="uint8"),
+        images=_room(rows, *((0,) if coded else spec.data.image_shape), dtype="uint8"),
         labels=_room(rows, dtype="int64"),
-        offsets=torch.from_numpy(cache.read("views/offset")),
+        offsets=torch.zeros(V, 3, dtype=torch.int8) if spec.views.resized else torch.from_numpy(cache.views),
         teachers=teachers,
         attacks=attacks,
         clean=answers("clean"),
@@ -257,7 +257,10 @@ def allocate(
         robust=torch.tensor([spec.teachers[name].role == "robust" for name in teachers], dtype=torch.bool),
         training=training_rows(cache),
         holdout=np.array(cache.manifest.holdout, dtype=np.int64),
-        more=tuple(map(more, spec.bands[1:], having or [min(rows, band.rows) for band in spec.bands[1:]])),
+        boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
+        size=spec.views.size,
+        encoded=np.empty(rows, dtype=object) if coded else None,
+        more=further_views(spec, rows, T, having),
         limits=tuple((band.rows, band.stop) for band in spec.bands) if len(spec.bands) > 1 else (),
         labelled=spec.data.labelled if spec.data.labelled < spec.data.rows else None,
     )
@@ -274,7 +277,8 @@ def array_names(data: TrainingSet) -> list[str]:
     logits = [f"logits/{teacher}/{kind}" for kind in kinds for teacher in data.teachers]
     logits += [f"logits/{teacher}/{CLEAN_FROM}{more.first}" for more in data.more for teacher in data.teachers]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
-    return ["label", "image", *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
+    boxes = [] if data.boxes is None else [BOXES]
+    return ["label", "image", *boxes, *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
 def fill(cache: Cache, data: TrainingSet, at: int, rows: slice, slots: Sequence[int] | None = None) -> None:
@@ -287,7 +291,9 @@ def fill(cache: Cache, data: TrainingSet, at: int, rows: slice, slots: Sequence[
     """
     here = slice(at, at + rows.stop - rows.start)
     labels = np.empty(rows.stop - rows.start, dtype=cache.arrays["label"].dtype)
-    out = {"label": labels, "image": data.images[here].numpy()}
+    out = {"label": labels, "image": data.images[here].numpy() if data.encoded is None else data.encoded[here]}
+    if data.boxes is not None:
+        out[BOXES] = data.boxes[here].numpy()
     out |= {f"delta/{name}": deltas[here].numpy() for name, deltas in zip(data.attacks, data.deltas, strict=True)}
     for logits, kind in zip((data.clean, *data.adversarial), ("clean", *data.attacks), strict=True):
         out |= {f"logits/{name}/{kind}": logits[here, :, t].numpy() for t, name in enumerate(data.teachers)}

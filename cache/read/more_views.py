@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import CLEAN_FROM
+from darht.cache.format.spec import CacheSpec
 from darht.cache.read.reader import Cache
 
 
@@ -65,3 +66,22 @@ class MoreViews:
         """Take over what the rows at positions `at` of another set have, whose source indices are `rows`; on a CPU."""
         kept = at[rows[at] < self.rows]
         self.values[: len(kept)] = other.values[other.slots[kept]]
+
+
+def further_views(spec: CacheSpec, rows: int, teachers: int, having: Sequence[int] | None) -> tuple[MoreViews, ...]:
+    """Room for the further views of `rows` rows, of which so many have those of each band; None for all that may."""
+    found, C = [], len(spec.data.classes)
+    for band, held in zip(spec.bands[1:], having or [min(rows, band.rows) for band in spec.bands[1:]], strict=True):
+        values = np.empty((held, band.stop - band.first, teachers, C), dtype=spec.store.logits)
+        slots = torch.zeros(rows, dtype=torch.int64)
+        found.append(MoreViews(band.first, band.rows, slots, torch.from_numpy(values)))
+    return tuple(found)
+
+
+def look_up(clean: Tensor, further: Sequence[MoreViews], at: Tensor, views: Tensor) -> Tensor:
+    """Logits on views of the rows at positions `at`, which are in `clean` or further; a GPU is not waited for."""
+    found = clean[at, views.clamp(max=clean.shape[1] - 1)]
+    for more in further:
+        theirs = more.values[more.slots[at], (views - more.first).clamp(0, more.values.shape[1] - 1)]
+        found = torch.where(((views >= more.first) & (views < more.stop))[..., None, None], theirs, found)
+    return found

@@ -3,19 +3,23 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from darht.cache.format.layout import ArrayLayout, layouts, shard_key
+from darht.cache.format.commit import COMMITS
+from darht.cache.format.images import decode_views, decoder_identity
+from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
+from darht.cache.format.resample import centred
 from darht.cache.format.shards import Index
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import ShardReader
+from darht.cache.format.views import view_table
 from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
 from darht.cache.read.steady import FileChanged, SteadyStorage
-from darht.core.errors import ConfigError, CorruptError, IncompleteError
+from darht.core.errors import ConfigError, CorruptError, DataError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.sealed import unseal_json
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
@@ -34,7 +38,10 @@ class Cache:
         arrays: the layout of every array by name.
         excluded: rows that are not trained on, though they are not held out for selection either.
         part: the arrays that are here, where the folder is a part of a cache, pulled by `darht-cache pull --arrays`.
+        built: whether it lies somewhere; false for the rows of a source.
     """
+
+    built: ClassVar[bool] = True
 
     def __init__(self, folder: Storage, spec: CacheSpec, manifest: Manifest) -> None:
         self.folder, self.spec, self.manifest = folder, spec, manifest
@@ -102,6 +109,43 @@ class Cache:
                 part, wanted = array.overlap(shard, rows)
                 self._decode(array, shard, part, values[wanted])
             self._check_finite(name, values, rows)
+
+    def clean(self, rows: slice | None = None) -> np.ndarray:
+        """Images of rows (all of them by default) as view 0 shows them, uint8 `[n, 3, H, W]`.
+
+        Raises:
+            ConfigError: they are JPEG files, which this machine decodes to other pixels than teachers saw.
+            CorruptError: a checksum fails, or an image does not decode.
+        """
+        images = self.read("image", rows)
+        if self.spec.store.encoded:
+            return self._decoded(images)
+        return centred(images, self.spec.views.size) if self.spec.views.resized else images
+
+    def check_decoder(self) -> None:
+        """Raise ConfigError where images are JPEG files that this machine decodes to other pixels than teachers saw."""
+        there = self.spec.data.decoder
+        if there and there != (here := decoder_identity()):
+            raise ConfigError(
+                f"{self.folder} was built with a JPEG decoder that makes pixels {there[:12]} of a small image, Pillow "
+                f"makes {here[:12]} of it here: install the Pillow that {COMMITS} names"
+            )
+
+    def _decoded(self, images: np.ndarray) -> np.ndarray:
+        self.check_decoder()
+        if not len(images):
+            return np.empty((0, *self.spec.view_shape), dtype=np.uint8)
+        try:
+            return decode_views(images, None, self.spec.views.size)
+        except DataError as error:
+            raise CorruptError(f"{self.folder}: {error}; build again") from error
+
+    @property
+    def views(self) -> np.ndarray:
+        """The table of views, `[V, ...]`: `views/offset`, or for resized crops what `views.view_table` says of each."""
+        if self.spec.views.resized:
+            return view_table(**vars(self.spec.views), seed=self.spec.seed)
+        return self.read(OFFSETS)
 
     def check(self, name: str, shard: int) -> None:
         """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from darht.cache.format.layout import row_blocks
-from darht.cache.read.draw import draw_views
+from darht.cache.read.draw import draw_views, view_pixels
 from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.loader import GIB, TrainingSet, allocate, array_names, fill, load_training_set
 from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
@@ -101,31 +101,34 @@ class Feed:
             window = after
 
     def fetch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
+        """Images in view 0 uint8 `[n, 3, H, W]` and labels int64 `[n]` of any rows, in the machine's memory."""
         if self.plan.kind != "streamed":
             data, at = self._windows[0], torch.from_numpy(rows).to(self._windows[0].images.device)
-            return data.images[at].cpu(), data.labels[at].cpu()
-        images = torch.empty(len(rows), *self.cache.spec.data.image_shape, dtype=torch.uint8)
+            return view_pixels(data, at, torch.zeros_like(at)).cpu(), data.labels[at].cpu()
+        images = torch.empty(len(rows), *self.cache.spec.view_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
 
         def take(block: slice) -> None:
             wanted = np.flatnonzero((rows >= block.start) & (rows < block.stop))
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
-                images[at] = torch.from_numpy(self.cache.read("image", block)[inside])
+                images[at] = torch.from_numpy(self.cache.clean(block)[inside])
                 labels[at] = torch.from_numpy(self.cache.read("label", block)[inside]).long()
 
         self._by_blocks(take)
         return images, labels
 
     def pixel_counts(self) -> Tensor:
-        """How often each of the 256 levels occurs in each channel of the images to train on, int64 `[3, 256]`."""
+        """How often each level occurs in each channel of the images to train on, int64 `[3, 256]`.
+
+        Of resized crops it is view 0 that is looked at.
+        """
         trained = np.zeros(self.cache.rows, dtype=bool)
         trained[self.training] = True
 
         def count(block: slice) -> Tensor:
-            if self.plan.kind == "streamed":
-                images = torch.from_numpy(self.cache.read("image", block)[trained[block]])
+            if self.plan.kind == "streamed" or self.cache.spec.views.resized or self.cache.spec.store.encoded:
+                images = torch.from_numpy(self.cache.clean(block)[trained[block]])
             else:
                 kept = torch.from_numpy(trained[block]).to(self._windows[0].images.device)
                 images = self._windows[0].images[block][kept]

@@ -7,6 +7,7 @@ then on the entries that hold some rows are one read, so that an export can be s
 import functools
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from darht.cache.format.manifest import check_table
-from darht.cache.format.tar_index import INDEX, Index, TarRecord, tar_name
+from darht.cache.format.tar_index import INDEX, Index, TarRecord, lined_up, tar_name
 from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import Cache, open_cache
@@ -95,7 +96,7 @@ class ExportedCache(Cache):
     def size(self, name: str) -> int:
         """Bytes of an array when it is decoded; a tar does not keep arrays apart."""
         array = self.arrays[name]
-        return int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+        return super().size(name) if array.encoded else array.shape[0] * array.row_bytes
 
     @property
     def tars(self) -> tuple[TarRecord, ...]:
@@ -143,8 +144,13 @@ class ExportedCache(Cache):
                     found[name] = logits[array.of_teacher]
                 elif array.attack is not None:
                     found[name] = self._delta(entry["delta.npy"], array.attack)
+                elif array.encoded:
+                    found[name] = np.empty((), dtype=object)
+                    found[name][()] = entry["png"] if "png" in entry else entry["jpg"]
                 elif array.kind == "image":
                     found[name] = _pixels(entry["png"], array.shape[1:])
+                elif array.kind == "boxes":
+                    found[name] = np.array(json.loads(entry["json"])["boxes"], dtype=array.dtype)
                 else:
                     found[name] = np.asarray(int(entry["cls"]) if array.kind == "label" else row)
         return {name: value[None] for name, value in found.items()}
@@ -170,7 +176,7 @@ def _pixels(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 def _block(entry: dict[str, bytes], names: Iterable[str]) -> Arrays:
     with np.load(io.BytesIO(entry["npz"]), allow_pickle=False) as block:
-        return {name: block[name] for name in names}
+        return {name: lined_up(block, name) for name in names}
 
 
 def _entries(data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:

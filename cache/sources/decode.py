@@ -44,12 +44,14 @@ class Decoding:
     Attributes:
         image_size: side in pixels of a square to resize and cut each image to; None takes them as they are.
         skip_broken: leave files out that cannot be decoded, instead of refusing all.
+        mixed: whether images may differ in size.
         rules: of the cache's spec (`DataSpec`): under 1 neither EXIF orientation nor transparency is looked at.
     """
 
     image_size: int | None = None
     skip_broken: bool = False
     rules: int = PIXEL_RULES
+    mixed: bool = False
 
 
 class Decoded(NamedTuple):

@@ -1,24 +1,27 @@
 """Images that stay encoded until somebody wants their pixels, and the index that spares reading them all again."""
 
+import functools
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darht.cache.format.images import encode_png, is_plain
 from darht.cache.sources.decode import Decoding, decode, quiet
 from darht.cache.sources.located import Located
 from darht.cache.sources.rows import LazyImages, one_line
 from darht.cache.sources.scan import THREADS, Scanned
 from darht.core.errors import DataError
 
+T = TypeVar("T")
 _PART = 8  # images that a thread decodes in one go
 _HASHED = 256  # images in memory while pixels are hashed
 _PLACES = ("file", "offset", "size", "changed")
@@ -44,12 +47,16 @@ class EncodedImages(LazyImages):
     def __len__(self) -> int:
         return len(self.located)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """`[N, 3, H, W]` as of an array: of the size that all images have."""
-        side, first = self.how.image_size, self.scanned.size[0].tolist()
-        height, width = (side, side) if side is not None else first
-        return len(self), 3, height, width
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """`[N, 3, H, W]` as of an array; `[N, 3]` where images differ in size."""
+        sizes = self.sizes(slice(None))
+        return (len(self), 3, *sizes[0].tolist()) if (sizes == sizes[0]).all() else (len(self), 3)
+
+    def sizes(self, rows: slice) -> NDArray[np.int32]:
+        """Height and width of some images as they are decoded, int32 `[n, 2]`."""
+        found, side = self.scanned.size[rows], self.how.image_size
+        return found if side is None else np.full_like(found, side)
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pixels, uint8 `[n, 3, H, W]`, decoded by threads.
@@ -60,18 +67,41 @@ class EncodedImages(LazyImages):
         numbers = np.arange(len(self))[rows]
         images = np.empty((len(numbers), *self.shape[1:]), dtype=np.uint8)
 
-        def fill(start: int) -> None:
-            for at in range(start, min(start + _PART, len(numbers))):
-                images[at] = self.decode(int(numbers[at])).transpose(2, 0, 1)
+        def fill(at: int) -> None:
+            images[at] = self.decode(int(numbers[at])).transpose(2, 0, 1)
 
-        with quiet(), ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(fill, range(0, len(numbers), _PART)))
+        in_threads(fill, len(numbers))
         return images
 
     def pieces(self) -> Iterator[NDArray[np.uint8]]:
         """All pixels, some hundred images at a time."""
         for start in range(0, len(self), _HASHED):
             yield self[start : start + _HASHED]
+
+    def pixels(self, rows: slice) -> list[NDArray[np.uint8]]:
+        """Pixels of images that may differ in size, each uint8 `[3, H, W]`, decoded by threads.
+
+        Raises:
+            DataError: a file is not what it was.
+        """
+        numbers = range(len(self))[rows]
+        return in_threads(lambda at: self.decode(numbers[at]).transpose(2, 0, 1), len(numbers))
+
+    def stored(self, rows: slice, kind: Literal["jpeg", "png"]) -> list[bytes]:
+        """What a cache keeps of rows: the bytes of files of that kind that need no change, else their pixels as PNG.
+
+        Raises:
+            DataError: a file is not what it was.
+        """
+        numbers = range(len(self))[rows]
+
+        def one(at: int) -> bytes:
+            row = numbers[at]
+            if self.how.image_size is None and not self.scanned.changes[row] and is_plain(data := self.read(row), kind):
+                return data
+            return encode_png(self.decode(row).transpose(2, 0, 1))
+
+        return in_threads(one, len(numbers))
 
     def decode(self, row: int) -> NDArray[np.uint8]:
         """The pixels of a row, uint8 `[H, W, 3]`.
@@ -96,6 +126,16 @@ class EncodedImages(LazyImages):
         if hashlib.sha256(data).digest() != self.scanned.sha256[row].tobytes():
             raise DataError("its contents changed since it was indexed")
         return data
+
+
+def in_threads(action: Callable[[int], T], count: int) -> list[T]:
+    """What an action gives for 0..count-1, in order."""
+
+    def some(start: int) -> list[T]:
+        return [action(at) for at in range(start, min(start + _PART, count))]
+
+    with quiet(), ThreadPoolExecutor(THREADS) as threads:
+        return [one for part in threads.map(some, range(0, count, _PART)) for one in part]
 
 
 def encoded_sha256(sha256: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:

@@ -63,6 +63,8 @@ def mix(parts: Sequence[Source | FileSource]) -> MixedSource:
         DataError: their images differ in size.
     """
     first = parts[0]
+    if any(len(part.images.shape) == 2 for part in parts):
+        raise DataError("images of several sources have one size; give image_size, which resizes those of image files")
     for part in parts:
         if part.images.shape[1:] != first.images.shape[1:]:
             sizes = [f"{one.images.shape[3]}x{one.images.shape[2]}" for one in (part, first)]

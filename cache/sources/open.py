@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darht.cache.format.mixture import UNLABELLED
+from darht.cache.format.resample import centre_boxes, centred, resample_all
 from darht.cache.format.spec import PIXEL_RULES
 from darht.cache.sources.decode import Decoding
 from darht.cache.sources.encoded import EncodedImages, Index, encoded_sha256
@@ -32,6 +33,8 @@ from darht.cache.sources.rows import shown
 from darht.cache.sources.scan import scan
 from darht.core.errors import DataError
 
+_CENTRED = 256  # images that are decoded at once, before they are resized
+
 
 def open_source(
     name: str,
@@ -54,7 +57,8 @@ def open_source(
         rules: how image files are read and hashed; see `DataSpec`.
         labelled: whether labels are wanted; otherwise all are -1, and neither they nor class names are in the hash.
         classes: that the source must have, though not rows of all of them; a numpy archive without names takes these.
-        options: `limit`, `image_size`, `download` and `skip_broken`, as of `load_source`.
+        options: `limit`, `image_size`, `download` and `skip_broken`, as of `load_source`; also `mixed`, whether image
+            files may differ in size.
 
     Raises:
         DataError: as `load_source`; or the classes are others.
@@ -65,6 +69,7 @@ def open_source(
         given = root, labelled, classes is None
         source = _open_files(name, split, given, index=index, rules=rules, **options)
     else:
+        options.pop("mixed", None)  # their images have one size
         loaded = load_source(name, root, split, rules=rules, **options)
         if labelled:
             _check_same(loaded.classes, classes, described(name, root, split))
@@ -135,3 +140,29 @@ def _content(images: EncodedImages, labels: NDArray[np.int64], classes: tuple[st
     if images.how.rules > PIXEL_RULES:
         return encoded_sha256(images.scanned.sha256, labels, classes)
     return pixels_sha256(images.shape, images.pieces(), labels, classes)
+
+
+def load_centred(size: int, name: str, root: Path | None, split: str, *, rules: int, **options: Any) -> Source:
+    """A split as view 0 of resized crops shows it: the centred square of every image at `size` pixels.
+
+    Args:
+        size: S.
+        name: one of `SOURCES`.
+        root: folder (or file, for npz) of the data; None for digits.
+        split: 'train' or 'test'.
+        rules: how image files are read.
+        options: as of `open_source`; images may differ in size.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    source = open_source(name, root, split, rules=rules, mixed=True, **options)
+    images = np.empty((len(source.labels), 3, size, size), dtype=np.uint8)
+    for start in range(0, len(images), _CENTRED):
+        rows = slice(start, min(start + _CENTRED, len(images)))
+        if isinstance(source.images, EncodedImages):
+            images[rows] = resample_all(source.images.pixels(rows), centre_boxes(source.images.sizes(rows)), size)
+        else:
+            images[rows] = centred(source.images[rows], size)
+    sha256 = content_sha256(images, source.labels, source.classes)
+    return Source(name, split, images, source.labels, source.classes, sha256, source.notes, source.skipped)

@@ -24,8 +24,8 @@ class LazyImages(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int, int, int]:
-        """`[N, 3, H, W]`, as of an array."""
+    def shape(self) -> tuple[int, ...]:
+        """`[N, 3, H, W]`, as of an array; `[N, 3]` where images differ in size."""
 
     @abstractmethod
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -85,7 +85,6 @@ def scan(
     how: Decoding,
     *,
     keep: bool,
-    mixed: bool = False,
     known: tuple[Scanned, NDArray[np.int64]] | None = None,
 ) -> Scan:
     """Look at every image, in the order given.
@@ -96,7 +95,6 @@ def scan(
         where: they lie, for messages.
         how: they become pixels.
         keep: whether the pixels are wanted.
-        mixed: whether images may differ in size.
         known: what an earlier scan found, and for each image its number there, or -1; these are not read again.
 
     Raises:
@@ -110,7 +108,7 @@ def scan(
             if isinstance(seen, str):
                 found.broken[number] = seen
             else:
-                _add(found, number, seen, how, 0 if mixed else wanted)
+                _add(found, number, seen, how, 0 if how.mixed and not keep else wanted)
             if len(found.kept) == wanted:
                 break
     _refuse(located, found, how)

@@ -13,11 +13,9 @@ import pytest
 from blocks import ROOT, blocks
 
 from darht.core.cli import json_mapping
-from darht.core.config import override
-from darht.core.config import parse as build_config
 from darht.tools.experiment import load_experiment, plan_stages
 from darht.trainer.config import load_recipe
-from darht.trainer.teacher.config import TeachConfig
+from darht.trainer.teacher.config import load_teaching
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -79,7 +77,7 @@ def check_values(values: dict[str, Any]) -> None:
     if values.get("kwargs"):
         json_mapping(values["kwargs"], "--kwargs")
     if values.get("algorithm"):
-        build_config(TeachConfig, override({"algorithm": values["algorithm"]}, values["assignments"]), "training")
+        load_teaching(values["algorithm"], values["inner"], values["assignments"])
     elif "assignments" in values:
         recipe = str(values["recipe"])
         load_recipe(

@@ -30,9 +30,12 @@ from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml"]
+EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml", "tiny-imagenet-small.yaml"]
 TINY_NET = {"arch": "resnet18", "kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}
-TRAINING = {"eps": 32, "step": 8, "steps": 1, "padding": 1, "flip": False, "optim.epochs": 1, "optim.batch_size": 32}
+TRAINING = {
+    "inner.eps": 32, "inner.step": 8, "inner.steps": 1, "views.padding": 1, "views.flip": False, "optim.epochs": 1,
+    "optim.batch_size": 32,
+}  # fmt: skip
 TINY = {
     "data": {"source": "digits", "limit": 80, "test_limit": 40, "holdout": 0.1},
     "teachers": {

@@ -13,9 +13,23 @@ from darht.cache.format.apply_views import apply_views
 from darht.cache.format.views import crop_flip_offsets
 from darht.cache.read.loader import Jacobian, TrainingSet
 from darht.cache.read.reader import Cache, open_cache
+from darht.trainer.student import checkpoints
 from darht.trainer.student.model import StudentOutput
 
 N, SIDE, T, C, ATTACK_VIEWS = 24, 4, 2, 5, 3
+
+
+@pytest.fixture(autouse=True)
+def every_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, so that callbacks find it on the disk; `student/test_checkpoints.py` has the minute and the thread."""
+    begin = checkpoints.Checkpoints._begin
+
+    def begin_and_wait(kept: checkpoints.Checkpoints) -> None:
+        begin(kept)
+        kept.wait()
+
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints.Checkpoints, "_begin", begin_and_wait)
 
 
 class Small(nn.Module):

@@ -19,8 +19,8 @@ from darht.cache.read.reader import open_cache
 from darht.core.cli import command_again
 from darht.core.nets import build
 from darht.trainer.cli import evaluate, teacher, train
+from darht.trainer.student import train as trainer
 from darht.trainer.teacher import check
-from darht.trainer.teacher import train as teach
 
 CPU = torch.device("cpu")
 SMALL = '{"width": 4, "blocks": [1, 1, 1, 1]}'
@@ -79,8 +79,17 @@ def test_a_pattern_of_tars_that_lacks_one(fine_cache, tmp_path):
     assert "does not name the 7 tars" in line and "lacks shard-00006.tar" in line
 
 
+LEFT = [CARD, WEIGHTS, "training/curves.png", "training/log.csv", "training/log.jsonl", "training/run.json"]
+
+
+def left(folder):
+    """The files of a teacher's folder, but for what TensorBoard writes where it is installed."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(path) for path in files if "tensorboard" not in path.parts)
+
+
 TEACHER = ("--data", "digits", "--arch", "resnet18", "--device", "cpu")
-TEACHER_FAST = assigned("optim.epochs=1", "optim.batch_size=64", "steps=1", "padding=1", "flip=false")
+TEACHER_FAST = assigned("optim.epochs=1", "optim.batch_size=64", "inner.steps=1", "views.padding=1", "views.flip=false")
 
 
 def test_train_a_teacher_and_check_it(tmp_path):
@@ -119,12 +128,15 @@ def test_a_finished_teacher_is_left_as_it_is(tmp_path):
     """A script that asks for `--resume` from the start can run again, as with a student."""
     out, options = tmp_path / "teacher", ("--kwargs", SMALL, "--limit", 128, "--test-limit", 40, "--resume", "--out")
     succeed(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
-    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir() if path.is_file()}
     again = succeed(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
     assert again.stdout == f"{out}: trained and measured before\n"
-    other = fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST, "--set", "eps=4")
-    assert "holds another teacher: training.eps: 8.0 -> 4.0; choose another --out folder" in other
-    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+    other = fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST, "--set", "inner.eps=4")
+    assert (
+        "holds another teacher: training.eps: 8.0 -> 4.0; training.inner.eps: 8.0 -> 4.0; choose another --out folder"
+        in other
+    )
+    assert {name: ((out / name).read_bytes(), (out / name).stat().st_mtime_ns) for name in before} == before
     (out / WEIGHTS).write_bytes(before[WEIGHTS][0][:-4] + b"gone")
     assert "not these weights" in fail(teacher, "train", *TEACHER, *options, out, *TEACHER_FAST)
 
@@ -134,23 +146,23 @@ def test_a_teacher_that_ctrl_c_stops_is_gone_on_with(tmp_path, monkeypatch):
     """SIGINT within a step: the step is finished and kept, and the weights are the same in the end."""
     options = (*TEACHER, "--kwargs", SMALL, "--limit", 256, "--test-limit", 40, *TEACHER_FAST, "--out")
     succeed(teacher, "train", *options, tmp_path / "whole")
-    descend, steps = teach.descend, []
+    take_step, steps = trainer.take_step, []
 
     def interrupted(*arguments):
         if len(steps) == 1:
             os.kill(os.getpid(), signal.SIGINT)
         steps.append(0)
-        descend(*arguments)
+        take_step(*arguments)
 
-    monkeypatch.setattr(teach, "descend", interrupted)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
     stopped = call(teacher, "train", *options, tmp_path / "cut")
     monkeypatch.undo()
     assert stopped.exit_code == 130 and len(steps) == 2
     assert "stopping at the end of this step" in stopped.stderr
     assert "--resume goes on with it" in fail(teacher, "train", *options, tmp_path / "cut")
-    again = shlex.split(stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; go on with: darht-teacher "))
+    again = shlex.split(stopped.stderr.strip().splitlines()[-1].removeprefix("go on with: darht-teacher "))
     succeed(teacher, *again)
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [CARD, WEIGHTS]
+    assert left(tmp_path / "cut") == LEFT
     assert read_card(tmp_path / "cut").weights_sha256 == read_card(tmp_path / "whole").weights_sha256
 
 
@@ -163,9 +175,9 @@ def test_a_teacher_that_is_stopped_while_it_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "check_teacher", interrupted)
     stopped = call(teacher, "train", *options)
     monkeypatch.undo()
-    assert stopped.exit_code == 130 and "stopped; go on with: darht-teacher train" in stopped.stderr
+    assert stopped.exit_code == 130 and "go on with: darht-teacher train" in stopped.stderr
     assert "PGD-20 at 8/255" in succeed(teacher, "train", *options, "--resume").stdout
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [CARD, WEIGHTS]
+    assert left(tmp_path / "cut") == LEFT
     assert read_card(tmp_path / "cut").accuracy["digits test"]["rows"] == 40
 
 
@@ -177,9 +189,9 @@ def test_the_command_that_goes_on_has_flags_and_repeated_options():
         "--arch",
         "resnet18",
         "--set",
-        "eps=4",
+        "inner.eps=4",
         "--set",
-        "steps=5",
+        "inner.steps=5",
         "--out",
         "a b",
     ]
@@ -323,7 +335,12 @@ def test_a_folder_that_is_no_cache(tmp_path):
         (("--kwargs", "[4]"), "--kwargs must be a JSON mapping; got '[4]'"),
         (("--kwargs", '{"widht": 4}'), "resnet18 does not know widht"),
         (("--set", "algorithm=madry"), "must be one of standard, pgd-at, trades, fat; got 'madry'"),
-        (("--set", "eps=0.03"), "write eps: 8"),
+        (("--set", "inner.eps=0.03"), "write eps: 8"),
+        (("--set", "eps=4"), "--set eps is called inner.eps now: write --set inner.eps=4"),
+        (("--algorithm", "fat", "--inner", "warm"), "algorithm fat has inner.kind: fat; got warm"),
+        (("--inner", "fat", "--set", "inner.tau=-1"), "inner.tau counts steps of inner.kind: fat, 0 or more; got -1"),
+        (("--algorithm", "standard", "--set", "loss.clean_share=0"), "standard is loss.clean_share: 1; leave it out"),
+        (("--set", "holdout=1"), "holdout is a share in [0, 1); got 1"),
         (("--set", "algoritm=fat"), "unknown key 'algoritm'; did you mean 'algorithm'?"),
         (("--limit", "3"), "have no images in the train split of digits"),
         (("--root", "somewhere"), "comes with scikit-learn and reads no folder"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from darht.cache.builder.config import ViewConfig
 from darht.core.config import parse, to_plain
 from darht.core.errors import ConfigError
 from darht.trainer.config import (
@@ -14,7 +15,7 @@ from darht.trainer.config import (
     WarmConfig,
     load_recipe,
 )
-from darht.trainer.student.losses import RECIPES, Ard, Darht, Kd, Mtard, Rslad
+from darht.trainer.student.losses import RECIPES, Ard, Darht, Kd, Mtard, Rslad, Trades
 from darht.trainer.teacher.config import TeachConfig
 
 
@@ -31,7 +32,8 @@ def test_defaults_are_those_of_the_released_code():
     assert Rslad().clean_weight == 1 / 6
     assert (Ard().tau, Ard().alpha, Mtard().rate, Kd().tau) == (30, 1, 0.025, 4)
     assert (WarmConfig().start, WarmConfig().momentum, WarmConfig().consistency) == ("cached", 0.3, 10)
-    assert TeachConfig().beta == 6.0
+    assert TeachConfig(algorithm="trades").recipe(StudentConfig()).objective() == Trades(beta=6.0)
+    assert (TeachConfig().inner, TeachConfig().views) == (InnerConfig(), ViewConfig(padding=4, flip=True))
 
 
 def test_a_file_is_read_and_assignments_change_it(tmp_path):
@@ -55,7 +57,7 @@ def test_plain_form_parses_back_to_the_same_recipe(config):
         ("optim.epoch=3", "recipe.optim: unknown key 'epoch'; did you mean 'epochs'?"),
         ("recpie=at", "recipe: unknown key 'recpie'; did you mean 'recipe'?"),
         ("recipe=sard", "recipe must be one of darht, rslad, ard, mtard, adaad, saad, kd, at, trades, adr; got 'sard'"),
-        ("inner.kind=hot", "recipe.inner.kind must be one of cached, warm, n-fgsm, pgd; got 'hot'"),
+        ("inner.kind=hot", "recipe.inner.kind must be one of cached, warm, n-fgsm, pgd, fat; got 'hot'"),
         ("inner.warm.start=hot", "recipe.inner.warm.start must be one of cached, zero, noise, label; got 'hot'"),
         ("inner.warm.momentum=0.2", "inner.warm sets up inner.kind: warm; got pgd"),
         ("inner.warm.momentum=1", "momentum must lie in [0, 0.5]; got 1"),
@@ -187,13 +189,11 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        ({"tau": -1}, "tau counts steps and is at least 0; got -1"),
-        ({"beta": -6.0}, "beta must be at least 0; got -6"),
-        ({"padding": -1}, r"padding must lie in 0..127 pixels; got -1"),
-        ({"padding": 128}, r"padding must lie in 0..127 pixels; got 128"),
-        ({"eps": 0.03}, "write eps: 8"),
+        ({"algorithm": "fat"}, "algorithm fat has inner.kind: fat; got pgd"),
+        ({"algorithm": "trades", "loss": {"beta": -6.0}}, "beta must be a number of at least 0; got -6"),
+        ({"loss": {"beta": 6.0}}, "loss of recipe at: unknown key 'beta'"),
+        ({"holdout": -0.1}, r"holdout is a share in \[0, 1\); got -0.1"),
         ({"seed": -1}, "seed must be at least 0; got -1: write 1"),
-        ({"steps": 0}, "steps must be at least 1"),
     ],
 )
 def test_a_teacher_s_broken_rules(assignments, message):
@@ -209,7 +209,7 @@ def test_only_darht_needs_the_feature_map(recipe):
 def test_the_attack_inside_carries_the_settings():
     attack = InnerConfig(eps=4, step=1, steps=3).pgd()
     assert (attack.eps, attack.step, attack.steps, attack.norm) == (4, 1, 3, "linf")
-    assert TeachConfig(eps=4, step=1, steps=3).pgd() == attack
+    assert InnerConfig(kind="fat", eps=4, step=1, steps=3).pgd() == attack
 
 
 def test_seeds_are_not_negative():

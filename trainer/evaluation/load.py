@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from darht.cache.builder.teachers import load_teacher
+from darht.cache.format.spec import RULES
 from darht.cache.sources.load import Source, content_sha256, load_source
+from darht.cache.sources.open import load_centred
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.nets import check_pixels
@@ -24,7 +26,7 @@ def load_model_and_data(text: str | nn.Module, config: EvalConfig, device: torch
     """The model and the images it is asked about; foreign models are built for the data's classes."""
     if find(text, config.model) in OURS:
         target = load(text, config.model, device, which=config.which)
-        source = _test_split(target.data, target.origin, config)
+        source = _test_split(target.data, target.origin, config, _view_size(target))
     else:
         source = _test_split(None, {}, config)
         target = load(text, config.model, device, which=config.which, classes=len(source.classes))
@@ -34,7 +36,12 @@ def load_model_and_data(text: str | nn.Module, config: EvalConfig, device: torch
     return target, source
 
 
-def _test_split(known: str | None, origin: Mapping[str, Any], config: EvalConfig) -> Source:
+def _view_size(target: Target) -> int:
+    """Side of the centred squares that a run's student was trained on, where its views are resized crops; else 0."""
+    return 0 if target.cache is None else target.cache.spec.views.size
+
+
+def _test_split(known: str | None, origin: Mapping[str, Any], config: EvalConfig, view_size: int = 0) -> Source:
     name = config.data or known
     if name is None:
         raise ConfigError("the model does not say what data it belongs to: give --data NAME, and --root DIR")
@@ -42,8 +49,14 @@ def _test_split(known: str | None, origin: Mapping[str, Any], config: EvalConfig
     where = config.root or (Path(lay) if lay else None)
     size = config.image_size or (origin.get("image_size") if config.data in (None, known) else None)
     how: dict[str, Any] = {"limit": config.limit, "download": config.download, "skip_broken": config.skip_broken}
-    source = load_source(name, where, "test", image_size=size, **how)
+    source = _load(name, where, "test", view_size, image_size=size, **how)
     return _first(source, QUICK_IMAGES) if config.tier == "quick" and config.limit is None else source
+
+
+def _load(name: str, root: Path | None, split: str, view_size: int, **how: Any) -> Source:
+    if view_size:
+        return load_centred(view_size, name, root, split, rules=RULES, **how)
+    return load_source(name, root, split, **how)
 
 
 def _first(source: Source, count: int) -> Source:
@@ -65,7 +78,8 @@ def load_training_split(test: Source, target: Target, config: EvalConfig) -> Sou
     where = config.root or (Path(lay) if lay else None)
     size = config.image_size or (target.origin.get("image_size") if same else None)
     try:
-        train = load_source(test.name, where, "train", image_size=size, skip_broken=config.skip_broken)
+        how: dict[str, Any] = {"image_size": size, "skip_broken": config.skip_broken}
+        train = _load(test.name, where, "train", _view_size(target), **how)
     except DarhtError as error:
         return str(error)
     return train if train.images.shape[2:] == test.images.shape[2:] else "they have another size than the test images"

@@ -280,7 +280,7 @@ def _note(card: StudentCard) -> str:
             "white-box accuracy is shown beside it"
         )
     steps = "one step on the student from its row's last perturbation"
-    if inner["kind"] == "pgd":
+    if inner["kind"] in ("pgd", "fat"):
         steps = f"{inner['steps']} steps on the student"
     return f"inner: {inner['kind']}, {steps}, {_asked(card)}"
 

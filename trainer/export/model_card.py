@@ -145,7 +145,7 @@ def inner_label(card: StudentCard) -> str:
     inner = card.recipe["inner"]
     if inner["kind"] == "cached":
         return f"`cached`, {TRANSFER_ONLY}"
-    steps = f", {inner['steps']} steps on the student" if inner["kind"] == "pgd" else ", on the student"
+    steps = f", {inner['steps']} steps on the student" if inner["kind"] in ("pgd", "fat") else ", on the student"
     return f"{code(inner['kind'])}{steps}"
 
 

@@ -63,22 +63,6 @@ class LateCopy:
         return seen
 
 
-class LossReader:
-    """The loss of a step as a number: on a GPU that of a few steps ago, save the first and what is wanted at once."""
-
-    def __init__(self) -> None:
-        self._late = LateCopy()
-        self._last: float | None = None
-
-    def read(self, loss: Tensor, *, at_once: bool) -> float:
-        """The number; only the first one and `at_once` wait for a GPU."""
-        if at_once or self._last is None or loss.device.type != "cuda":
-            self._last = float(loss)
-        elif (seen := self._late.of(loss)) is not None:
-            self._last = float(seen)
-        return self._last
-
-
 class Metrics:
     """Sums of one epoch on the training device.
 

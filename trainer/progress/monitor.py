@@ -12,6 +12,7 @@ from darht.core.cli import stderr_console, time_columns
 from darht.trainer.progress.curves import write_curves
 from darht.trainer.progress.metrics import Metrics, Reading
 from darht.trainer.state.interrupt import STOPPING, InterruptHandler
+from darht.trainer.student.train import Callbacks
 
 EVENTS = "tensorboard"
 _REFRESH = 0.5  # seconds between two looks at the metrics
@@ -61,6 +62,11 @@ class Monitor:
             self._events.close()
         if self.shown and not self._fresh:
             self._draw()
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """What to give to `train`."""
+        return Callbacks(on_step=self.on_step, on_epoch=self.on_epoch, on_note=self.on_note)
 
     def on_step(self, step: int, total: int, images: int, metrics: Metrics) -> None:
         """Move the bar; the figures beside it are looked up twice a second."""

@@ -1,6 +1,7 @@
 """What a run leaves behind: the student's folder in the hub layout, and a checkpoint to go on from."""
 
 import csv
+import fnmatch
 import io
 import json
 from dataclasses import dataclass, field
@@ -9,23 +10,25 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from darht.cache.builder import students
 from darht.core.bounded import read_json
 from darht.core.config import canonical_json, fingerprint, parse, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
-from darht.core.files import is_free, sha256_bytes, write_atomic
+from darht.core.files import is_free, is_inside, sha256_bytes, write_atomic
 from darht.core.nets.weights import fit_state, load_safetensors
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import borrowed_generator
 from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
-from darht.core.tensors import load_tensors, save_tensors
+from darht.core.tensors import load_tensors
 from darht.core.trust import check_trusted, remember
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Dropout, Student
 
 WEIGHTS, CONFIG, RUN, CHECKPOINT = students.WEIGHTS, students.CONFIG, students.RUN, "checkpoint.pt"
+MEMORY = "memory-{}.pt"  # of `inner: warm`, after so many epochs; the checkpoint names it
 PAUSED = "paused.pt"  # a checkpoint in the middle of an epoch; gone when that epoch is finished
 BEST, LAST = students.BEST, "last"
 _AGAIN = "restore it, or go on with darht-train --resume, which writes it with the next epoch that it keeps"
@@ -88,9 +91,13 @@ def save_student(folder: Path, student: Student, card: StudentCard) -> None:
 
     Who saves a student has made its network, so its card is trusted on this machine from now on.
     """
+    save_weights(folder, student.state_dict(), card)
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor], card: StudentCard) -> None:
+    """As `save_student`, of a student's weights."""
     remember(card.arch, card.num_classes, card.kwargs)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    data = safetensors.torch.save(state)
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     write_atomic(folder / WEIGHTS, data)
     write_sealed(folder / CONFIG, json.loads(canonical_json(card)), {WEIGHTS: sha256_bytes(data)})
 
@@ -230,18 +237,10 @@ def check_of_run(card: StudentCard, run: Path, which: str) -> None:
         raise CacheError(f"{run / which} holds the student of another run than {run / RUN} describes: {_AGAIN}")
 
 
-def save_checkpoint(
-    path: Path, student: Student, optimizer: torch.optim.Optimizer, progress: Progress, more: dict[str, Any]
-) -> None:
-    """Everything that the next step depends on, in one atomic file; `more` holds tensors and plain values."""
-    own = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    save_tensors(path, own | more)
-
-
 def load_checkpoint(
     path: Path, student: Student, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[Progress, dict[str, Any]]:
-    """Go on where the checkpoint stands, and give what else it holds; nothing when there is none.
+    """Go on where the checkpoint stands, and give what else it holds, the memory included; nothing when there is none.
 
     Raises:
         CacheError: it is damaged.
@@ -253,9 +252,27 @@ def load_checkpoint(
     differences = identity_diff(state.pop("identity"), identity)
     if differences:
         raise SpecMismatchError(f"{path} belongs to another run: {'; '.join(differences)}; remove it")
-    student.load_state_dict(state.pop("student"))
-    optimizer.load_state_dict(state.pop("optimizer"))
-    return Progress(**state.pop("progress")), state
+    if isinstance(state.get("memory"), str):  # in checkpoints of earlier versions and in pauses it lies inside
+        state["memory"] = _load_memory(path, state["memory"])
+    return restore(state, student, optimizer)
+
+
+def _load_memory(checkpoint: Path, name: str) -> dict[str, Any]:
+    """The memory in the file that a checkpoint names, left on the disk until it is copied from."""
+    path = checkpoint.parent / name
+    if not fnmatch.fnmatchcase(name, MEMORY.format("*")) or not is_inside(name) or not path.is_file():
+        raise CacheError(f"{checkpoint} needs {name!r} beside it, which is not there: restore it, or remove both files")
+    return load_tensors(path, lazily=True)
+
+
+def restore(
+    contents: dict[str, Any], student: Student, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Any]]:
+    """Bring student and optimizer to where a checkpoint's contents stand, and give what else these hold."""
+    rest = dict(contents)
+    student.load_state_dict(rest.pop("student"))
+    optimizer.load_state_dict(rest.pop("optimizer"))
+    return Progress(**rest.pop("progress")), rest
 
 
 def write_log(out: Path, history: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-STOPPING = "stopping at the end of this step; Ctrl-C again stops at once and loses the epoch"
+STOPPING = "stopping at the end of this step; Ctrl-C again stops at once and loses what is not in a checkpoint"
 
 
 class InterruptHandler:

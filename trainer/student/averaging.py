@@ -23,7 +23,7 @@ def default_average(recipe: Recipe, steps: int) -> AverageConfig:
     2,000 steps at the most. A recipe that sees no adversarial images averages nothing: there it is robustness that
     averaging buys.
     """
-    if recipe.adversarial_when == "never":
+    if recipe.clean_mix()[0] == 1:
         return AverageConfig(kind="none")
     return AverageConfig(kind="ema", decay=min(DECAY, steps / (steps + SPAN)))
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from darht.cache.read.sampler import share
+from darht.core.errors import UnreachableError
 from darht.core.parent import end_with_parent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.step import Learned
@@ -136,6 +137,24 @@ class Ranks:
         return box[0]
 
 
+@contextmanager
+def _with_others() -> Iterator[None]:
+    """What all processes do together.
+
+    Raises:
+        UnreachableError: one of them has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo's errors have no class of their own
+            raise
+        raise UnreachableError(
+            "another process of this training has ended or cannot be reached; what its last epoch kept is whole: "
+            "start all of them again"
+        ) from error
+
+
 def leave(code: int) -> NoReturn:
     """End this process; one of several at once, because gloo's threads may abort it while Python ends."""
     if rank_and_world()[1] == 1:
@@ -160,14 +179,16 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if own:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which ends its processes unless it is killed itself
             end_with_parent()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with _with_others():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     hosts = dist.new_group(backend="gloo") if world > 1 else None
     try:
-        with warnings.catch_warnings():  # whether a loss leaves weights out changes within a run
+        with warnings.catch_warnings(), _with_others():
+            # Whether a loss leaves weights out changes within a run.
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
             yield Ranks(rank, world, hosts)
-        if own:
-            dist.barrier()  # nobody leaves while another still waits for what it sends
+            if own:
+                dist.barrier()  # nobody leaves while another still waits for what it sends
     finally:
         if own:
             dist.destroy_process_group()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from darht.cache.read.loader import TrainingSet
 from darht.core.device import device_of
+from darht.core.nets.compiled import begin_step
 from darht.trainer.config import TrainConfig, WarmConfig
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.student.distances import mean_square
@@ -46,9 +47,12 @@ def compute_gradients(
     """
     config, pgd_share = examples.config, state.progress.pgd_share
     state.optimizer.zero_grad(set_to_none=True)
+    device = device_of(state.student)
+    if config.compute.compile:
+        begin_step(device)
 
     def draw(at: Tensor) -> Step:
-        with _precision(config, device_of(state.student)):
+        with _precision(config, device):
             return examples.draw(
                 state.forward, data, at, epoch=state.progress.epoch, number=number, done=done, pgd_share=pgd_share
             )

@@ -15,6 +15,7 @@ from darht.cache.read.sampler import coin
 from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
+from darht.trainer.student.friendly import friendly_ascent
 from darht.trainer.student.memory import Memory
 from darht.trainer.student.single_step import label_step, noise_step
 from darht.trainer.student.step import Recipe, Step
@@ -24,6 +25,7 @@ from darht.trainer.student.targets import (
     first_order_answer,
     live_answer,
     nearest_answer,
+    paired_answer,
     pseudo_labels,
 )
 from darht.trainer.student.warm import WarmMemory, warm_step
@@ -186,8 +188,8 @@ class _Draw:
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
-            frozen = self.examples.twin or student
-            step = step._replace(x=maximise(frozen, step, attack, self.examples.recipe, generator))
+            frozen, tau = self.examples.twin or student, inner.tau if inner.kind == "fat" else None
+            step = step._replace(x=maximise(frozen, step, attack, self.examples.recipe, generator, tau=tau))
         if not uses_adversarial_logits:
             return step
         with torch.no_grad():
@@ -215,8 +217,11 @@ class _Draw:
         x = to_pixels(adversarial_levels(data, at, views, attack, pixels))
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
         seen, robust = to_pixels(pixels), self._robust(at)
-        answer = nearest_answer(data, at, data.offsets[views], seen, clean)
         y, known = self._labels(data.labels[at], clean)
+        if data.boxes is None:
+            answer = nearest_answer(data, at, data.offsets[views], seen, clean)
+        else:
+            answer = paired_answer(seen, clean, x, targets)
         return Step(x, seen, y, answer, targets, clean, robust, data.robust, self.done, known=known)
 
     def _robust(self, at: Tensor) -> Tensor:
@@ -233,21 +238,29 @@ class _Draw:
         return clean_answer(clean_targets)
 
 
-def maximise(student: nn.Module, step: Step, attack: PGD, recipe: Recipe, generator: RowRng) -> Tensor:
-    """PGD on the student against its recipe's inner objective, in eval mode so that batch statistics stay out of it."""
+def maximise(
+    student: nn.Module, step: Step, attack: PGD, recipe: Recipe, generator: RowRng, *, tau: int | None = None
+) -> Tensor:
+    """PGD on the student against its recipe's inner objective, in eval mode so that batch statistics stay out of it.
+
+    With `tau` a row stops so many steps after it is misclassified first.
+    """
     was_training = student.training
     student.eval()
     try:
         objective = recipe.inner(student, step)
         start = attack.threat.random_start(step.clean.shape, generator)
-        delta = ascend(
-            lambda x: objective(student(x).logits, x),
-            step.clean,
-            start,
-            threat=attack.threat,
-            step=attack.step,
-            steps=attack.steps,
-        )
+        if tau is not None:
+            delta = friendly_ascent(student, step, objective, start, attack=attack, tau=tau)
+        else:
+            delta = ascend(
+                lambda x: objective(student(x).logits, x),
+                step.clean,
+                start,
+                threat=attack.threat,
+                step=attack.step,
+                steps=attack.steps,
+            )
     finally:
         student.train(was_training)
     return _whole_levels(step.clean, delta)

@@ -148,12 +148,16 @@ class Student(nn.Module):
         """
         with borrowed_generator(0, "fold"):
             plain = build(self.arch, self.num_classes, self.kwargs).to(self.head.weight)
-        name = head_name(plain, self.num_classes)
-        state = self.backbone.state_dict()
-        plain.load_state_dict({key: state.get(key, value) for key, value in plain.state_dict().items()})
-        fold_head(plain, name, *self._folded_head())
         folded = Classifier(plain, self.preprocessing).to(self.head.weight)
+        self.copy_into(folded)
         return folded.train(self.training)
+
+    @torch.no_grad()
+    def copy_into(self, plain: Classifier) -> None:
+        """Bring a network that `plain` made to this student's weights and statistics."""
+        state, own = self.backbone.state_dict(), plain.net.state_dict()
+        plain.net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+        fold_head(plain.net, head_name(plain.net, self.num_classes), *self._folded_head())
 
     @torch.no_grad()
     def _folded_head(self) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A run: everything that changes while a student is trained, and how it is kept and taken up again."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,19 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from darht.core.config import canonical_json
 from darht.core.tensors import load_tensors
-from darht.trainer.export.model_card import write_model_card
-from darht.trainer.state.checkpoint import (
-    BEST,
-    CHECKPOINT,
-    LAST,
-    PAUSED,
-    Progress,
-    StudentCard,
-    load_checkpoint,
-    save_checkpoint,
-    save_student,
-    write_log,
-)
+from darht.trainer.state.checkpoint import CHECKPOINT, PAUSED, Progress, load_checkpoint, restore
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.distributed import Ranks
 from darht.trainer.student.memory import Memory
@@ -69,16 +57,18 @@ class TrainState:
             return self.student
         return cast(Student, self.average.module)
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint."""
-        more = {
+    def contents(self) -> dict[str, Any]:
+        """Everything that the next step depends on: plain values, and tensors that are not copied."""
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
             "identity": json.loads(canonical_json(self.identity)),
             "memory": None if self.memory is None else self.memory.state(),
             "average": None if self.average is None else self.average.state_dict(),
             "learned": self.learned,
             "pause": None if self.pause is None else vars(self.pause),
         }
-        save_checkpoint(path, self.student, self.optimizer, self.progress, more)
 
     def load(self, path: Path) -> None:
         """Go on where the checkpoint stands, if there is one.
@@ -87,8 +77,14 @@ class TrainState:
             CacheError: it is damaged.
             SpecMismatchError: it belongs to another run.
         """
-        self.progress, more = load_checkpoint(path, self.student, self.optimizer, self.identity)
-        device = next(self.student.parameters()).device
+        self._take_over(*load_checkpoint(path, self.student, self.optimizer, self.identity))
+
+    def restore(self, contents: dict[str, Any]) -> None:
+        """Go on where `contents` stand, whose tensors may become this run's, but for the memory's."""
+        self._take_over(*restore(contents, self.student, self.optimizer))
+
+    def _take_over(self, progress: Progress, more: dict[str, Any]) -> None:
+        self.progress, device = progress, next(self.student.parameters()).device
         self.learned.clear()
         self.learned |= {name: value.to(device) for name, value in more.get("learned", {}).items()}
         self.pause = Pause.read(more["pause"]) if more.get("pause") else None
@@ -123,30 +119,7 @@ def load_furthest(state: TrainState, ranks: Ranks, out: Path) -> str | None:
     )
 
 
-def save_epoch(out: Path, state: TrainState, *, row: dict[str, Any], card: StudentCard) -> None:
-    """Keep best and last and then the checkpoint, so that whatever a kill leaves is consistent or made again."""
-    remove_pauses(out)  # first: where they lie, they are further than the checkpoint
-    progress = Progress(**vars(state.progress) | {"history": list(state.progress.history)})
-    best = advance(progress, row)
-    save_student(out / LAST, state.result, card)
-    if best:
-        save_student(out / BEST, state.result, card)
-        write_model_card(out, BEST)
-    write_model_card(out, LAST)
-    write_log(out, progress.history)
-    replace(state, progress=progress).save(out / CHECKPOINT)
-
-
 def remove_pauses(out: Path) -> None:
     """Forget what every process kept in the middle of an epoch."""
     for path in out.glob(PAUSED.replace(".", "*.")):
         path.unlink(missing_ok=True)
-
-
-def advance(progress: Progress, row: dict[str, Any]) -> bool:
-    """Note a finished epoch; True when none before scored better. With nothing held out the last is the best."""
-    score = row.get("holdout_pgd", float(row["epoch"]))
-    best = bool(score >= progress.best)
-    progress.epoch, progress.best = row["epoch"], max(score, progress.best)
-    progress.history.append(row)
-    return best

@@ -1,17 +1,22 @@
 """How good a student is on held-out rows while it is trained."""
 
+from weakref import WeakKeyDictionary
+
 import torch
+from torch import nn
 
 from darht.attacks import PGD, Engine
 from darht.cache.read.stream import Feed
 from darht.cache.sources.load import Source
 from darht.core.errors import DarhtError, ModelError
+from darht.core.nets.classifier import Classifier
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.config import TrainConfig
 from darht.trainer.student.model import Student
 
 DIVERGED_HINT = "lower optim.lr, or set optim.clip_norm or optim.warmup"
-_SCORED = 1000  # images on the device at once
+_SCORED = 1000  # images on the device at once; a GPU has room for ten times as many
+_FOLDED: WeakKeyDictionary[Student, Classifier] = WeakKeyDictionary()  # networks that are made once in a run
 
 
 def holdout_source(feed: Feed) -> Source:
@@ -22,9 +27,30 @@ def holdout_source(feed: Feed) -> Source:
 
 def collapse_probe_source(feed: Feed, config: TrainConfig) -> Source:
     """The first rows to train on, of which single-step training is checked for collapse; none for other modes."""
-    rows = config.inner.warm.check_rows if config.inner.single_step else 0
-    images, labels = feed.fetch(feed.training[:rows])
+    images, labels = feed.fetch(feed.training[: config.inner.probed_rows])
     return Source("training", "train", images.numpy(), labels.numpy(), classes=(), sha256="")
+
+
+def _engine(device: torch.device, *, draws: bool) -> tuple[Engine, int]:
+    """How a student is attacked, and how many images are on the device at once; for each such part it is prepared.
+
+    A GPU searches in bfloat16, and every hit is confirmed in float32. What `draws` at inference needs an order.
+    """
+    lanes = 1 if draws else None
+    if device.type == "cuda":
+        return Engine(slots=256, lanes=lanes, precision="bf16"), 10 * _SCORED
+    return Engine(lanes=lanes), _SCORED
+
+
+def _folded(student: Student) -> nn.Module:
+    """The folded student; its network is made once, and takes the weights of the moment over."""
+    if student.dropout.p:
+        return student.fold().eval()
+    if student not in _FOLDED:
+        _FOLDED[student] = student.plain().eval()
+    else:
+        student.copy_into(_FOLDED[student])
+    return _FOLDED[student]
 
 
 def score(student: Student, source: Source, attack: PGD, device: torch.device, seed: int) -> tuple[float, float]:
@@ -36,13 +62,12 @@ def score(student: Student, source: Source, attack: PGD, device: torch.device, s
     Raises:
         DarhtError: the student has diverged.
     """
-    lanes = 1 if student.dropout.p else None  # what draws at inference needs an order
-    engine = Engine(slots=256 if device.type == "cuda" else 64, lanes=lanes)
-    images, labels, net = torch.from_numpy(source.images), torch.from_numpy(source.labels), student.fold().eval()
+    engine, at_once = _engine(device, draws=student.dropout.p > 0)
+    images, labels, net = torch.from_numpy(source.images), torch.from_numpy(source.labels), _folded(student)
     clean = robust = 0
     try:
         with borrowed_generator(seed, "holdout"):
-            for rows in torch.arange(len(labels)).split(_SCORED):
+            for rows in torch.arange(len(labels)).split(at_once):
                 x, y = images[rows].to(device).float() / 255, labels[rows].to(device)
                 generator = RowRng.create(seed, "evaluate", rows=rows.to(device))
                 outcome = engine.run(attack, net, x, y, generator=generator)

@@ -67,8 +67,15 @@ def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     if (out / RUN).is_file():
         recorded = read_run(out)["identity"]["recipe"].get("average") or {"kind": "none"}
         return replace(config, average=parse(AverageConfig, recorded, f"{out / RUN}: average"))
+    return replace(config, average=settled_average(config, cache))
+
+
+def settled_average(config: TrainConfig, cache: Cache) -> AverageConfig:
+    """What is averaged in a run of this length."""
+    if config.average is not None:
+        return config.average
     steps = steps_of(training_groups(cache, config.optim.batch_size)) * config.optim.epochs
-    return replace(config, average=default_average(config.objective(), steps))
+    return default_average(config.objective(), steps)
 
 
 def run_identity(config: TrainConfig, cache: Cache, plan: FeedPlan) -> dict[str, Any]:
@@ -95,13 +102,16 @@ def make_student(config: TrainConfig, feed: Feed, classes: tuple[str, ...]) -> S
         ConfigError, ModelError: the architecture is unknown, or does not take images of this size.
     """
     initial = None if config.student.init is None else load_initial(config.student, len(classes))
+    preprocessing = normalisation(feed.pixel_counts()) if initial is None else initial[1]
+    if config.student.resize is not None:
+        preprocessing = replace(preprocessing, resize=config.student.resize)
     with borrowed_generator(config.seed, "student"):
         student = Student(
             config.student.arch,
             config.student.kwargs,
             teachers=len(feed.cache.spec.teachers) if config.student.feature_map else 0,
             num_classes=len(classes),
-            preprocessing=normalisation(feed.pixel_counts()) if initial is None else initial[1],
+            preprocessing=preprocessing,
             dropout=config.student.dropout(),
         ).to(feed.plan.device)
         if initial is not None:
@@ -182,8 +192,8 @@ def live_teachers(
             raise ConfigError(f"teachers: live needs the folder of teacher '{name}'; give --teacher {name}=FOLDER")
         teacher = load_known_teacher(name, folders[name], cache.spec, device)
         if config.compute.channels_last:
-            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.data.image_shape)), device=device)
-            to_channels_last(teacher, pixels.view(2, *cache.spec.data.image_shape))
+            pixels = torch.linspace(0, 1, 2 * int(np.prod(cache.spec.view_shape)), device=device)
+            to_channels_last(teacher, pixels.view(2, *cache.spec.view_shape))
         teachers.append(teacher)
     return tuple(teachers)
 
@@ -209,7 +219,7 @@ def student_card(
         recipe=_without_paths(to_plain(config)),
         epoch=row["epoch"],
         selection={key: value for key, value in row.items() if key.startswith("holdout")},
-        image_size=cache.spec.data.image_shape[-2:],
+        image_size=cache.spec.view_shape[-2:],
         mc_dropout=student.dropout.p,
         mc_samples=student.dropout.samples,
         run=fingerprint(identity),

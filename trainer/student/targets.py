@@ -67,6 +67,23 @@ def nearest_answer(data: TrainingSet, at: Tensor, offsets: Tensor, clean: Tensor
     return answer
 
 
+def paired_answer(clean: Tensor, clean_targets: Tensor, x_adv: Tensor, targets: Tensor) -> Answer:
+    """The logits of the view itself or of its own stored adversarial image, whichever is nearer.
+
+    Args:
+        clean: the drawn views, `[B, 3, H, W]` in [0, 1].
+        clean_targets: `[B, T, C]`.
+        x_adv: the stored adversarial images of these views.
+        targets: `[B, T, C]` on these.
+    """
+
+    def answer(x: Tensor) -> Tensor:
+        apart = [(x.detach() - point).flatten(1).norm(dim=1) for point in (clean, x_adv)]
+        return torch.where((apart[1] < apart[0])[:, None, None], targets, clean_targets)
+
+    return answer
+
+
 def first_order_answer(data: TrainingSet, at: Tensor, offsets: Tensor, clean: Tensor, clean_targets: Tensor) -> Answer:
     """`T(view) + J delta` with the stored rows of each teacher's Jacobian, and with its gradient.
 

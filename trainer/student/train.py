@@ -28,18 +28,20 @@ from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
+from darht.core.tensors import save_tensors
 from darht.trainer.config import TrainConfig
 from darht.trainer.export.model_card import teacher_notes
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import learning_rate, make_optimizer, take_step
-from darht.trainer.state.checkpoint import CHECKPOINT, Progress, claim_run, write_run
+from darht.trainer.state.checkpoint import Progress, claim_run, write_run
 from darht.trainer.state.pause import Pause
 from darht.trainer.student.averaging import averaged_model, is_due
+from darht.trainer.student.checkpoints import Checkpoints, advance
 from darht.trainer.student.distributed import Ranks, joined
 from darht.trainer.student.gradients import StepCost, compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.memory import Memory
-from darht.trainer.student.run import TrainState, advance, load_furthest, pause_file, remove_pauses, save_epoch
+from darht.trainer.student.run import TrainState, load_furthest, pause_file
 from darht.trainer.student.score import DIVERGED_HINT, collapse_probe_source, holdout_source, score
 from darht.trainer.student.setup import (
     cache_from,
@@ -85,6 +87,7 @@ class TrainContext:
         examples: draws what is trained on, as the recipe says.
         ranks: the processes.
         out: the run's folder.
+        checkpoints: what is kept there between epochs.
         callbacks: who is told what.
     """
 
@@ -92,6 +95,7 @@ class TrainContext:
     examples: Examples
     ranks: Ranks
     out: Path
+    checkpoints: Checkpoints
     callbacks: Callbacks
 
 
@@ -116,8 +120,9 @@ def train(
         memory_gib: the most that the cache may take in memory; a larger one is streamed.
         resume: go on with a run that was stopped; it ends with the bits of an uninterrupted one.
             A KeyboardInterrupt from `callbacks.on_step` leaves `paused.pt`, from which the next step goes on; one from
-            elsewhere, or a kill, costs the epoch. Of several processes any may raise it: all stop two steps later, or
-            at the epoch's end when that comes first, and as many must go on, or the epoch is begun again.
+            elsewhere, or a kill, costs what is not in the checkpoint: the epoch, and up to a minute before it. Of
+            several processes any may raise it: all stop two steps later, or at the epoch's end when that comes first,
+            and as many must go on, or the epoch is begun again.
         teachers: for `teachers: live`, folders by name where they are not those that the cache remembers.
         callbacks: who is told what.
 
@@ -146,20 +151,25 @@ def train(
         average = None if state.average is None else state.average.module
         examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
         state.shared = ranks.averaged(StepCost(state.forward, examples))
-        context = TrainContext(feed=feed, examples=examples, ranks=ranks, out=out, callbacks=callbacks)
+        checkpoints = Checkpoints(out, writes=ranks.first, goes_back=bool(config.inner.probed_rows))
+        context = TrainContext(
+            feed=feed, examples=examples, ranks=ranks, out=out, checkpoints=checkpoints, callbacks=callbacks
+        )
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}
             write_run(out, identity, _notes(cache, out, plan) | notes)
         layout = layout_note(state.student) if config.compute.channels_last else ""
         for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
             callbacks.on_note(note)
-        _train(state, context)
+        with checkpoints:
+            _train(state, context)
     return state.progress
 
 
 def _notes(cache: Cache, out: Path, plan: FeedPlan) -> dict[str, Any]:
     """What `run.json` says beside the identity: where things were."""
-    return {"cache": cache_from(cache.folder, out), "feed": str(plan), "teachers": teacher_notes(cache)}
+    where = {"cache": cache_from(cache.folder, out)} if cache.built else {}
+    return {**where, "feed": str(plan), "teachers": teacher_notes(cache)}
 
 
 def _train(state: TrainState, context: TrainContext) -> None:
@@ -173,15 +183,14 @@ def _train(state: TrainState, context: TrainContext) -> None:
         if _collapsed(row, state.progress, len(cache.spec.data.classes)):
             callbacks.on_note(_go_back(state, context, row))
             continue
-        if ranks.first:
-            card = student_card(config, cache, state.student, row, state.identity)
-            save_epoch(context.out, state, row=row, card=card)
-        advance(state.progress, row)
+        best, card = advance(state.progress, row), student_card(config, cache, state.student, row, state.identity)
+        context.checkpoints.add(state, card, best=best, now=state.progress.epoch == config.optim.epochs)
         try:
             callbacks.on_epoch(row)
         except KeyboardInterrupt:
             state.stopping = True
-        if ranks.any(state.stopping):  # and nobody goes on before the checkpoint is there
+        if ranks.any(state.stopping):
+            context.checkpoints.finish(state, card)
             raise KeyboardInterrupt
 
 
@@ -189,7 +198,7 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     keep_memory()
     student = make_student(config, feed, cache.spec.data.classes)
     memory: Memory | None = None
-    shape = cache.spec.data.image_shape
+    shape = cache.spec.view_shape
     if config.inner.kind == "warm" and config.inner.warm.start == "label":
         memory = LabelPatterns.create(len(cache.spec.data.classes), shape, feed.plan.device)
     elif config.inner.kind == "warm":
@@ -258,7 +267,8 @@ def _forgets(every: int, epoch: int) -> bool:
 def _stop_here(state: TrainState, context: TrainContext) -> NoReturn:
     """Keep a run that is between two steps, and end it."""
     assert state.pause is not None
-    state.save(pause_file(context.out, context.ranks))
+    context.checkpoints.settle()
+    save_tensors(pause_file(context.out, context.ranks), state.contents())
     steps, of = state.pause.steps, context.feed.steps
     context.callbacks.on_note(f"kept: epoch {state.progress.epoch + 1} up to its step {steps} of {of}")
     raise KeyboardInterrupt
@@ -303,10 +313,9 @@ def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
 
 
 def _go_back(state: TrainState, context: TrainContext, row: dict[str, Any]) -> str:
-    """Take the last good epoch's checkpoint again, with more PGD steps from now on; says so."""
+    """Take the end of the last good epoch again, with more PGD steps from now on; says so."""
     collapses = state.progress.collapses + 1
-    remove_pauses(context.out)
-    state.load(context.out / CHECKPOINT)
+    context.checkpoints.back(state)
     state.progress.collapses = collapses
     share = "all" if state.progress.pgd_share == 1 else "half of"
     return (

@@ -51,10 +51,22 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
             f"loss.{setting} compares what teachers say at x' and at its mirror image, which quoted answers do not "
             f"tell apart; use targets: first-order or teachers: live, or {setting}: 0"
         )
+    yield from _moving_parts(config, cache)
     others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
     if inner.kind == "cached" and others:
         stored = ", ".join(f"{eps:g}" for eps in sorted(others))
         yield f"inner.eps is {inner.eps:g}, attacks of the cache have {stored}; set inner.eps to theirs"
+
+
+def _moving_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
+    """What moves a perturbation from one view to another, which resized crops do not allow."""
+    if not cache.spec.views.resized:
+        return
+    why = f"and the views of {cache.folder} are resized crops, each with perturbations of its own"
+    if config.targets in ("nearest", "first-order") and config.teachers == "cached":
+        yield f"targets: {config.targets} moves perturbations between views, {why}; use targets: clean"
+    if config.inner.kind == "warm" and config.inner.warm.start != "label":
+        yield f"inner: warm remembers a row's perturbation over its views, {why}; use warm.start: label, n-fgsm or pgd"
 
 
 def _missing_teachers(config: TrainConfig, cache: Cache) -> Iterator[str]:

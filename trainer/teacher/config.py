@@ -1,54 +1,110 @@
 """What `darht-teacher train` does, as a frozen dataclass."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from darht.attacks import PGD
+from darht.cache.builder.config import DataConfig, ViewConfig
+from darht.core.config import override, parse
 from darht.core.errors import ConfigError
-from darht.core.keys import check_seed
-from darht.trainer.config import OptimConfig
+from darht.trainer.config import AverageConfig, ComputeConfig, InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer.student.losses import RECIPES
+
+# The recipe of each algorithm, and the settings that make it this one.
+ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "standard": ("at", {"clean_share": 1.0}),
+    "pgd-at": ("at", {}),
+    "trades": ("trades", {}),
+    "fat": ("at", {}),
+}
+_RENAMED = {  # what settings were called while teachers had a loop of their own
+    "eps": "inner.eps",
+    "step": "inner.step",
+    "steps": "inner.steps",
+    "tau": "inner.tau",
+    "beta": "loss.beta",
+    "padding": "views.padding",
+    "flip": "views.flip",
+    "precision": "compute.precision",
+    "compile": "compute.compile",
+}
+_FASTER: dict[str, Any] = {"channels_last": True}  # and nobody compares a teacher's bits with those of a student
 
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """How a teacher is trained.
+    """How a teacher is trained: as a student that has no teachers, on views of a source.
 
     Attributes:
         algorithm: `standard`, `pgd-at` (Madry et al. 2018), `trades` (Zhang et al. 2019), `fat` (Zhang et al. 2020).
+        loss: settings of the algorithm's recipe, `at` or `trades`.
+        inner: where adversarial examples come from; `kind: fat` for `fat`.
         optim: the optimizer and its schedule.
-        eps, step, steps: of the PGD inside, in pixel levels.
-        beta: `trades`: weight of the robust term; 6 in the paper.
-        tau: `fat`: steps that an example may go on after it is misclassified first.
-        padding: of the random crop; 0 for none.
-        flip: whether images are mirrored at random; digits and text must not be.
-        precision: `bf16` for autocast; weights stay float32.
-        compile: through `torch.compile`.
+        average: of the weights; None for what a student would have.
+        compute: precision and memory; `channels_last` unless it is said otherwise.
+        views: how images are cropped and mirrored at random; digits and text must not be mirrored.
+        holdout: share of the rows that is kept from training, by which the best epoch is chosen; 0 for the last epoch.
         seed: of everything random.
     """
 
     algorithm: Literal["standard", "pgd-at", "trades", "fat"] = "pgd-at"
+    loss: dict[str, Any] = field(default_factory=dict)
+    inner: InnerConfig = field(default_factory=InnerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    eps: float = 8.0
-    step: float = 2.0
-    steps: int = 10
-    beta: float = 6.0
-    tau: int = 1
-    padding: int = 4
-    flip: bool = True
-    precision: Literal["float32", "bf16"] = "float32"
-    compile: bool = False
+    average: AverageConfig | None = None
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(**_FASTER))
+    views: ViewConfig = field(default_factory=ViewConfig)
+    holdout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.pgd()
-        check_seed(self.seed)
-        if self.tau < 0:
-            raise ConfigError(f"tau counts steps and is at least 0; got {self.tau}")
-        if self.beta < 0:
-            raise ConfigError(f"beta must be at least 0; got {self.beta:g}")
-        if not 0 <= self.padding <= 127:
-            raise ConfigError(f"padding must lie in 0..127 pixels; got {self.padding}")
+        kind = {"standard": "pgd", "fat": "fat"}.get(self.algorithm, self.inner.kind)
+        if self.inner.kind != kind:
+            raise ConfigError(f"algorithm {self.algorithm} has inner.kind: {kind}; got {self.inner.kind}")
+        DataConfig(source="", holdout=self.holdout)
+        self.recipe(StudentConfig(feature_map=False))
 
-    def pgd(self) -> PGD:
-        """The attack's settings, checked."""
-        return PGD(eps=self.eps, step=self.step, steps=self.steps)
+    def recipe(self, network: StudentConfig) -> TrainConfig:
+        """The same as a recipe for a student with this network.
+
+        Raises:
+            ConfigError: a setting that the recipe does not have, or one that breaks its rule.
+        """
+        recipe, fixed = ALGORITHMS[self.algorithm]
+        if clash := sorted(fixed.keys() & self.loss.keys()):
+            raise ConfigError(f"algorithm {self.algorithm} is loss.{clash[0]}: {fixed[clash[0]]:g}; leave it out")
+        return TrainConfig(
+            recipe=recipe,
+            loss=self.loss | fixed,
+            student=network,
+            inner=self.inner,
+            optim=self.optim,
+            average=self.average,
+            compute=self.compute,
+            seed=self.seed,
+        )
+
+
+def load_teaching(algorithm: str, inner: str | None, assignments: tuple[str, ...]) -> TeachConfig:
+    """The settings that a command line gives.
+
+    Args:
+        algorithm: its name.
+        inner: where adversarial examples come from; None for what the algorithm has. A step from what a row had before
+            starts from noise, as a source has no stored perturbations.
+        assignments: `key=value`, as they are typed; `key=null` puts the default back.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, or a key that is called otherwise now.
+    """
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key in _RENAMED:
+            raise ConfigError(f"--set {key} is called {_RENAMED[key]} now: write --set {_RENAMED[key]}={value}")
+    data = override({"algorithm": algorithm}, assignments)
+    recipe = ALGORITHMS.get(str(data["algorithm"]), ("at", {}))[0]
+    kind = inner or ("fat" if data["algorithm"] == "fat" else "pgd")
+    data = {"algorithm": algorithm, "inner": {"kind": kind}, "compute": {**_FASTER}}
+    data = override(data, assignments, TeachConfig, {"loss": RECIPES[recipe]})
+    if isinstance(data["inner"], dict) and data["inner"].get("kind") == "warm":
+        data["inner"]["warm"] = {"start": "noise", **data["inner"].get("warm", {})}
+    return parse(TeachConfig, data, "training")

@@ -33,7 +33,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setenv("DARHT_TOKEN", "for another server")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        names.commit_of.cache_clear()
+        names.forget_commits()
         yield server
 
 

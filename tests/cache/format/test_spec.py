@@ -31,6 +31,7 @@ def put(*path, value):
     return change
 
 
+BOX = {"kind": "resized-crop", "count": 3, "size": 6}
 ATTACK = {"kind": "pgd", "teacher": "cnn"}
 RULES = [
     (put("veiws", value={}), "spec.yaml: unknown key 'veiws'; did you mean 'views'?"),
@@ -47,7 +48,8 @@ RULES = [
     ),
     (
         put("data", "source", value="digit"),
-        "source must be one of digits, cifar10, cifar100, tiny-imagenet, imagefolder, npz; got 'digit'",
+        "source must be one of digits, cifar10, cifar100, tiny-imagenet, imagefolder, npz, webdataset, parquet; got "
+        "'digit'",
     ),
     (put("views", "padding", value=128), "spec.yaml.views: padding must lie in 0..127 pixels; got 128"),
     (
@@ -62,7 +64,29 @@ RULES = [
         "square; got ['pgd']",
     ),
     (put("views", "count", value=10), "views.count must lie in 1..9 for padding 1; got 10"),
-    (put("views", "kind", value="crop"), "spec.yaml.views.kind must be one of identity, crop-flip; got 'crop'"),
+    (
+        put("views", "kind", value="crop"),
+        "spec.yaml.views.kind must be one of identity, crop-flip, resized-crop; got 'crop'",
+    ),
+    (
+        put("views", value={**BOX, "size": 9}),
+        "views.size must be at most the image side; got 9 for images of 8 x 8 pixels: write at most 8",
+    ),
+    (
+        put("views", value={**BOX, "scale": [0, 1.5]}),
+        "spec.yaml.views: views.scale must be two shares of the area in (0, 1], the smaller first; got [0.0, 1.5]",
+    ),
+    (
+        put("views", value={**BOX, "size": 0, "ratio": [2, 1]}),
+        "spec.yaml.views: views.size must be at least 1 pixel; got 0; "
+        "views.ratio must be two ratios of width to height in 1/16..16, the smaller first; got [2.0, 1.0]",
+    ),
+    (
+        put("views", value={"kind": "resized-crop", "size": 6}),
+        "spec.yaml.views: resized-crop needs size (side in pixels) "
+        "and count (views of each row, at least 1); got size 6 and count None",
+    ),
+    (put("views", "size", value=6), "spec.yaml.views: size: only for kind resized-crop; leave out of crop-flip"),
     (
         put("store", value={"rows_per_shard": 1000, "rows_per_chunk": 256}),
         "spec.yaml.store: rows_per_shard must be a multiple of rows_per_chunk; got 1000 % 256 = 232",

@@ -120,3 +120,27 @@ def test_files_of_another_size_are_counted_beside_broken_ones(broken: Path):
 def test_only_image_files_are_skipped():
     with pytest.raises(DataError, match=r"only imagefolder, .*parquet have image files to skip; got 'digits'"):
         load_source("digits", None, "train", skip_broken=True)
+
+
+def test_awkward_files_are_read_right_or_named_in_one_list(tmp_path: Path):
+    """CMYK, a palette, a PNG that is called .jpg and a first frame are read; 16 bits and a cut file are named."""
+    folder, image = tmp_path / "train/cat", Image.fromarray(pixels(0))
+    folder.mkdir(parents=True)
+    image.convert("CMYK").save(folder / "a-cmyk.jpg", quality=100, subsampling=0)
+    image.quantize(16).save(folder / "b-palette.png")
+    image.save(folder / "c-misnamed.jpg", "PNG")
+    image.save(folder / "d-animated.webp", lossless=True, save_all=True, append_images=[Image.fromarray(pixels(1))])
+    Image.fromarray(np.zeros((6, 6), dtype=np.uint16)).save(folder / "e-16bit.png")
+    (folder / "f-cut.jpg").write_bytes((folder / "a-cmyk.jpg").read_bytes()[:-60])
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert "cannot decode 2 files" in str(caught.value)
+    assert "e-16bit.png (must have 8 bits a channel" in str(caught.value) and "f-cut.jpg (" in str(caught.value)
+    source = load(tmp_path, skip_broken=True)
+    assert [Path(name).name for name in source.skipped] == ["e-16bit.png", "f-cut.jpg"]
+    expected = pixels(0).transpose(2, 0, 1).astype(int)
+    assert np.abs(source.images[0] - expected).max() <= 16  # as the JPEG has it
+    np.testing.assert_array_equal(source.images[1], np.asarray(image.quantize(16).convert("RGB")).transpose(2, 0, 1))
+    for row in (2, 3):
+        np.testing.assert_array_equal(source.images[row], expected)
+    assert any("1 images are animated" in note for note in source.notes)

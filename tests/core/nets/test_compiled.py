@@ -8,7 +8,8 @@ import torch._dynamo
 from torch import nn
 
 from darht.core.errors import ModelError
-from darht.core.nets.compiled import Compiled
+from darht.core.nets import compiled
+from darht.core.nets.compiled import Compiled, begin_step
 
 
 class Net(nn.Module):
@@ -71,3 +72,33 @@ def test_the_backward_pass_can_be_taken_twice():
     expected = plain.train()(x).square().sum()
     torch.testing.assert_close(torch.autograd.grad(expected, x)[0], pixels)
     assert plain.linear.weight.grad is not None
+
+
+CUDA = torch.device("cuda")  # played
+
+
+def test_a_pass_is_a_cuda_graph_where_there_is_a_gpu_and_its_shape_is_constant(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: made.append(how) or function)
+    net = torch.nn.Linear(2, 2)
+    assert torch.equal(Compiled(net)(torch.ones(1, 2)), net(torch.ones(1, 2)))
+    monkeypatch.setattr(compiled, "device_of", lambda net: CUDA)
+    Compiled(net)
+    assert made == [
+        {"fullgraph": True, "options": None},
+        {
+            "fullgraph": True,
+            "options": {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True},
+        },
+    ]
+    known = torch._inductor.list_options()
+    assert set(made[1]["options"]) <= set(known)
+
+
+def test_only_a_gpu_is_told_that_a_step_begins(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(True))
+    begin_step(torch.device("cpu"))
+    assert not told
+    begin_step(CUDA)
+    assert told == [True]

@@ -1,11 +1,12 @@
 """Training accuracy and loss of the batches seen, counted without another forward pass."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from darht.trainer.progress.metrics import LossReader, Metrics, Reading
+from darht.trainer.progress.metrics import LateCopy, Metrics, Reading
 from darht.trainer.student.model import StudentOutput
 
 CPU = torch.device("cpu")
@@ -83,41 +84,16 @@ def test_a_glance_says_nothing_before_the_first_step():
     assert metrics.glance() == Reading(2.0, None, None)
 
 
-def test_a_loss_is_read_late_unless_it_is_the_first_or_wanted_at_once(monkeypatch):
+def test_a_copy_of_a_gpu_s_tensor_is_read_once_it_has_arrived(monkeypatch):
     """The branch of a GPU: a copy is on its way until its event has happened."""
-    arrived, losses = [False], LossReader()
-
-    class Event:
-        record = staticmethod(lambda: None)
-        query = staticmethod(lambda: arrived[0])
-
-    class OnGPU:
-        """A loss that says it lies on a GPU; `float` of it is what waits."""
-
-        device, shape, dtype = torch.device("cuda"), torch.Size([]), torch.float32
-
-        def __init__(self, value):
-            self.value, self.waits = value, 0
-
-        def __float__(self):
-            self.waits += 1
-            return self.value
-
-    class Pinned:
-        def copy_(self, loss, non_blocking):
-            assert non_blocking
-            self.value = loss.value
-
-        def __float__(self):
-            return self.value
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch, "empty", lambda shape, *, dtype, pin_memory: Pinned())
-    steps = [OnGPU(float(number)) for number in range(5)]
+    arrived, late = [False], LateCopy()
+    event = SimpleNamespace(record=lambda: None, query=lambda: arrived[0])
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch, "empty", lambda shape, *, dtype, pin_memory: empty(shape, dtype=dtype))
     seen = []
-    for number, loss in enumerate(steps):
-        arrived[0] = number == 3
-        seen.append(losses.read(loss, at_once=number == 4))
-    assert seen == [0, 0, 0, 1, 4]  # the second was sent, and arrived with the fourth
-    assert [loss.waits for loss in steps] == [1, 0, 0, 0, 1]
-    assert LossReader().read(torch.tensor(3.0), at_once=False) == 3
+    for number in range(4):
+        arrived[0] = number == 2
+        copy = late.of(torch.tensor(float(number)))
+        seen.append(None if copy is None else copy.item())
+    assert seen == [None, None, 0.0, None]  # the first was sent, and arrived with the third

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rank_server import RankServer
-from runs import assert_same_bits
+from runs import assert_same_bits, read_checkpoint
 
 from darht.cache.read.reader import Cache, open_cache
-from darht.core.errors import ConfigError
+from darht.core.errors import ConfigError, UnreachableError
 from darht.trainer.config import (
     AverageConfig,
     ComputeConfig,
@@ -23,7 +23,7 @@ from darht.trainer.config import (
     TrainConfig,
     WarmConfig,
 )
-from darht.trainer.state.checkpoint import CHECKPOINT, LAST, PAUSED, load_student
+from darht.trainer.state.checkpoint import LAST, PAUSED, load_student
 from darht.trainer.student.distributed import Ranks, Wish, joined
 from darht.trainer.student.model import Student, StudentOutput
 from darht.trainer.student.train import Callbacks, train
@@ -53,7 +53,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / CHECKPOINT, weights_only=True)
+    return read_checkpoint(out)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_compiled_student_is_the_same_student_and_counts_the_same(
             CONFIG, recipe="rslad", student=RESNET, inner=pgd, compute=ComputeConfig(compile=on)
         )
         train(config, open_cache(tiny_cache), tmp_path / name, device=CPU)
-    assert len(compiled) == 1
+    assert len(compiled) == 2, "the student and its twin for the inner loop"
     rows = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("plain", "compiled")]
     for one, other in zip(*rows, strict=True):
         mine, theirs = ({k: v for k, v in json.loads(line).items() if "second" not in k} for line in (one, other))
@@ -290,3 +290,15 @@ def test_batches_that_are_cut_too_small(optim: dict, compute: dict, world: int, 
     if world == 1:
         check_parts(torch.nn.Linear(1, 1), config, 89, Ranks(0, world))
     check_parts(normed, CONFIG, 89, Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "told"),
+    [
+        ("[gloo/transport/tcp/pair.cc:544] Connection closed by peer", UnreachableError, "another process of this"),
+        ("the tensor has another dtype", RuntimeError, "another dtype"),
+    ],
+)
+def test_a_process_that_is_gone_is_told_in_a_line(text, kind, told):
+    with pytest.raises(kind, match=told), joined(CPU):
+        raise RuntimeError(text)

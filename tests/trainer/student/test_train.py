@@ -10,6 +10,7 @@ import torch
 from built import sealed_cache
 from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_after
 
+from darht.attacks import Engine
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.loader import GIB, needed_bytes
 from darht.cache.read.reader import open_cache
@@ -22,8 +23,9 @@ from darht.trainer.config import ComputeConfig, StudentConfig, WarmConfig
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, StudentCard, load_student
 from darht.trainer.student import score as score_module
+from darht.trainer.student.checkpoints import Checkpoints, advance
 from darht.trainer.student.inner import Examples
-from darht.trainer.student.run import TrainState, save_epoch
+from darht.trainer.student.run import TrainState
 from darht.trainer.student.score import holdout_source, score
 from darht.trainer.student.setup import feed_plan, make_student, normalisation
 from darht.trainer.student.train import Callbacks, train
@@ -214,6 +216,7 @@ def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
     feed = open_feed(cache)
     student = make_student(CONFIG, feed, cache.spec.data.classes)
     run = TrainState(student, student, make_optimizer(student, CONFIG.optim), None)
+    kept = Checkpoints(tmp_path, writes=True, goes_back=False)
     for epoch, accuracy in enumerate(scores, start=1):
         row = {"epoch": epoch, "holdout_pgd": float(accuracy)}
         card = StudentCard(
@@ -229,13 +232,28 @@ def test_best_and_last_are_kept_apart(scores, best, cache, tmp_path, open_feed):
         )
         with torch.no_grad():
             student.head.bias.fill_(epoch)
-        save_epoch(tmp_path, run, row=row, card=card)
+        kept.add(run, card, best=advance(run.progress, row), now=False)
         run.load(tmp_path / CHECKPOINT)
     for folder, epoch in ((BEST, best), (LAST, 3)):
         kept, card = load_student(tmp_path / folder, CPU)
         assert card.epoch == epoch
         assert kept.head.bias.unique().tolist() == [epoch]
     assert (run.progress.epoch, run.progress.best) == (3, max(scores))
+
+
+def test_a_student_is_folded_into_one_network_again_and_again(cache, open_feed):
+    """And a GPU, which is played, searches in bfloat16, in few large parts."""
+    student = make_student(CONFIG, open_feed(cache), cache.spec.data.classes).eval()
+    x = torch.rand(4, 3, 8, 8)
+    twin = score_module._folded(student)
+    for value in (0.5, 2.0):
+        with torch.no_grad():
+            student.map.bias.fill_(value)
+            assert score_module._folded(student) is twin
+            torch.testing.assert_close(twin(x), student(x).logits, atol=1e-5, rtol=1e-5)
+    engine, at_once = score_module._engine(torch.device("cuda"), draws=True)
+    assert (engine.precision, engine.lanes, at_once) == ("bf16", 1, 10_000)
+    assert score_module._engine(CPU, draws=False) == (Engine(), 1000)
 
 
 def test_with_nothing_held_out_the_last_epoch_is_the_best(plain_cache, tmp_path):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import CPU, assert_same_bits, changed, stop_after
+from runs import CPU, assert_same_bits, changed, read_checkpoint, stop_after
 from torch import nn
 
 from darht.cache.format.apply_views import apply_views
@@ -322,10 +322,10 @@ def test_a_stopped_run_goes_on_with_its_memory_and_what_the_recipe_had_learned(m
         train(config, mixed_cache, tmp_path / "cut", device=CPU, callbacks=Callbacks(on_step=stop_after(5)))
     train(config, mixed_cache, tmp_path / "cut", device=CPU, resume=True)
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")
-    kept = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    kept = read_checkpoint(tmp_path / "cut")
     trained = torch.ones(mixed_cache.rows, dtype=torch.bool)
     trained[list(mixed_cache.manifest.holdout)] = False
-    assert kept["memory"]["delta"].dtype == torch.int8
-    assert kept["memory"]["delta"].shape == (60, 3, 12, 12)  # the farthest crop is two pixels off
+    assert kept["memory"]["pixels"].dtype == torch.int8
+    assert kept["memory"]["pixels"].shape == (60, 12, 12, 6)  # the farthest crop is two pixels off
     assert not kept["memory"]["seen"][~trained].any()
     assert set(kept["learned"]) == ({"clean", "adversarial", "weight"} if recipe == "mtard" else set())

@@ -1,30 +1,30 @@
-"""Teachers: every algorithm learns, FAT stops where it should, and nothing of the caller's is touched."""
+"""Teachers: trained by the loop of students, from a source that nobody built a cache of."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from built import sealed_cache
+from runs import log
 
-import darht.trainer.teacher.train as teacher_module
-from darht.attacks import PGD
-from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, save_teacher
+from darht.cache.builder.config import ViewConfig
+from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, read_card, save_teacher
+from darht.cache.read.reader import open_cache
 from darht.cache.sources.load import load_source
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
-from darht.core.rng import RowRng
-from darht.trainer.config import OptimConfig
-from darht.trainer.state.checkpoint import CHECKPOINT
-from darht.trainer.teacher.config import TeachConfig
-from darht.trainer.teacher.train import check_free, craft, expected_card, is_finished, outer_loss, teach
+from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, StudentConfig, WarmConfig
+from darht.trainer.state.checkpoint import CHECKPOINT, RUN, cache_of
+from darht.trainer.student.train import Callbacks, train
+from darht.trainer.teacher.config import TeachConfig, load_teaching
+from darht.trainer.teacher.train import TRAINING, check_free, expected_card, finish, is_finished, teach
 
 CPU = torch.device("cpu")
-ARCH, KWARGS = "resnet18", {"width": 4, "blocks": [1, 1, 1, 1]}
-VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-ALGORITHMS = ("standard", "pgd-at", "trades", "fat")
-OPTIM = OptimConfig(epochs=4, batch_size=64, lr=0.05, schedule="constant")
+NET = StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}, feature_map=False)
+VIEWS = ViewConfig(padding=1, flip=False)
+OPTIM = OptimConfig(epochs=3, batch_size=64, lr=0.05, schedule="constant")
+INNER = InnerConfig(eps=8, step=4, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -32,213 +32,132 @@ def digits():
     return load_source("digits", None, "train", limit=256)
 
 
-def settings(algorithm, **changes):
-    values = {"optim": OPTIM, "eps": 8, "step": 4, "steps": 2, "padding": 1, "flip": False, "beta": 1.0}
-    return TeachConfig(algorithm=algorithm, **{**values, **changes})
+def settings(algorithm="pgd-at", **changes):
+    inner = replace(INNER, kind="fat" if algorithm == "fat" else "pgd")
+    return TeachConfig(algorithm=algorithm, **({"optim": OPTIM, "inner": inner, "views": VIEWS} | changes))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_lowers_its_loss(algorithm, digits):
-    told = []
-    teacher, card = teach(
-        settings(algorithm), digits, ARCH, KWARGS, device=CPU, on_step=lambda *step: told.append(step)
-    )
-    assert [step[:3] for step in told] == [(n, 16, 64) for n in range(1, 17)]
-    losses = [step[3] for step in told]
-    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
-    assert not teacher.training
-    assert not any(p.requires_grad for p in teacher.parameters())
+def weights(folder):
+    return load_teacher(folder, CPU)[0].state_dict()
+
+
+def assert_same(one, other):
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("algorithm", ["standard", "pgd-at", "trades", "fat"])
+def test_every_algorithm_lowers_its_loss(algorithm, digits, tmp_path):
+    loss = {"beta": 1.0} if algorithm == "trades" else {}
+    card = teach(settings(algorithm, loss=loss), digits, NET, tmp_path, device=CPU)
+    rows = log(tmp_path / TRAINING)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert (rows[0]["train_adversarial"] is None) == (algorithm == "standard")
     assert card.training["algorithm"] == algorithm
+    assert card.training["average"]["kind"] == ("none" if algorithm == "standard" else "ema")
 
 
-def test_the_card_says_how_and_on_what(digits):
-    config = settings("fat", optim=OptimConfig(epochs=1, batch_size=128), tau=2, seed=5)
-    teacher, card = teach(config, digits, ARCH, KWARGS, resize=12, device=CPU)
-    assert (card.arch, card.kwargs, card.num_classes) == (ARCH, KWARGS, 10)
-    assert card.training == to_plain(config)
+def test_a_teacher_is_the_student_of_a_cache_without_teachers(digits, tmp_path):
+    """The same bits as `darht-cache build` with `teachers: {}` and `darht-train` give, held-out rows and all."""
+    config = settings(holdout=0.1, seed=3, optim=replace(OPTIM, epochs=2))
+    teach(config, digits, NET, tmp_path / "teacher", device=CPU)
+    data = {"source": "digits", "limit": 256, "holdout": 0.1}
+    spec = {"data": data, "teachers": {}, "views": to_plain(VIEWS), "seed": 3}
+    cache = open_cache(sealed_cache(spec, tmp_path))
+    train(config.recipe(NET), cache, tmp_path / "student", device=CPU)
+    assert log(tmp_path / "teacher" / TRAINING) == log(tmp_path / "student")
+    assert_same(tmp_path / "teacher", tmp_path / "student")
+
+
+def test_the_card_says_how_and_on_what(digits, tmp_path):
+    average = AverageConfig(kind="none")
+    config = settings(optim=OptimConfig(epochs=1, batch_size=128), average=average, seed=5)
+    card = teach(config, digits, replace(NET, resize=12), tmp_path, device=CPU)
+    assert card == read_card(tmp_path)
+    assert (card.arch, card.kwargs, card.num_classes) == (NET.arch, NET.kwargs, 10)
+    assert card.training == {"eps": 8.0, **to_plain(config)}
     assert card.data == {"source": "digits", "split": "train", "rows": 256, "sha256": digits.sha256}
-    assert card.preprocessing.resize == 12
     pixels = digits.images / 255
     np.testing.assert_allclose(card.preprocessing.mean, pixels.mean((0, 2, 3)), atol=1e-4)
     np.testing.assert_allclose(card.preprocessing.std, pixels.std((0, 2, 3)), atol=1e-4)
-    assert card.accuracy == {}
-    assert teacher.preprocess(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 12, 12)
+    assert load_teacher(tmp_path, CPU)[0].preprocess(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 12, 12)
+    assert CARD in {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(CacheError, match="does not say where its cache lay"):
+        cache_of(tmp_path / TRAINING)
 
 
-def weights(teacher):
-    return {name: value.clone() for name, value in teacher.state_dict().items()}
+@pytest.mark.parametrize("kind", ["warm", "n-fgsm"])
+def test_a_teacher_of_one_step_is_watched_for_collapse(kind, digits, tmp_path):
+    config = load_teaching("pgd-at", kind, ("optim.epochs=2", "optim.batch_size=64", "views.padding=1"))
+    teach(config, digits, NET, tmp_path, device=CPU)
+    assert all("training_pgd" in row for row in log(tmp_path / TRAINING))
 
 
-@pytest.mark.parametrize(
-    ("arch", "kwargs"),
-    [(ARCH, KWARGS), ("timm:vit_tiny_patch16_224", {**VIT, "proj_drop_rate": 0.3})],
-    ids=["resnet18", "dropout"],
-)
-def test_the_seed_decides_and_the_caller_s_generator_is_left_alone(digits, arch, kwargs):
-    optim = OptimConfig(epochs=1, batch_size=64, lr=0.01)
-
-    def run(seed, caller):
-        torch.manual_seed(caller)
-        before = torch.get_rng_state()
-        teacher, _ = teach(settings("pgd-at", optim=optim, seed=seed), digits, arch, kwargs, device=CPU)
-        assert torch.equal(torch.get_rng_state(), before)
-        return weights(teacher)
-
-    first, again, other = run(1, 0), run(1, 99), run(2, 0)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_a_network_that_does_not_take_the_images_is_refused(digits):
-    with pytest.raises(ModelError, match="timm:vit_tiny_patch16_224 does not take images of 8x8 pixels"):
-        teach(settings("standard"), digits, "timm:vit_tiny_patch16_224", {"depth": 1}, device=CPU)
-
-
-class Linear(nn.Module):
-    """Classes from one linear layer, in float64."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        self.layer = nn.Linear(3 * 4 * 4, 5).double()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.randn(5, 48, generator=generator, dtype=torch.float64))
-            self.layer.bias.zero_()
-
-    def forward(self, x):
-        return self.layer(x.flatten(1).double())
-
-
-def batch(count=32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 4, 4), generator=generator)
-    x = images.float() / 255
-    y = Linear()(x).argmax(1)
-    y[::8] = (y[::8] + 1) % 5  # some are wrong from the start
-    return images, x, y, RowRng.create(0, "inner", rows=torch.arange(count))
-
-
-def friendly_by_hand(model, image, y, start, config):
-    """One row of friendly adversarial training, as its authors' loop does it; also how many steps it took."""
-    image = image.double()
-    levels, patience = (image + start).clamp(0, 255), config.tau
-    for step in range(config.steps):
-        if int(model(levels[None] / 255).argmax()) != y:
-            if patience == 0:
-                return levels, step
-            patience -= 1
-        pixels = (levels / 255).requires_grad_()
-        loss = nn.functional.cross_entropy(model(pixels[None]), torch.tensor([y]))
-        (gradient,) = torch.autograd.grad(loss, pixels)
-        moved = (levels - image + config.step * gradient.sign()).clamp(-config.eps, config.eps)
-        levels = (image + moved).clamp(0, 255)
-    return levels, config.steps
-
-
-@pytest.mark.parametrize("tau", [0, 1, 2, 9])
-def test_friendly_examples_stop_tau_steps_after_they_are_misclassified_first(tau):
-    images, x, y, generator = batch()
-    config, model = settings("fat", tau=tau, eps=24, step=3, steps=9), Linear()
-    found = craft(model, x, y, config, generator)
-    start = config.pgd().threat.random_start(x.shape, generator)
-    delta = (x * 255 + start).clamp(0, 255) - x * 255
-    in_one_shape = teacher_module._friendly_in_one_shape(model, x * 255, y, delta, config)  # as on a GPU
-    assert torch.equal((x * 255 + in_one_shape).round(), (found * 255).round())
-    steps = []
-    for row in range(len(x)):
-        expected, taken = friendly_by_hand(model, images[row], int(y[row]), start[row], config)
-        assert torch.equal((found[row] * 255).round().long(), expected.long()), row
-        steps.append(taken)
-    if tau == 9:
-        assert set(steps) == {9}
-    else:
-        assert min(steps) == tau  # wrong from the start: tau steps and no more
-        assert len(set(steps)) > 2
-
-
-@pytest.mark.parametrize("algorithm", ["pgd-at", "trades", "fat"])
-def test_examples_stay_in_the_ball_in_the_range_and_on_the_grid(algorithm):
-    images, x, y, generator = batch()
-    x_adv = craft(Linear(), x, y, settings(algorithm, eps=16, step=5, steps=4), generator)
-    levels = x_adv.double() * 255
-    assert (levels - levels.round()).abs().max() < 1e-4
-    assert (levels.round() - images).abs().max() <= 16
-    assert levels.round().min() >= 0
-    assert levels.round().max() <= 255
-
-
-def test_pgd_at_trains_on_pgd(digits):
-    _, x, y, generator = batch()
-    config, model = settings("pgd-at", eps=16, step=5, steps=4), Linear().eval()
-    expected = PGD(eps=16, step=5, steps=4)(model, x, y, generator=generator)
-    assert torch.equal(craft(model, x, y, config, generator), expected)
-    loss = nn.functional.cross_entropy(model(expected), y)
-    assert outer_loss(model, x, y, config, generator).item() == loss.item()
-
-
-def softmax(logits):
-    powers = [math.exp(value) for value in logits]
-    return [power / sum(powers) for power in powers]
-
-
-def test_trades_is_cross_entropy_plus_beta_times_the_divergence():
-    _, x, y, generator = batch()
-    config, model = settings("trades", beta=6.0, eps=16, step=4, steps=5), Linear()
-    x_adv = craft(model, x, y, config, generator)
-    clean, robust = (model(pixels).tolist() for pixels in (x, x_adv))
-    natural = np.mean([-math.log(softmax(row)[label]) for row, label in zip(clean, y.tolist(), strict=True)])
-    divergence = np.mean(
-        [
-            sum(p * math.log(p / q) for p, q in zip(softmax(a), softmax(b), strict=True))
-            for a, b in zip(clean, robust, strict=True)
-        ]
-    )
-    assert divergence > 0.01
-    found = outer_loss(model, x, y, config, generator)
-    assert found.item() == pytest.approx(natural + 6 * divergence, rel=1e-9)
-
-
-def test_trades_climbs_the_divergence_and_needs_no_labels():
-    _, x, y, generator = batch()
-    config, model = settings("trades", eps=16, step=4, steps=5), Linear()
-    x_adv = craft(model, x, y, config, generator)
-    assert torch.equal(x_adv, craft(model, x, (y + 1) % 5, config, generator))
-
-
-class Modes(nn.Module):
-    """Notes the mode in which it was asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.inside, self.modes = Linear(), []
-
-    def forward(self, x):
-        self.modes.append(self.training)
-        return self.inside(x)
+def test_what_a_command_line_says():
+    assert load_teaching("pgd-at", None, ()) == TeachConfig()
+    config = load_teaching("trades", "warm", ("loss.beta=4", "inner.eps=4", "inner.warm.reset=40", "views.flip=false"))
+    warm = WarmConfig(start="noise", reset=40)
+    assert (config.loss, config.inner) == ({"beta": 4}, InnerConfig(kind="warm", eps=4, warm=warm))
+    assert config.views == ViewConfig(flip=False) and config.compute.channels_last
+    assert load_teaching("fat", None, ("inner.tau=3", "loss.smoothing=null")).inner.tau == 3
+    assert load_teaching("pgd-at", "warm", ("inner.warm.start=zero",)).inner.warm.start == "zero"
+    for old, new in (("eps=8", "inner.eps=8"), ("beta=1", "loss.beta=1"), ("compile=true", "compute.compile=true")):
+        with pytest.raises(ConfigError, match=f"--set {old[: old.index('=')]} is called .* now: write --set {new}"):
+            load_teaching("pgd-at", None, (old,))
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "asked"), [("standard", 1), ("pgd-at", 1), ("trades", 2), ("fat", 1)], ids=ALGORITHMS
-)
-def test_examples_are_crafted_in_eval_mode_and_the_loss_taken_in_train_mode(algorithm, asked):
-    _, x, y, generator = batch()
-    model = Modes().train()
-    loss = outer_loss(model, x, y, settings(algorithm), generator)
-    assert all(model.modes[-asked:])
-    assert not any(model.modes[:-asked])
-    loss.backward()
-    assert model.inside.layer.weight.grad.abs().sum() > 0
+    ("config", "network", "message"),
+    [
+        (settings(), StudentConfig(arch="timm:vit_tiny_patch16_224", kwargs={"depth": 1}), "images of 8x8 pixels"),
+        (settings(views=ViewConfig(padding=8)), NET, "padding must be smaller than the image side; got 8"),
+        (settings(optim=OptimConfig(batch_size=257)), NET, "got 257 for 256 rows"),
+        (settings(inner=InnerConfig(kind="warm")), NET, "the train split of digits has no attacks; use start: noise"),
+        (settings(inner=InnerConfig(kind="cached")), NET, "the train split of digits has no attacks; use inner.kind"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(config, network, message, digits, tmp_path):
+    with pytest.raises((ConfigError, ModelError), match=message):
+        teach(config, digits, replace(network, feature_map=False), tmp_path, device=CPU)
 
 
-def test_a_saved_teacher_comes_back(digits, tmp_path):
-    teacher, card = teach(settings("standard"), digits, ARCH, KWARGS, device=CPU)
-    saved = save_teacher(tmp_path, teacher.net, card)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD, WEIGHTS]
-    loaded, found = load_teacher(tmp_path, CPU)
-    assert found == saved
-    assert len(saved.weights_sha256) == 64
-    x = torch.from_numpy(digits.images[:8]).float() / 255
-    assert torch.equal(loaded(x), teacher(x))
+def test_a_stopped_training_goes_on_to_the_same_bits(digits, tmp_path):
+    config = settings("fat")
+    teach(config, digits, NET, tmp_path / "whole", device=CPU)
+    for stop in (2, 5):  # within the first epoch, and within the second
+
+        def on_step(step, *_, stop=stop):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            teach(config, digits, NET, tmp_path / "cut", device=CPU, resume=True, callbacks=Callbacks(on_step=on_step))
+    made = []
+    callbacks = Callbacks(on_step=lambda step, *_: made.append(step))
+    teach(config, digits, NET, tmp_path / "cut", device=CPU, resume=True, callbacks=callbacks)
+    assert made == list(range(6, 13))
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    with pytest.raises(SpecMismatchError, match=r"recipe\.loss\.smoothing: 0\.0 -> 0\.1"):
+        teach(replace(config, loss={"smoothing": 0.1}), digits, NET, tmp_path / "cut", device=CPU, resume=True)
+
+
+def test_a_training_that_is_killed_costs_its_epoch(digits, tmp_path):
+    config = settings("standard")
+    made = []
+
+    def on_step(step, *_):
+        made.append(step)
+        if step == 7:
+            raise RuntimeError("as a kill")
+
+    with pytest.raises(RuntimeError, match="as a kill"):
+        teach(config, digits, NET, tmp_path / "cut", device=CPU, callbacks=Callbacks(on_step=on_step))
+    callbacks = Callbacks(on_step=lambda step, *_: made.append(step))
+    teach(config, digits, NET, tmp_path / "cut", device=CPU, resume=True, callbacks=callbacks)
+    assert made == [*range(1, 8), *range(5, 13)]
+    teach(config, digits, NET, tmp_path / "whole", device=CPU)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_what_is_free_to_train_into(tmp_path):
@@ -251,118 +170,42 @@ def test_what_is_free_to_train_into(tmp_path):
     ):
         with pytest.raises(CacheError, match=said):
             check_free(folder, resume=True)
-    (tmp_path / CHECKPOINT).write_bytes(b"")
+    (tmp_path / TRAINING).mkdir()
+    (tmp_path / TRAINING / RUN).write_bytes(b"")
     check_free(tmp_path, resume=True)
     with pytest.raises(CacheError, match="--resume goes on with it"):
         check_free(tmp_path)
 
 
 def test_a_teacher_is_finished_when_its_checkpoint_is_gone(digits, tmp_path):
+    """A kill between any two files that are written or removed at the end leaves what `--resume` goes on with."""
     config = settings("standard", optim=OptimConfig(epochs=1, batch_size=128))
-    expected = expected_card(config, digits, ARCH, KWARGS)
+    expected = expected_card(config, digits, NET)
     assert not is_finished(tmp_path, expected)
-    model, card = teach(config, digits, ARCH, KWARGS, device=CPU)
-    assert card == expected
-    save_teacher(tmp_path, model.net, replace(card, accuracy={"digits test": {}}))
+    card = teach(config, digits, NET, tmp_path, device=CPU)
+    before = (tmp_path / WEIGHTS).read_bytes()
+    assert not is_finished(tmp_path, expected)  # measuring was stopped
+    for name in (CARD, WEIGHTS):  # killed before they were written
+        (tmp_path / name).unlink()
+        check_free(tmp_path, resume=True)
+        assert teach(config, digits, NET, tmp_path, device=CPU, resume=True) == card
+    assert (tmp_path / WEIGHTS).read_bytes() == before
+    (tmp_path / TRAINING / CHECKPOINT).unlink()  # killed in `finish`
+    assert is_finished(tmp_path, expected)
+    finish(tmp_path)
+    assert sorted(path.name for path in (tmp_path / TRAINING).iterdir()) == ["log.csv", "log.jsonl", RUN]
     check_free(tmp_path, resume=True)
+    with pytest.raises(CacheError, match="is not empty"):
+        check_free(tmp_path)
     assert is_finished(tmp_path, expected)
     with pytest.raises(SpecMismatchError, match=r"data\.rows: 256 -> 255"):
         is_finished(tmp_path, replace(expected, data=expected.data | {"rows": 255}))
-    (tmp_path / CHECKPOINT).write_bytes(b"")  # measuring was stopped
-    assert not is_finished(tmp_path, expected)
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="by one process and torchrun has started 4"):
-        check_free(tmp_path)
-
-
-DROPOUT = {"arch": "timm:vit_tiny_patch16_224", "kwargs": {**VIT, "proj_drop_rate": 0.3}}
-ADAMW = OptimConfig(epochs=3, batch_size=64, lr=0.01, optimizer="adamw", schedule="cosine", warmup=0.1)
-
-
-def stop_at(wanted, made):
-    def on_step(step, total, images, loss):
-        made.append(step)
-        if step == wanted:
-            raise KeyboardInterrupt
-
-    return on_step
-
-
-@pytest.mark.parametrize("network", [{"arch": ARCH, "kwargs": KWARGS}, DROPOUT], ids=["resnet18", "dropout"])
-def test_a_stopped_training_goes_on_to_the_same_bits(digits, tmp_path, network):
-    config, path, made = settings("fat", optim=ADAMW), tmp_path / CHECKPOINT, []
-    whole, card = teach(config, digits, **network, device=CPU)
-    for step in (2, 4, 9):  # within an epoch, at its end, after another one
-        with pytest.raises(KeyboardInterrupt):
-            teach(config, digits, **network, device=CPU, checkpoint=path, on_step=stop_at(step, made))
-    again, same = teach(config, digits, **network, device=CPU, checkpoint=path, on_step=stop_at(None, made))
-    assert made == list(range(1, 13))
-    expected = weights(whole)
-    assert all(torch.equal(expected[name], value) for name, value in weights(again).items())
-    assert same == card
-    done, _ = teach(config, digits, **network, device=CPU, checkpoint=path, on_step=stop_at(None, made))
-    assert len(made) == 12  # what was killed before it was saved costs no step
-    assert all(torch.equal(expected[name], value) for name, value in weights(done).items())
-
-
-def test_a_training_that_is_killed_costs_its_epoch(digits, tmp_path):
-    config, made = settings("standard"), []
-
-    def on_step(step, total, images, loss):
-        made.append(step)
-        if step == 7:
-            raise RuntimeError("as a kill")
-
-    with pytest.raises(RuntimeError, match="as a kill"):
-        teach(config, digits, ARCH, KWARGS, device=CPU, checkpoint=tmp_path / CHECKPOINT, on_step=on_step)
-    again, _ = teach(
-        config, digits, ARCH, KWARGS, device=CPU, checkpoint=tmp_path / CHECKPOINT, on_step=stop_at(None, made)
-    )
-    assert made == [*range(1, 8), *range(5, 17)]
-    whole, _ = teach(config, digits, ARCH, KWARGS, device=CPU)
-    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
-
-
-def test_another_training_is_refused_with_the_difference(digits, tmp_path):
-    path = tmp_path / CHECKPOINT
-    with pytest.raises(KeyboardInterrupt):
-        teach(settings("trades"), digits, ARCH, KWARGS, device=CPU, checkpoint=path, on_step=stop_at(1, []))
-    other = settings("trades", beta=2.0)
-    with pytest.raises(SpecMismatchError, match=r"training\.beta: 1\.0 -> 2\.0; choose another --out"):
-        teach(other, digits, ARCH, KWARGS, device=CPU, checkpoint=path)
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_bf16_is_another_arithmetic_of_the_same_training(digits, algorithm):
-    told = {"float32": [], "bf16": []}
-    for precision, losses in told.items():
-        config = settings(algorithm, precision=precision, optim=OptimConfig(epochs=1, batch_size=64, lr=0.01))
-        teacher, _ = teach(
-            config, digits, ARCH, KWARGS, device=CPU, on_step=lambda *step, losses=losses: losses.append(step[3])
-        )
-        assert all(value.dtype == torch.float32 for value in weights(teacher).values() if value.is_floating_point())
-    np.testing.assert_allclose(told["bf16"], told["float32"], rtol=0.05)
-    assert told["bf16"] != told["float32"]
-
-
-def test_a_compiled_training_is_the_same_training(digits, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model, **how: compiled.append(model) or torch.nn.Sequential(model))
-    told = []
-    optim = OptimConfig(epochs=1, batch_size=64, lr=0.01)
-    for on in (False, True):
-        teacher, _ = teach(settings("pgd-at", compile=on, optim=optim), digits, ARCH, KWARGS, device=CPU)
-        told.append(weights(teacher))
-    assert len(compiled) == 1
-    assert all(torch.equal(told[0][name], value) for name, value in told[1].items())
-
-
-def test_crops_lie_on_the_image_and_batches_in_the_data(digits):
-    with pytest.raises(ConfigError, match="padding must be smaller than the image side; got 8 for images of 8 x 8"):
-        teach(settings("standard", padding=8), digits, ARCH, KWARGS, device=CPU)
-    with pytest.raises(ConfigError, match=r"got 257 for 256 rows: set optim.batch_size to 256 or less"):
-        teach(settings("standard", optim=OptimConfig(batch_size=257)), digits, ARCH, KWARGS, device=CPU)
+def test_a_folder_of_the_time_before_is_a_teacher(digits, tmp_path):
+    """When teachers had a loop of their own, cards named its settings, and nothing lay beside them."""
+    card = teach(settings("standard", optim=replace(OPTIM, epochs=1)), digits, NET, tmp_path / "new", device=CPU)
+    old = replace(card, training={"algorithm": "standard", "eps": 8.0, "tau": 1, "padding": 1})
+    saved = save_teacher(tmp_path / "old", load_teacher(tmp_path / "new", CPU)[0].net, old)
+    assert load_teacher(tmp_path / "old", CPU)[1] == saved
+    assert_same(tmp_path / "old", tmp_path / "new")
