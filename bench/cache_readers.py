@@ -6,7 +6,6 @@ import io
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def darht(folder: Path, arguments: argparse.Namespace) -> Callable[[int], Batche
 
     cache = open_shards(folder)
     budget = arguments.budget / 1024 if arguments.workers else 8.0
-    plan = replace(plan_feed(cache, device=CPU, adversarial=True, batch=BATCH, budget_gib=budget), threads=2)
+    plan = plan_feed(cache, device=CPU, adversarial=True, batch=BATCH, budget_gib=budget)
     assert (plan.kind == "streamed") is bool(arguments.workers), plan
     feed = Feed(cache, plan, seed=0, epochs=arguments.epochs)
 

@@ -20,8 +20,9 @@ from torch import nn
 from trainer import CPU, make_cache
 
 from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import Cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.stream import Feed
 from darht.core.config import parse
 from darht.trainer.config import TrainConfig

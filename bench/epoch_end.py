@@ -8,6 +8,8 @@ A ResNet-18 with SGD's momentum, the mean of its weights and the rows' memory of
 
 import argparse
 import datetime
+import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -89,11 +91,11 @@ def measured(out: Path) -> dict[str, list[float]]:
 
 
 def page(rows: dict[str, list[float]]) -> str:
-    """The table as Markdown: medians, and what they are of the first."""
+    """The table as Markdown: medians, as parts of the first."""
     medians = {name: statistics.median(values) for name, values in rows.items() if values}
     first = next(iter(medians.values()))
-    lines = ["| of the run's time | seconds | of the first |", "|---|---|---|"]
-    lines += [f"| {name} | {value:.2f} | {value / first:.2f} |" for name, value in medians.items()]
+    lines = ["| what the next epoch waits for | of the first |", "|---|---|"]
+    lines += [f"| {name} | {value / first:.2f} |" for name, value in medians.items()]
     return "\n".join([*lines, "", *(f"{name}." for name, values in rows.items() if not values)])
 
 
@@ -106,7 +108,8 @@ def main() -> int:
     print(text)
     if out is not None:
         before = out.read_text().split(TITLE)[0]
-        made = f"\n`python bench/epoch_end.py --out {out}`, {datetime.date.today()}, {torch.get_num_threads()} threads."
+        where = f"{os.cpu_count()}-core {platform.machine()} CPU, torch {torch.__version__.split('+')[0]}"
+        made = f"\n`python bench/epoch_end.py --out {out}`, {datetime.date.today()}, {where}."
         write_atomic(out, f"{before}{TITLE}{made}{ABOUT}\n{text}\n".encode())
     return 0
 

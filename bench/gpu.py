@@ -1,251 +1,300 @@
-"""The full-size CIFAR-10 experiment on one GPU, in steps that can be stopped at any time and gone on with.
+"""What a GPU makes of darht, in about ten minutes: speed of each mode, launches, waits, memory, a build's precision.
 
-    python bench/gpu.py --list                                            the steps and their commands
-    python bench/gpu.py --root DIR --all                                  everything, one step after the other
-    python bench/gpu.py --root DIR --step "train darht-warm" --minutes 9  one step, stopped at a safe point
-    python bench/gpu.py --smoke                                           every step in miniature on a CPU
+    python bench/gpu.py                 measure the card; writes build/gpu/gpu.md and build/gpu/gpu.json
+    python bench/gpu.py --smoke         the same with tiny networks, on whatever there is
 
-`recipes/cifar10-gpu.yaml` says what is trained; the steps are the commands that a person would type. What a step has
-finished stays: steps of a teacher or student, units of the cache, attacked batches of an evaluation. Nothing of this
-has been run on a GPU yet.
+Each measurement is kept as soon as it is made; a stopped run goes on, and one that failed is tried again. Without a GPU
+it says so, and prints what can be counted instead. The targets are arithmetic for one H100, not measurements.
 """
 
 import argparse
 import datetime
 import os
 import platform
-import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import click
+import numpy as np
 import torch
+import yaml
+from torch.profiler import ProfilerActivity, profile
 
-from darht.cache.builder.teachers import read_card
-from darht.cache.cli import cache as cache_command
+from darht.cache.builder.build import build, plan_build
+from darht.cache.builder.seal import seal
+from darht.cache.builder.teachers import Card, save_teacher
+from darht.cache.read.reader import Cache, open_cache
+from darht.core.config import parse
 from darht.core.errors import DarhtError
 from darht.core.files import write_atomic
+from darht.core.nets import build as build_net
+from darht.core.preprocessing import Preprocessing
 from darht.core.sealed import read_sealed, write_sealed
-from darht.tools.experiment import (
-    STAGES,
-    ExperimentConfig,
-    Stage,
-    TeacherPlan,
-    load_experiment,
-    plan_stages,
-    read_stages,
-    write_inputs,
-)
-from darht.trainer import cli as trainer
+from darht.core.version import VERSION
+from darht.trainer.config import TrainConfig
+from darht.trainer.student.train import Callbacks, train
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "cifar10-gpu.yaml"
-PROGRAMS = {
-    "darht-teacher": trainer.teacher,
-    "darht-cache": cache_command,
-    "darht-train": trainer.train,
-    "darht-eval": trainer.evaluate,
-}
-STEPS = ("teacher", "cache", "train", "eval")  # of an experiment's stages; pictures are left out
-TINY = {"width": 4, "blocks": [1, 1, 1, 1]}
-TINY_KWARGS = {
-    "resnet": TINY,
-    "vit": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-    "bit": {"layers": [1, 1], "channels": [32, 64], "basic": True, "bottle_ratio": 1.0, "stem_chs": 32},
-}
-EPS = 64  # of the miniature: nothing survives to take Square's 5,000 queries
+TARGETS = {"cached": 40_000, "warm": 17_000, "pgd:10": 5_500}  # images/s of one H100
+EPOCH, AROUND = 3.0, 0.5  # seconds: of 50,000 images with `warm`, and around such an epoch
+MODES = {"cached": {"kind": "cached"}, "warm": {"kind": "warm"}, "pgd:10": {"kind": "pgd", "steps": 10}}
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+CLASSES, GIB = 10, 2**30
 STOPPED = 130  # as a command exits that Ctrl-C has stopped
+TINY = {"width": 4, "blocks": [1, 1, 1, 1]}
+Measurement = Callable[[], dict[str, Any]]
 
 
-def miniature(config: ExperimentConfig) -> ExperimentConfig:
-    """The same steps on a handful of digits with tiny networks, float32, without compiling."""
-    shorter = {
-        "inner.eps": 32,
-        "inner.step": 16,
-        "inner.steps": 1,
-        "views.padding": 1,
-        "views.flip": False,
-        "optim.epochs": 1,
-        "optim.batch_size": 32,
-    }
-    teachers = {
-        name: TeacherPlan(plan.arch, TINY_KWARGS[name], None, plan.algorithm, {**plan.set, **shorter}, allow=True)
-        for name, plan in config.teachers.items()
-    }
-    attacks = {name: {**attack, "eps": EPS, "step": 16, "steps": 1} for name, attack in config.cache["attacks"].items()}
-    store = {"rows_per_shard": 32, "rows_per_chunk": 16}
-    students = {
-        name: {
-            **student,
-            "student": {"arch": "resnet18", "kwargs": TINY},
-            "inner": {"kind": student["inner"]["kind"], "eps": EPS, "steps": 1},
-            "optim": {**student["optim"], "epochs": 12, "batch_size": 32},
-            "compute": {"precision": "bf16", "channels_last": True},
-        }
-        for name, student in config.students.items()
-    }
-    return replace(
-        config,
-        data={"source": "digits", "limit": 80, "test_limit": 40, "holdout": 0.1},
-        teachers=teachers,
-        cache={"views": {"padding": 1, "flip": False}, "attacks": attacks, "store": store},
-        students=students,
-    )
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; `watched` steps are looked at for waits, and as many for launches."""
+
+    rows: int = 13_000
+    epoch_rows: int = 51_020  # 50,000 and the 2 % that are held out
+    batch: int = 256
+    watched: int = 10
+    student: dict[str, Any] = field(default_factory=dict)
+    teacher: tuple[str, dict[str, Any]] = ("wrn-28-10", {})
+    shard: int = 1024
+    compiled: tuple[bool, ...] = (False, True)
 
 
-def steps_of(config: ExperimentConfig, out: Path, root: Path | None) -> dict[str, Stage]:
-    """The experiment's stages that are measured, by name; evaluation with AutoAttack on all test images."""
-    chosen = {stage.name: stage for stage in plan_stages(config, out, root) if stage.name.split()[0] in STEPS}
+SMOKE = Sizes(rows=80, epoch_rows=80, batch=16, watched=1, student=TINY, teacher=("resnet18", TINY), shard=32,
+              compiled=(False,))  # fmt: skip
+
+
+def card(device: torch.device) -> dict[str, Any]:
+    """What the figures belong to."""
+    facts = {"darht": VERSION, "torch": torch.__version__.split("+")[0], "device": f"{platform.machine()} CPU, no GPU"}
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        facts |= {"device": found.name, "gib": round(found.total_memory / GIB), "cuda": str(torch.version.cuda)}
+    return facts | {"cores": os.cpu_count()}
+
+
+def make_cache(folder: Path, rows: int, sizes: Sizes, device: torch.device, *, teachers: int, **more: Any) -> Cache:
+    """A sealed cache of random images; figures depend on the shape of what is read and asked, not on what it shows."""
+    if not (folder / "cache" / "manifest.json").is_file():
+        random = np.random.default_rng(0)
+        images, labels = random.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), np.arange(rows) % CLASSES
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "train.npz", images=images, labels=labels)
+        spec = {
+            "data": {"source": "npz", "root": str(folder.resolve() / "train.npz")},
+            "teachers": {f"t{k}": {"path": f"teacher{k}"} for k in range(teachers)},
+            "attacks": {"pgd": {"kind": "pgd", "teacher": "t0", "eps": 8, "step": 2, "steps": 1}},
+            "views": {"count": 4}, "store": {"rows_per_shard": sizes.shard, "rows_per_chunk": sizes.shard // 8},
+        } | more  # fmt: skip
+        arch, kwargs = sizes.teacher if more else ("resnet18", TINY)
+        for k in range(teachers):
+            torch.manual_seed(k)
+            plain = Card(
+                arch=arch, kwargs=kwargs, num_classes=CLASSES, preprocessing=Preprocessing(), weights_sha256=""
+            )
+            save_teacher(folder / f"teacher{k}", build_net(arch, CLASSES, kwargs), plain)
+        (folder / "cache.yaml").write_text(yaml.safe_dump(spec))
+        plan = plan_build(folder / "cache.yaml", device=device)
+        build(plan, folder / "cache", device=device, on_unit=lambda *_: None)
+        seal(folder / "cache")
+    return open_cache(folder / "cache")
+
+
+class Watch:
+    """Looks at some steps of the last epoch, and at the time between the two before it."""
+
+    def __init__(self, sizes: Sizes, device: torch.device) -> None:
+        self.sizes, self.on_gpu = sizes, device.type == "cuda"
+        self.rows: list[dict[str, Any]] = []
+        self.ended, self.around = 0.0, 0.0
+        self.launches: float | None = None
+        self.profiler: profile | None = None
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def step(self, number: int, total: int, images: int, metrics: Any) -> None:
+        steps, now = total // 3, time.perf_counter()
+        at = number - 2 * steps  # of the last epoch, from 1
+        if at == 1:
+            self.around = now - self.ended - self.rows[1]["seconds"] / steps
+        if at in (2, 2 + self.sizes.watched) and self.on_gpu:
+            torch.cuda.set_sync_debug_mode("warn" if at == 2 else "default")
+        if at == 2 + self.sizes.watched and self.on_gpu:
+            self.profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self.profiler.start()
+        if at == 2 + 2 * self.sizes.watched and self.profiler is not None:
+            self.profiler.stop()
+            counts = [event.count for event in self.profiler.key_averages() if event.key in LAUNCHES]
+            self.launches = sum(counts) / self.sizes.watched
+        self.ended = now
+
+
+def training(mode: str, compiled: bool, rows: int, sizes: Sizes, work: Path, device: torch.device) -> dict[str, Any]:
+    """Three epochs of adversarial batches: one to warm up, one for speed, one that is looked at."""
+    cache = make_cache(work / f"cache-{rows}", rows, sizes, device, teachers=3)
+    plain = {
+        "recipe": "darht", "loss": {"clean_share": 0.0, "phases": [0.0, 1.0]}, "inner": {"eps": 8, **MODES[mode]},
+        "student": {"kwargs": sizes.student}, "optim": {"epochs": 3, "batch_size": sizes.batch, "lr": 0.01},
+        "compute": {"precision": "bf16", "channels_last": True, "compile": compiled},
+    }  # fmt: skip
+    watch = Watch(sizes, device)
+    told = Callbacks(on_step=watch.step, on_epoch=watch.epoch)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with warnings.catch_warnings(record=True) as said, TemporaryDirectory(dir=work) as out:
+        warnings.simplefilter("always")
+        try:
+            train(parse(TrainConfig, plain, "bench"), cache, Path(out) / "run", device=device, callbacks=told)
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    waits = sum("synchronizing CUDA" in str(one.message) for one in said)
     return {
-        name: replace(stage, words=(*stage.words, "--tier", "standard")) if name.startswith("eval") else stage
-        for name, stage in chosen.items()
-    }
+        "images_per_second": watch.rows[1]["images_per_second"], "seconds": watch.rows[1]["seconds"],
+        "around": round(watch.around, 3), "launches": watch.launches,
+        "waits": waits / sizes.watched if device.type == "cuda" else None, "peak_gib": _peak(device),
+    }  # fmt: skip
 
 
-@contextmanager
-def at_most(minutes: float) -> Iterator[None]:
-    """Press Ctrl-C in the block when the minutes are over, which the tools take at a safe point; 0 for no limit."""
-    handlers = {
-        signal.SIGINT: signal.default_int_handler,  # also where a shell has started this in the background
-        signal.SIGALRM: lambda number, frame: signal.raise_signal(signal.SIGINT),
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _peak(device: torch.device) -> float | None:
+    return round(torch.cuda.max_memory_allocated(device) / GIB, 2) if device.type == "cuda" else None
 
 
-def run_step(stage: Stage, minutes: float) -> bool:
-    """Run a step's command in this process; False when it was stopped before its end.
+def unit(precision: str, sizes: Sizes, work: Path, device: torch.device) -> dict[str, Any]:
+    """A shard's perturbations by PGD-10 and answers to 4 views; the second of two, with the kernels of the first."""
+    folder, seconds = work / f"unit-{precision}", dict[str, float]()
+    attack = {"pgd": {"kind": "pgd", "teacher": "t0", "eps": 8, "step": 2, "steps": 10}}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    cache = make_cache(folder, 2 * sizes.shard, sizes, device, teachers=1, attacks=attack, precision=precision)
+    environment: dict[str, Any] = {}
+    for name in ("delta/pgd", "logits/t0/clean"):
+        record = yaml.safe_load((folder / "cache" / "commits" / name / "00001.json").read_text())
+        seconds[name], environment = record["seconds"], record["environment"]
+    exact = work / "unit-fp32" / "cache"
+    apart = {}
+    if exact.is_dir():
+        deltas = [open_cache(path).read("delta/pgd") for path in (exact, folder / "cache")]
+        logits = [open_cache(path).read("logits/t0/clean").astype(np.float32) for path in (exact, folder / "cache")]
+        apart = {"same": float((deltas[0] == deltas[1]).mean()), "logit": float(np.abs(logits[0] - logits[1]).max())}
+    return {"batch": environment["batch_size"], "pgd_seconds": round(seconds["delta/pgd"], 3),
+            "ask_seconds": round(seconds["logits/t0/clean"], 3), "peak_gib": _peak(device), "rows": cache.rows // 2,
+            **apart}  # fmt: skip
 
-    Raises:
-        DarhtError: the command's own.
-    """
-    try:
-        with at_most(minutes):
-            PROGRAMS[stage.words[0]].main(list(stage.words[1:]), prog_name=stage.words[0], standalone_mode=False)
-    except (KeyboardInterrupt, click.Abort):
-        return False
-    except SystemExit as end:
-        if end.code == STOPPED:
-            return False
-        if end.code:
-            raise
-    return True
+
+def measurements(sizes: Sizes, work: Path, device: torch.device) -> dict[str, Measurement]:
+    """All of them, by name, in order."""
+    found: dict[str, Measurement] = {}
+    for mode in MODES:
+        for compiled in sizes.compiled:
+            name = f"{mode} {'compiled' if compiled else 'eager'}"
+            found[name] = partial(training, mode, compiled, sizes.rows, sizes, work, device)
+    found["epoch"] = partial(training, "warm", sizes.compiled[-1], sizes.epoch_rows, sizes, work, device)
+    for precision in ("fp32", "tf32", "bf16"):
+        found[f"unit {precision}"] = partial(unit, precision, sizes, work, device)
+    return found
 
 
-def work_off(names: list[str], steps: dict[str, Stage], out: Path, minutes: float) -> int:
-    """Run the named steps that are not done with these words yet; the exit code."""
-    done = read_stages(out)
-    for name in names:
-        stage, noted = steps[name], done.get(name, {})
-        spent = noted["seconds"] if noted.get("line") == stage.line else 0.0
-        if noted.get("line") == stage.line and noted.get("done"):
-            print(f"# done before: {stage.line}", flush=True)
+def measure(todo: dict[str, Measurement], facts: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """Make what is not there yet for this card and these versions; a failure is kept as its first line."""
+    done: dict[str, dict[str, Any]] = {}
+    if file.is_file():
+        kept = read_sealed(file, "remove it, and all is measured anew").value
+        done = {name: one for name, one in kept["measured"].items() if kept["card"] == facts and "error" not in one}
+    for name, run in todo.items():
+        if name in done:
+            print(f"# measured before: {name}", flush=True)
             continue
-        print(f"$ {stage.line}", flush=True)
-        start = time.perf_counter()
-        finished = run_step(stage, minutes)
-        spent += time.perf_counter() - start
-        done[name] = {"line": stage.line, "seconds": round(spent, 1), "done": finished}
-        write_sealed(out / STAGES, done)
-        if not finished:
-            again = shlex.join(["python", *sys.argv])
-            print(f"stopped in step '{name}' after {spent:.0f} s in all; go on with: {again}", file=sys.stderr)
-            return STOPPED
-    return 0
+        try:
+            done[name] = run()
+        except (DarhtError, RuntimeError) as error:  # RuntimeError: what CUDA and torch.compile raise
+            done[name] = {"error": str(error).strip().split("\n", 1)[0][:200]}
+        print(f"{name}: {done[name]}", flush=True)
+        write_sealed(file, {"card": facts, "measured": done})
+    return done
 
 
-# What came out -----------------------------------------------------------------------------------------------------
+# The page ----------------------------------------------------------------------------------------------------------
 
 
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return f"{os.cpu_count()}-core {platform.machine()} CPU, no GPU"
+ABOUT = """Random images of 32x32, ResNet-18 with three teachers, batches of 256, bf16 on channels-last images, every
+batch adversarial. The unit is that of a WRN-28-10. Targets: one H100, by arithmetic."""
+SAYS_NOTHING = "Tiny networks, whose figures say nothing."
+STEPS = (
+    "| mode | images/s | target | of it | launches a step | waits a step | peak GiB |\n|---|---|---|---|---|---|---|"
+)
+UNITS = """| a unit of the build in | rows | batch | PGD-10 s | 4 views s | peak GiB | as fp32 | logits within |
+|---|---|---|---|---|---|---|---|"""
 
 
-def results(config: ExperimentConfig, steps: dict[str, Stage], out: Path, *, smoke: bool) -> str:
-    """The tables of what is done so far."""
-    done = read_stages(out)
-    kept = {name: done[name] for name in steps if name in done}
-    lines = ["| teacher | network | trained by | clean | PGD-20 |", "|---|---|---|---|---|"]
-    for name in config.teachers:
-        if kept.get(f"teacher {name}", {}).get("done"):
-            card = read_card(out / "teachers" / name)
-            found = next(iter(card.accuracy.values()))
-            figures = f"{found['clean']:.1f} | {found['pgd-20']:.1f}"
-            lines.append(f"| {name} | {card.arch} | {card.training['algorithm']} | {figures} |")
-    lines += ["", "| student | inner | clean | AutoAttack | worst case | images |", "|---|---|---|---|---|---|"]
-    for name in config.students:
-        if kept.get(f"eval {name}", {}).get("done"):
-            report = read_sealed(out / "run" / name / "eval.json", "run darht-eval again").value
-            scores = {score["name"]: score["accuracy"] for score in report["scores"]}
-            figures = (f"{scores[key]:.1f}" for key in ("clean", "autoattack", "worst case"))
-            kind = report["recipe"]["inner"]["kind"]
-            lines.append(f"| {name} | {kind} | {' | '.join(figures)} | {report['data']['rows']} |")
-    lines += ["", "| step | seconds | done |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {one['seconds']:.0f} | {'yes' if one['done'] else 'not yet'} |" for name, one in kept.items()
-    ]
-    command = "python bench/gpu.py" + (" --smoke" if smoke else " --all")
-    what = "A miniature on digits, whose figures say nothing." if smoke else "CIFAR-10, L-inf 8/255."
-    versions = f"torch {torch.__version__.split('+')[0]}"
-    head = f"`{command}`, {datetime.date.today().isoformat()}, {hardware()}, {versions}. {what}"
-    return "\n".join(["# CIFAR-10 at full size", "", head, "", *lines, ""])
+def page(done: dict[str, dict[str, Any]], facts: dict[str, Any], command: str) -> str:
+    """The figures as Markdown; what a CPU cannot tell is a dash."""
+    versions = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "device")
+    made = f"`{command}`, {datetime.date.today()}, {facts['device']}, {versions}."
+    lines = [f"# {facts['device']}", "", made, SAYS_NOTHING if "--smoke" in command else ABOUT, "", STEPS]
+    good = {name: one for name, one in done.items() if "error" not in one}
+    for name, one in good.items():
+        if name.split()[0] in TARGETS:
+            speed, target = one["images_per_second"], TARGETS[name.split()[0]]
+            figures = f"{_cell(one['launches'], 0)} | {_cell(one['waits'], 1)} | {_cell(one['peak_gib'], 2)}"
+            lines.append(f"| {name} | {speed:,.0f} | {target:,} | {100 * speed / target:.0f} % | {figures} |")
+    if epoch := good.get("epoch"):
+        took = (
+            f"{epoch['seconds']:.1f} s (target {EPOCH:g} s) and {epoch['around']:.2f} s around it (target {AROUND:g} s)"
+        )
+        lines += ["", f"An epoch of `warm` on 50,000 images: {took}."]
+    lines += ["", UNITS]
+    for name, one in good.items():
+        if name.startswith("unit "):
+            took = f"{one['pgd_seconds']:.2f} | {one['ask_seconds']:.2f} | {_cell(one['peak_gib'], 2)}"
+            apart = f"{100 * one['same']:.2f} % | {one['logit']:.3f}" if "same" in one else "- | -"
+            lines.append(f"| {name.split()[1]} | {one['rows']} | {one['batch']} | {took} | {apart} |")
+    failed = [f"- {name} failed: {one['error']}" for name, one in done.items() if "error" in one]
+    return "\n".join([*lines, *(["", *failed] if failed else []), ""])
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--root", type=Path, default=Path("build/data"), help="holds cifar-10-batches-py")
-    parser.add_argument("--work", type=Path, help="where everything goes; default: build/gpu, or build/gpu-smoke")
-    parser.add_argument("--out", type=Path, help="write the page here; default: results.md in the folder of --work")
-    parser.add_argument("--all", action="store_true", help="every step that is not done")
-    parser.add_argument("--step", action="append", default=[], help="this step, whatever is not done of it")
-    parser.add_argument("--list", action="store_true", help="name the steps")
-    parser.add_argument("--minutes", type=float, default=0, help="after which a step is stopped; 0 for never")
-    parser.add_argument("--smoke", action="store_true", help="every step in miniature, on the CPU")
-    return parser.parse_args()
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked; the exit code."""
-    smoke = arguments.smoke
-    out = arguments.work or Path("build/gpu-smoke" if smoke else "build/gpu")
-    config, root = load_experiment(RECIPE), None if smoke else arguments.root
-    config = miniature(config) if smoke else config
-    steps = steps_of(config, out, root)
-    unknown = [name for name in arguments.step if name not in steps]
-    if unknown:
-        raise DarhtError(f"no step is called {', '.join(unknown)}; the steps are {', '.join(steps)}")
-    names = arguments.step or (list(steps) if arguments.all or smoke else [])
-    if arguments.list or not names:
-        print("\n".join(f"{name}: {stage.line}" for name, stage in steps.items()))
-        return 0
-    if not smoke and not torch.cuda.is_available():
-        raise DarhtError("bench/gpu.py needs a GPU that torch sees; without one run it with --smoke")
-    write_inputs(config, out, root)
-    code = work_off(names, steps, out, arguments.minutes)
-    text = results(config, steps, out, smoke=smoke)
-    write_atomic(arguments.out or out / "results.md", text.encode())
-    print(text)
-    return code
+def counts() -> str:
+    """What can be said without a GPU."""
+    import launches
+    import launches_engine
+
+    steps = {mode: launches.count(mode) for mode in launches.MODES}
+    return "\n\n".join([launches.page(steps), launches_engine.page(launches_engine.count())])
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--work", type=Path, help="default: build/gpu, or build/gpu-smoke")
+    parser.add_argument("--smoke", action="store_true", help="tiny networks, on the CPU where there is no GPU")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not given.smoke:
+        print("torch sees no GPU: nothing can be measured. What a step launches and where it waits, counted:\n")
+        print(counts())
+        return 0
+    work = given.work or Path("build/gpu-smoke" if given.smoke else "build/gpu")
+    facts, file = card(device), work / "gpu.json"
     try:
-        return run(parse())
+        done = measure(measurements(SMOKE if given.smoke else Sizes(), work, device), facts, file)
     except DarhtError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return DarhtError.exit_code
+    except KeyboardInterrupt:
+        print(f"stopped; what is measured lies in {file}, and the same command goes on", file=sys.stderr)
+        return STOPPED
+    text = page(done, facts, "python bench/gpu.py" + (" --smoke" if given.smoke else ""))
+    write_atomic(work / "gpu.md", text.encode())
+    print(text)
+    return 0
 
 
 if __name__ == "__main__":

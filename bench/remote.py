@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ KEYS = {
 def darht(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     """Streamed in windows that hold 0.6 of the cache, from a copy on the disk if there is a folder for one."""
     from darht.cache.read.feed_plan import plan_feed
-    from darht.cache.read.loader import GIB, needed_bytes
+    from darht.cache.read.loader import GIB
     from darht.cache.read.local_copy import CopySettings
     from darht.cache.read.reach import Reach
+    from darht.cache.read.sizes import needed_bytes
     from darht.cache.read.stream import Feed
     from darht.cache.read.webdataset import open_shards
 
@@ -62,7 +64,7 @@ def litdata(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
 
     downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # or its faster client refuses a server without TLS
     data = StreamingDataset(arguments.location, cache_dir=arguments.copies, shuffle=True, batch_decode=False)
-    loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
+    loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=0)
     return lambda number: (len(batch["label"]) for batch in loader)
 
 
@@ -70,7 +72,7 @@ def mosaicml(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     from streaming import StreamingDataset
 
     data = StreamingDataset(remote=arguments.location, local=arguments.copies, shuffle=True, batch_size=BATCH)
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=arguments.workers)
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=0)
     return lambda number: (len(batch["label"]) for batch in loader)
 
 
@@ -93,11 +95,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
     return found
 
 
-def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int, workers: int = 2
+def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int
           ) -> list[Epoch]:  # fmt: skip
     """`measure` in a process of its own; nothing where the library is not there or fails."""
     words = [str(python), "-W", "ignore", __file__, "--one", one, "--location", str(location), "--server", server]
-    words += ["--copies", str(copies or ""), "--rows", str(rows), "--workers", str(workers)]
+    words += ["--copies", str(copies or ""), "--rows", str(rows)]
     environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": server, "S3_ENDPOINT_URL": server, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=900)
     if done.returncode:
@@ -119,7 +121,7 @@ def read_all(url: str) -> int:
 
 
 def trainers(folder: Path) -> dict[str, float]:
-    """Many readers at once from one `darht-cache serve`; its peak memory, and what went wrong with them."""
+    """Many readers at once from one `darht-cache serve`; its peak memory in MiB."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["remote", "darht.cache.read.stream", "darht.cache.read.webdataset"])
     code, log = "from darht.cache.cli import cache; cache()", folder.parent / "serve.log"
@@ -128,12 +130,12 @@ def trainers(folder: Path) -> dict[str, float]:
         server = subprocess.Popen(words, stdout=file, stderr=file)
     try:
         url = f"http://127.0.0.1:8791/{folder.name}"
-        while "Uvicorn running" not in log.read_text():
+        while "startup complete" not in log.read_text():
             assert server.poll() is None, log.read_text()
             time.sleep(0.2)
-        with context.Pool(TRAINERS, maxtasksperchild=1) as pool:
+        with ProcessPoolExecutor(TRAINERS, mp_context=context) as pool:
             start = time.perf_counter()
-            rows = pool.map(read_all, [url] * TRAINERS, chunksize=1)
+            rows = list(pool.map(read_all, [url] * TRAINERS, timeout=900))
             seconds = time.perf_counter() - start
         status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -186,12 +188,9 @@ def lines_at(latency: int, work: Path, sizes: dict[str, int], arguments: argpars
             copies = None if "no copy" in name else work / f"copies-{latency}-{name[:4]}"
             found.append(("darht, " + name, apart(own, "darht", location, copies, url, rows), sizes["darht"]))
         for name in (one for one in sizes if one != "darht"):
-            tries = []
-            for workers in (0, 2):
-                copies = work / f"copies-{latency}-{PACKAGES[name]}-{workers}"
-                tries.append(apart(arguments.peers, name, f"s3://data/{PACKAGES[name]}", copies, url, rows, workers))
-            best = max((one for one in tries if one), key=lambda one: one[0].rows_s, default=[])
-            found.append((f"{name}, S3, local copy", best, sizes[name]))
+            copies = work / f"copies-{latency}-{PACKAGES[name]}"
+            epochs = apart(arguments.peers, name, f"s3://data/{PACKAGES[name]}", copies, url, rows)
+            found.append((f"{name}, S3, local copy", epochs, sizes[name]))
         disk.append(apart(own, "darht", data / "darht", None, "", rows))
     limit = max(epoch.rows_s for one in disk for epoch in one[1:])
     fastest = max(disk, key=lambda one: max(epoch.rows_s for epoch in one))
@@ -205,7 +204,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=25.0, help="MB a second")
     parser.add_argument("--peers", type=Path, help="a Python that has litdata and mosaicml-streaming")
     parser.add_argument("--out", type=Path)
-    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str, "workers": int}
+    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str}
     for name, kind in hidden.items():
         parser.add_argument(f"--{name}", type=kind, default=kind(), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ from datetime import date
 
 import torch
 
-EPOCHS, LATENCIES, TRAINERS = 6, (0, 10, 50), 32
+EPOCHS, LATENCIES, TRAINERS = 4, (0, 10, 50), 32
 CHUNK = 4 << 20  # bytes of a chunk of the peers' formats; a shard of images has 3 MiB here
 
 
@@ -82,7 +82,7 @@ def page(lines: list[Line], sizes: dict[str, int], together: dict[str, float], a
 One server process on the same machine answers HTTP and S3, waits before each answer, and sends {arguments.rate:g} MB
 a second at most: one stream of that rate gives {stream:,.0f} rows a second. darht streams in windows with
 a memory budget of 0.6 of the cache. The peers read the same rows in their own formats, in chunks of {CHUNK >> 20} MiB,
-at the better of 0 and 2 worker processes.
+without worker processes, of which two made them slower on these cores.
 
 {chr(10).join(goals(lines, stream, together))}
 

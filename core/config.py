@@ -6,6 +6,7 @@ A mistake in a file is reported with the place, the numbers and the fix, and all
 import copy
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -63,7 +64,7 @@ def _parse_dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> An
         problems.append(f"{where} must be a mapping; got {show(data)}")
         return None
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls)
+    hints = _types_of(cls)
     before = len(problems)
     problems += [f"{where}: unknown key {_nearest(str(key), known)}" for key in data if key not in known]
     for name, field in known.items():
@@ -82,6 +83,12 @@ def _parse_dataclass(cls: Any, data: Any, where: str, problems: list[str]) -> An
     except ConfigError as error:
         problems.append(f"{where}: {error}")
         return None
+
+
+@functools.cache
+def _types_of(cls: Any) -> dict[str, Any]:
+    """The fields' types; a manifest has a record of one class for each of its thousands of shards."""
+    return typing.get_type_hints(cls)
 
 
 def _levels(key: str, value: Any) -> Any:

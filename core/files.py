@@ -11,7 +11,7 @@ from typing import BinaryIO
 from darht.core.errors import CacheError, DarhtError
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data` so that a reader, or a machine that loses power, sees the old file or the new one.
 
     Raises:
@@ -93,6 +93,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """The sha256 of bytes in memory, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

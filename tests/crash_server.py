@@ -269,7 +269,7 @@ def _patch(out: Path, fault: Fault) -> None:
 
     written: dict[int, Path] = {}
     seen = [0]
-    mkstemp, fsync, replace, unit_state = tempfile.mkstemp, os.fsync, Path.replace, seal.unit_state
+    mkstemp, fsync, replace, inspect = tempfile.mkstemp, os.fsync, Path.replace, seal.inspect_unit
 
     def reached(file: str, moment: str) -> bool:
         seen[0] += (file, moment) == (fault.file, fault.moment)
@@ -300,9 +300,9 @@ def _patch(out: Path, fault: Fault) -> None:
     def watched_look(*arguments: Any, **options: Any) -> Any:
         if reached("seal", "looks"):
             die()
-        return unit_state(*arguments, **options)
+        return inspect(*arguments, **options)
 
-    tempfile.mkstemp, os.fsync, Path.replace, seal.unit_state = (  # type: ignore[assignment,method-assign]
+    tempfile.mkstemp, os.fsync, Path.replace, seal.inspect_unit = (  # type: ignore[assignment,method-assign]
         watched_mkstemp, watched_fsync, watched_replace, watched_look,
     )  # fmt: skip
 

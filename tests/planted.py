@@ -62,7 +62,7 @@ def write_cache(
     for name, array in arrays.items():
         for shard in range(array.shards):
             rows = array.rows(shard)
-            size, sha256 = store.write(array, shard, np.ascontiguousarray(values[name][rows], dtype=array.dtype))
+            size, sha256, _ = store.write(array, shard, np.ascontiguousarray(values[name][rows], dtype=array.dtype))
             commit = Commit(
                 name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, 0.5, {"host": "here"}
             )

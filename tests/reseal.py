@@ -1,5 +1,6 @@
 """Caches whose numbers are wrong, and JSON that says something else, although every hash fits."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None], shard:
     array, store = layouts(read_spec(folder))[name], Store(folder)
     values = store.read(array, array.rows(shard)).copy()
     change(values)
-    size, sha256 = store.write(array, shard, values)
+    size, sha256, parts = store.write(array, shard, values)
     commit = read_commit(open_storage(folder), array, shard)
     assert commit is not None
-    write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))
+    written = dataclasses.replace(commit, size=size, sha256=sha256, parts=parts)
+    write_commit(open_storage(folder), array, written)
     seal(folder)
 
 

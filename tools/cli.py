@@ -99,6 +99,9 @@ def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":
 @click.option("--projection", default="pca", show_default=True, type=click.Choice(["pca", "random"]))
 @click.option("--kind", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw", "ivfpq"]))
 @click.option("--exact-below", default=100_000, show_default=True, help="Vectors from which on auto takes hnsw.")
+@click.option(
+    "--hnsw-below", default=500_000, show_default=True, help="Vectors from which on auto takes ivfpq instead."
+)
 @click.option("--student", type=FOLDER, help="A run of darht-train, whose features are indexed too.")
 @trust_option
 def index(location: str, out: Path | None, student: Path | None, **settings: Any) -> None:

@@ -160,8 +160,8 @@ def _answers(cache: Cache, logits: dict[str, Floats]) -> tuple[Floats, Floats] |
         return None
     own = []
     for name in logits:
-        array = f"logits/{name}/clean"
-        own.append(np.concatenate([logit_vectors(cache.read(array, rows)[:, 0]) for rows in blocks(cache, array)]))
+        parts = blocks(cache, f"logits/{name}/clean")
+        own.append(np.concatenate([logit_vectors(cache.logits(name, rows=rows)) for rows in parts]))
     return unit(np.hstack(own)), unit(np.hstack([logit_vectors(values) for values in logits.values()]))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from darht.cache.builder.config import load_config
-from darht.core.config import load_mapping, parse
+from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.core.keys import check_seed
@@ -65,7 +65,9 @@ class ExperimentConfig:
         data: a source, with `limit` (training rows), `test_limit` (test rows) and `holdout`.
         teachers: by name.
         cache: `views`, `attacks`, `store` and `seed` of the cache.
-        students: a training recipe by name.
+        students: a training recipe by name; `set` in it names the teachers' set whose cache it trains from.
+        sets: of teachers, by name, each with a cache of its own; left out, all teachers share one cache. A student that
+            names none trains from the first.
         row: of `darht-inspect neighbours`.
         seeds: how many students are trained by each recipe; they differ by their seed alone.
         baseline: the student that the others are compared with, image by image.
@@ -76,6 +78,7 @@ class ExperimentConfig:
     teachers: dict[str, TeacherPlan]
     cache: dict[str, Any]
     students: dict[str, dict[str, Any]]
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     row: int = 7
     seeds: int = 1
     baseline: str | None = None
@@ -86,25 +89,48 @@ class ExperimentConfig:
             raise ConfigError(f"seeds must be at least 1; got {self.seeds}")
         if self.baseline is not None and self.baseline not in self.students:
             raise ConfigError(f"baseline names no student: '{self.baseline}'; they are {', '.join(self.students)}")
+        for name, members in self.sets.items():
+            if not members or not set(members) <= set(self.teachers):
+                raise ConfigError(f"set '{name}' must name teachers of {', '.join(self.teachers)}; got {members}")
+        used = {member for members in self.sets.values() for member in members}
+        for name, attack in self.cache.get("attacks", {}).items():
+            if self.sets and attack.get("teacher") not in used:
+                raise ConfigError(f"attack '{name}' names teacher '{attack.get('teacher')}', who is in no set")
+        for name, student in self.students.items():
+            if "set" in student and student["set"] not in self.sets:
+                known = ", ".join(self.sets) or "none"
+                raise ConfigError(f"student '{name}' trains from set '{student['set']}'; the sets are {known}")
 
     @property
     def score(self) -> str:
         """The score of an evaluation by which students are compared."""
         return "worst case" if self.tier == "quick" else "autoattack"
 
+    @property
+    def caches(self) -> dict[str, tuple[str, ...]]:
+        """The teachers of each cache, by the name of its folder."""
+        if not self.sets:
+            return {"cache": tuple(self.teachers)}
+        return {f"cache-{name}": tuple(members) for name, members in self.sets.items()}
+
+    def cache_of(self, student: str) -> str:
+        """The cache that a student trains from."""
+        chosen = self.students[student].get("set")
+        return next(iter(self.caches)) if chosen is None else f"cache-{chosen}"
+
     def runs(self, name: str) -> list[str]:
         """The names of a student's runs: its own, or one for each seed."""
         return [name] if self.seeds == 1 else [f"{name}-{k}" for k in range(self.seeds)]
 
 
-def load_experiment(path: Path) -> ExperimentConfig:
-    """Read an experiment: a file, or the name of one that comes with darht.
+def load_experiment(path: Path, assignments: tuple[str, ...] = ()) -> ExperimentConfig:
+    """Read an experiment: a file, or the name of one that comes with darht; `assignments` change it (`data.limit=500`).
 
     Raises:
         ConfigError: no such experiment, unknown keys, wrong values.
     """
     path = find_recipe(path)
-    config = parse(ExperimentConfig, load_mapping(path), path.name)
+    config = parse(ExperimentConfig, override(load_mapping(path), assignments, ExperimentConfig), path.name)
     known = {"source", "limit", "test_limit", "holdout", "image_size"}
     unknown = sorted(set(config.data) - known)
     if unknown or "source" not in config.data:
@@ -129,25 +155,39 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     data = ["--data", config.data["source"], *(["--root", str(root)] if root else [])]
     data += _options(config.data, "image_size")
     stages = [_teach(name, plan, config, out, data) for name, plan in config.teachers.items()]
-    cache, limit = str(out / "cache"), config.data.get("test_limit")
-    allowed = [word for name, plan in config.teachers.items() if plan.allow for word in ("--allow", name)]
-    words = ("darht-cache", "build", str(out / "cache.yaml"), "--out", cache, *allowed)
-    stages.append(Stage("cache", words, tuple(stage.name for stage in stages)))
-    stages.append(Stage("info", ("darht-cache", "info", cache), ("cache",)))
-    if config.cache.get("attacks"):  # both look at perturbations
-        stages.append(Stage("transfer", ("darht-inspect", "transfer", cache), ("cache",)))
-        neighbours = ("darht-inspect", "neighbours", cache, "--row", str(config.row))
-        stages.append(Stage("neighbours", neighbours, ("cache",)))
+    for name, members in config.caches.items():
+        stages += _cache_stages(name, members, config, out)
+    limit = config.data.get("test_limit")
     cut = () if limit is None else ("--limit", str(limit))
     cut = cut if config.tier == "quick" else (*cut, "--tier", config.tier)
     for name, recipe in config.students.items():
         for k, run in enumerate(config.runs(name)):
             file, folder = str(out / "recipes" / f"{name}.yaml"), str(out / "run" / run)
             seed = () if config.seeds == 1 else ("--set", f"seed={recipe.get('seed', 0) + k}")
-            words = ("darht-train", "--shards", cache, "--recipe", file, *seed, "--out", folder, "--resume")
-            stages.append(Stage(f"train {run}", words, ("cache",)))
+            cache = config.cache_of(name)
+            words = ("darht-train", "--shards", str(out / cache), "--recipe", file, *seed, "--out", folder, "--resume")
+            stages.append(Stage(f"train {run}", words, (cache,)))
             stages.append(Stage(f"eval {run}", ("darht-eval", folder, *cut), (f"train {run}",)))
     return stages
+
+
+def _cache_stages(name: str, members: tuple[str, ...], config: ExperimentConfig, out: Path) -> list[Stage]:
+    """Build a cache and look at it."""
+    folder, label = str(out / name), name.removeprefix("cache").replace("-", " ", 1)
+    allowed = [word for member in members if config.teachers[member].allow for word in ("--allow", member)]
+    words = ("darht-cache", "build", str(out / f"{name}.yaml"), "--out", folder, *allowed)
+    stages = [Stage(name, words, tuple(f"teacher {member}" for member in members))]
+    stages.append(Stage(f"info{label}", ("darht-cache", "info", folder), (name,)))
+    if _of_members(config.cache.get("attacks", {}), members):  # both look at perturbations
+        stages.append(Stage(f"transfer{label}", ("darht-inspect", "transfer", folder), (name,)))
+        neighbours = ("darht-inspect", "neighbours", folder, "--row", str(config.row))
+        stages.append(Stage(f"neighbours{label}", neighbours, (name,)))
+    return stages
+
+
+def _of_members(attacks: dict[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
+    """The attacks against teachers of a set."""
+    return {name: attack for name, attack in attacks.items() if attack.get("teacher") in members}
 
 
 def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, data: list[str]) -> Stage:
@@ -169,17 +209,26 @@ def _options(data: dict[str, Any], *names: str) -> list[str]:
 
 
 def write_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None:
-    """Write the cache's spec and the students' recipes, the files that the commands read."""
+    """Write the caches' specs and the students' recipes, the files that the commands read."""
     data = {key: value for key, value in config.data.items() if key != "test_limit"}
     if root is not None:
         data["root"] = str(root.resolve())
-    teachers = {
-        name: {"path": plan.path or f"teachers/{name}", "role": plan.role} for name, plan in config.teachers.items()
-    }
-    spec = {"data": data, "teachers": teachers, **config.cache}
-    write_atomic(out / "cache.yaml", yaml.safe_dump(spec, sort_keys=False).encode())
+    for cache, members in config.caches.items():
+        write_atomic(out / f"{cache}.yaml", yaml.safe_dump(_spec(config, members, data), sort_keys=False).encode())
     for name, recipe in config.students.items():
-        write_atomic(out / "recipes" / f"{name}.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
+        plain = {key: value for key, value in recipe.items() if key != "set"}
+        write_atomic(out / "recipes" / f"{name}.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+
+
+def _spec(config: ExperimentConfig, members: tuple[str, ...], data: dict[str, Any]) -> dict[str, Any]:
+    """The YAML of a cache with these teachers."""
+    plans, spec = {name: config.teachers[name] for name in members}, dict(config.cache)
+    teachers = {name: {"path": plan.path or f"teachers/{name}", "role": plan.role} for name, plan in plans.items()}
+    if config.sets:
+        spec["attacks"] = _of_members(spec.get("attacks", {}), members)
+        if "jacobians" in spec:
+            spec["jacobians"] = {name: one for name, one in spec["jacobians"].items() if name in members}
+    return {"data": data, "teachers": teachers, **spec}
 
 
 def run_experiment(
@@ -189,7 +238,7 @@ def run_experiment(
 
     Args:
         config: the experiment.
-        out: where everything goes: `teachers/`, `cache.yaml`, `cache/`, `recipes/`, `run/`.
+        out: where everything goes: `teachers/`, `cache.yaml` and `cache/` (of each set), `recipes/`, `run/`.
         root: of the data set.
         call: runs one command.
         tell: is told each command before it runs.
@@ -235,7 +284,8 @@ def run_experiment(
 def check_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None:
     """Write the files that stages read, and refuse those that a later stage would refuse."""
     write_inputs(config, out, root)
-    load_config(out / "cache.yaml")
+    for cache in config.caches:
+        load_config(out / f"{cache}.yaml")
     for name in config.students:
         load_recipe(out / "recipes" / f"{name}.yaml", ())
     rows = config.data.get("limit")

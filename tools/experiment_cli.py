@@ -37,13 +37,16 @@ def call(words: tuple[str, ...]) -> None:
     type=click.IntRange(min=1),
     help="Stages at a time, each with its share of the cores and its log below OUT/logs.",
 )
+@click.option(
+    "--set", "assignments", multiple=True, help="Change a key: data.limit=500, teachers.vit.set.optim.epochs=9."
+)
 @trust_option
-def experiment(recipe: Path, out: Path, root: Path | None, jobs: int) -> None:
+def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignments: tuple[str, ...]) -> None:
     """Run teachers, cache, inspection, students and evaluation from one file."""
     from darht.tools.experiment import load_experiment, run_experiment
     from darht.tools.experiment_results import collect
 
-    config = load_experiment(recipe)
+    config = load_experiment(recipe, assignments)
     seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs)
     result = collect(config, out, seconds)
     console = Console()

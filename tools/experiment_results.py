@@ -39,19 +39,30 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
         teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
     gained = gains(config, out)
     students = [student_row(name, config, out, seconds, gained) for name in config.students]
-    cache = open_cache(out / "cache")
-    size = sum(shard.size for shard in cache.manifest.shards)
     facts = [
         *(gain.sentence(name, config) for name, gain in gained.items()),
-        f"cache: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds['cache']:.0f} s, "
-        f"root hash {cache.root_hash[:16]}",
+        *(_cache_fact(name, out, seconds) for name in config.caches),
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
         f"stages together {sum(seconds.values()):.0f}",
-        f"teachers: {out / 'teachers'}   spec: {out / 'cache.yaml'}   cache: {out / 'cache'}   runs: {out / 'run'}",
+        f"teachers: {out / 'teachers'}   "
+        f"{'   '.join(f'spec: {out / name}.yaml   cache: {out / name}' for name in config.caches)}   "
+        f"runs: {out / 'run'}",
     ]
-    if "transfer" in seconds:
-        facts.append(f"pictures: {out / 'cache-transfer.png'}, {out / f'cache-neighbours-{config.row}.png'}")
+    if any(name.startswith("transfer") for name in seconds):
+        pictures = [
+            out / f"{name}-{what}.png" for name in config.caches for what in ("transfer", f"neighbours-{config.row}")
+        ]
+        facts.append(f"pictures: {', '.join(map(str, pictures))}")
     return Result(teachers, students, facts)
+
+
+def _cache_fact(name: str, out: Path, seconds: dict[str, float]) -> str:
+    cache = open_cache(out / name)
+    size = sum(shard.size for shard in cache.manifest.shards)
+    return (
+        f"{name}: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds[name]:.0f} s, "
+        f"root hash {cache.root_hash[:16]}"
+    )
 
 
 @dataclass(frozen=True)

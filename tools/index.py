@@ -20,7 +20,7 @@ from darht.core.errors import CacheError, ConfigError, CorruptError, SpecMismatc
 from darht.core.files import is_free, sha256_bytes, sha256_file, write_atomic
 from darht.core.sealed import Sealed, check_named, read_sealed, write_sealed
 from darht.core.storage import LocalStorage
-from darht.tools.kinds import make_index, search
+from darht.tools.kinds import make_index, pq_sample, search, train_ivfpq
 from darht.tools.nearest import Nearest, recall
 from darht.tools.project import Method, fit_projection, project
 from darht.tools.vectors import Floats, Space, sample_rows, space_blocks, take
@@ -40,9 +40,12 @@ class IndexSettings:
     Attributes:
         dim: dimensions after projection; spaces with no more are not projected.
         projection: `pca` or `random`.
-        kind: `exact`, `hnsw` (fast, as large as the vectors and more), `ivfpq` (a byte for 2 dimensions, lower recall),
-            or `auto`: exact below `exact_below` vectors, hnsw from there on.
+        kind: `exact`, `hnsw` (fast, as large as the vectors and more), `ivfpq` (a byte for 2 dimensions, lower recall;
+            the vectors are never held), or `auto`: exact below `exact_below` vectors, hnsw below `hnsw_below`, ivfpq
+            from there on.
         exact_below: vectors; exact search over 100,000 takes about a millisecond for each query.
+        hnsw_below: vectors; 500,000 of 128 dimensions and their links take 0.4 GB, and twice that while they are
+            written.
         seed: of samples and of the random projection.
     """
 
@@ -50,17 +53,21 @@ class IndexSettings:
     projection: Method = "pca"
     kind: Literal["auto", "exact", "hnsw", "ivfpq"] = "auto"
     exact_below: int = 100_000
+    hnsw_below: int = 500_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.exact_below < 0:
-            raise ConfigError(f"dim is at least 1 and exact_below at least 0; got {self.dim} and {self.exact_below}")
+        if self.dim < 1 or min(self.exact_below, self.hnsw_below) < 0:
+            raise ConfigError(
+                f"dim is at least 1, exact_below and hnsw_below at least 0; got {self.dim}, {self.exact_below} and "
+                f"{self.hnsw_below}"
+            )
 
     def kind_for(self, count: int) -> str:
         """The kind of an index over `count` vectors."""
         if self.kind != "auto":
             return self.kind
-        return "exact" if count < self.exact_below else "hnsw"
+        return "exact" if count < self.exact_below else "hnsw" if count < self.hnsw_below else "ivfpq"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,28 +298,38 @@ def _build(
     start, N = time.perf_counter(), cache.rows
     kind, k = settings.kind_for(N), min(_RECALL_AT, N - 1)
     queries = sample_rows(cache, _QUERIES, settings.seed)
-    full = Nearest(take(cache, space, queries), k, exclude=queries)
-    vectors = np.empty((N, space.dim if axes is None else len(axes)), dtype=np.float32)
+    asked = take(cache, space, queries)
+    full, dim = Nearest(asked, k, exclude=queries), space.dim if axes is None else len(axes)
+    close = Nearest(project(asked, axes), k, exclude=queries)
+    index, vectors = None, np.empty((0 if kind == "ivfpq" else N, dim), dtype=np.float32)
+    if kind == "ivfpq":
+        sample = sample_rows(cache, pq_sample(N, dim, space.name), settings.seed)
+        index = train_ivfpq(N, project(take(cache, space, sample), axes))
     for block in space_blocks(cache, space):
         values = space.read(block)
-        vectors[block] = project(values, axes)
+        near = project(values, axes)
+        close.see(block.start, near)
         if axes is not None:
             full.see(block.start, values)
+        if index is None:
+            vectors[block] = near
+        else:
+            index.add(near)
         on_rows(space.name, block.stop, N)
-    index = make_index(kind, vectors, space.name)
-    exact = make_index("exact", vectors, space.name)
-    close = search(exact, vectors, queries, k)
-    found = close if kind == "exact" else search(index, vectors, queries, k)
-    data = faiss.serialize_index(index).tobytes()
+    if index is None:
+        index = make_index(kind, vectors, space.name)
+    found = close.rows if kind == "exact" else search(index, close.queries, queries, k)
+    del vectors
+    data = faiss.serialize_index(index).data  # written without a copy
     write_atomic(_index_path(folder, space.name), data)
     return Record(
         space=space.name,
         identity="",
         vectors=N,
-        dims=(space.dim, vectors.shape[1]),
+        dims=(space.dim, dim),
         kind=kind,
-        recall=round(recall(found, close), 4),
-        kept=1.0 if axes is None else round(recall(close, full.rows), 4),
+        recall=round(recall(found, close.rows), 4),
+        kept=1.0 if axes is None else round(recall(close.rows, full.rows), 4),
         seconds=round(time.perf_counter() - start, 2),
         size=len(data),
         sha256=sha256_bytes(data),

@@ -184,7 +184,7 @@ def _candidates(indexes: Indexes, space: Space, vector: Floats, k: int) -> Ints 
 def _hit(cache: Cache, space: Space, row: int, cosine: float, labels: np.ndarray) -> Neighbour:
     what = space.subject if space.kind == "delta" else "clean"
     at = slice(row, row + 1)
-    said = {t: int(cache.read(f"logits/{t}/{what}", at)[0, 0].argmax()) for t in space.teachers}
+    said = {t: int(cache.logits(t, what, rows=at)[0].argmax()) for t in space.teachers}
     return Neighbour(row, cosine, int(labels[row]), said)
 
 

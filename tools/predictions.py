@@ -57,8 +57,8 @@ class Predictions:
 def read_predictions(cache: Cache) -> Predictions:
     """Read them; logits of other views are decoded block by block and let go."""
     attacks, teachers = cache.spec.attacks, tuple(cache.spec.teachers)
-    clean = [_classes(cache, f"logits/{teacher}/clean") for teacher in teachers]
-    adversarial = [[_classes(cache, f"logits/{teacher}/{attack}") for teacher in teachers] for attack in attacks]
+    clean = [_classes(cache, teacher, "clean") for teacher in teachers]
+    adversarial = [[_classes(cache, teacher, attack) for teacher in teachers] for attack in attacks]
     return Predictions(
         labels=cache.read("label", slice(0, cache.spec.data.labelled)).astype(np.int64),
         teachers=teachers,
@@ -71,8 +71,9 @@ def read_predictions(cache: Cache) -> Predictions:
     )
 
 
-def _classes(cache: Cache, name: str) -> NDArray[np.int32]:
-    parts = [cache.read(name, rows)[:, 0].argmax(1) for rows in blocks(cache, name, labelled=True)]
+def _classes(cache: Cache, teacher: str, about: str) -> NDArray[np.int32]:
+    every = blocks(cache, f"logits/{teacher}/{about}", labelled=True)
+    parts = [cache.logits(teacher, about, rows=rows).argmax(1) for rows in every]
     return np.concatenate(parts).astype(np.int32)
 
 

@@ -217,7 +217,7 @@ def _hard(cache: Cache, row: int, number: int) -> Hard:
     moved = np.rint(np.clip(image + cache.spec.attacks[attack].scale * delta, 0, 255)).astype(np.uint8)
     top = {}
     for teacher in cache.spec.teachers:
-        p = softmax(cache.read(f"logits/{teacher}/{attack}", at)[0, 0])
+        p = softmax(cache.logits(teacher, attack, rows=at)[0])
         top[teacher] = [(int(c), float(p[c])) for c in np.argsort(-p)[:3]]
     return Hard(
         row=row,

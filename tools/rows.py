@@ -161,9 +161,8 @@ def mean_probabilities(cache: Cache) -> Floats:
     """The mean of what all teachers think probable about each row that has a label, `[N, C]`."""
     total = np.zeros((cache.spec.data.labelled, len(cache.spec.data.classes)), dtype=np.float32)
     for teacher in cache.spec.teachers:
-        name = f"logits/{teacher}/clean"
-        for rows in blocks(cache, name, labelled=True):
-            total[rows] += softmax(cache.read(name, rows)[:, 0])
+        for rows in blocks(cache, f"logits/{teacher}/clean", labelled=True):
+            total[rows] += softmax(cache.logits(teacher, rows=rows))
     return total / np.float32(len(cache.spec.teachers))
 
 

@@ -116,9 +116,8 @@ def candidates_of(cache: Cache, predictions: Predictions, student: dict[str, tup
 def _entropy(cache: Cache, teacher: str) -> float:
     total = count = 0.0
     for attack in cache.spec.attacks:
-        name = f"logits/{teacher}/{attack}"
-        for rows in blocks(cache, name):
-            p = softmax(cache.read(name, rows)[:, 0])
+        for rows in blocks(cache, f"logits/{teacher}/{attack}"):
+            p = softmax(cache.logits(teacher, attack, rows=rows))
             total += float(-(p * np.log(np.maximum(p, 1e-30))).sum(dtype=np.float64))
             count += len(p)
     return total / count

@@ -78,7 +78,7 @@ def _delta_reader(cache: Cache, attack: str) -> Callable[[slice], Floats]:
 
 
 def _logit_reader(cache: Cache, teacher: str) -> Callable[[slice], Floats]:
-    return lambda rows: logit_vectors(cache.read(f"logits/{teacher}/clean", rows)[:, 0])
+    return lambda rows: logit_vectors(cache.logits(teacher, rows=rows))
 
 
 def _feature_reader(cache: Cache, features: Features) -> Callable[[slice], Floats]:
@@ -135,10 +135,8 @@ def sample_rows(cache: Cache, count: int, seed: int = 0, *, labelled: bool = Fal
 def take(cache: Cache, space: Space, rows: NDArray[np.int64]) -> Floats:
     """The vectors of some rows, `[n, D]`, in the order given; every block that holds one is read once."""
     out = np.empty((len(rows), space.dim), dtype=np.float32)
-    for block in space_blocks(cache, space):
-        here = np.flatnonzero((rows >= block.start) & (rows < block.stop))
-        if len(here):
-            out[here] = space.read(block)[rows[here] - block.start]
+    for block, here in _wanted(space_blocks(cache, space), rows):
+        out[here] = space.read(block)[rows[here] - block.start]
     return out
 
 
@@ -149,12 +147,19 @@ def read_rows(cache: Cache, array: str, rows: NDArray[np.int64]) -> np.ndarray:
     """
     layout, images = cache.arrays[array], array == "image"
     out = np.empty((len(rows), *(cache.spec.view_shape if images else layout.shape[1:])), dtype=layout.dtype)
-    for block in blocks(cache, array):
-        here = np.flatnonzero((rows >= block.start) & (rows < block.stop))
-        if len(here):
-            found = cache.clean(block) if images else cache.read(array, block)
-            out[here] = found[rows[here] - block.start]
+    for block, here in _wanted(blocks(cache, array), rows):
+        found = cache.clean(block) if images else cache.read(array, block)
+        out[here] = found[rows[here] - block.start]
     return out
+
+
+def _wanted(parts: Iterator[slice], rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """The blocks that hold some of the rows, each with the positions of these in `rows`."""
+    order = np.argsort(rows, kind="stable")
+    for block in parts:
+        here = order[slice(*np.searchsorted(rows, (block.start, block.stop), sorter=order))]
+        if len(here):
+            yield block, here
 
 
 def need_attacks(cache: Cache) -> None:

@@ -11,12 +11,12 @@ from darht.attacks.engine.batch_sizes import SMALLEST, Sizes
 from darht.attacks.engine.query_model import Precision
 from darht.attacks.engine.state import Attack, Rows, Rule, State
 
-_PATIENCE = 8  # looks on a GPU between two questions after rows that are fooled
+PATIENCE = 8  # looks on a GPU between two questions after rows that are fooled
 
 
 def looks_between(device: torch.device) -> int:
     """After how many looks a device is asked who may leave."""
-    return 1 if device.type == "cpu" else _PATIENCE
+    return 1 if device.type == "cpu" else PATIENCE
 
 
 @dataclass
@@ -67,12 +67,13 @@ class Queue:
         precision: Precision = "float32",
     ) -> None:
         self.attack, self.rule, self.slots, self.precision = attack, rule, slots, precision
-        self.constant = constant or rows.x.device.type != "cpu"
+        patience = looks_between(rows.x.device)
+        self.constant = constant or patience > 1
         few = todo[:SMALLEST]
         self.sizes = Sizes(rows.x[few], rows.y[few], slots, precision, constant=self.constant)
         classes = rows.clean.shape[1]
         self.runs = runs = (attack.runs(classes) if rows.targets is None else 1) * restarts
-        self.every = 1 if attack.looks is None else looks_between(rows.x.device)  # else rows leave when they like
+        self.every = 1 if attack.looks is None else patience  # rows that end when they like must be asked
         self.judged = rule == "first_hit" or runs > 1  # whether a result must be looked at before it is kept
         self.results = Results.empty(rows.x, classes, runs)
         self.lock = threading.Lock()

@@ -67,10 +67,10 @@ class Lane:
         first = self.queue.rule == "first_hit"
         if first:
             self._keep_hits()
-        if self.looks not in self.ends and not (first and self.looks % self.queue.every == 0):
-            return False
-        self.oracle.settle()
-        return True
+        if self.looks in self.ends:
+            self.oracle.settle()
+            return True
+        return first and self.looks % self.queue.every == 0
 
     def _keep_hits(self) -> None:
         state, kept = self.state, self.kept

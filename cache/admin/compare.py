@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darht.cache.format.layout import Kind
+from darht.cache.format.layout import ANSWERS, Kind
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ValueDiff:
             where encoded images differ.
         rows: share of rows with a difference.
         values: share of values that differ.
-        argmax_flips: share of answers whose largest logit is another class's; None for what are no logits.
+        argmax_flips: share of answers whose largest logit is another class's; None for arrays that do not tell.
     """
 
     compared: int
@@ -36,7 +36,8 @@ def compare(kind: Kind, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: f
         pairs: the blocks, some rows at a time.
         scale: what to multiply stored integers by: pixel levels for each integer of a perturbation.
     """
-    logits, views = kind == "logits", kind in ("logits", "delta", "boxes")
+    views = kind in ("delta", "boxes") or kind in ANSWERS
+    tells = kind in ("logits", "logits-int8", "logits-class")  # whose the largest logit is
     rows = rows_off = values = values_off = answers = flips = 0
     largest = 0.0
     for one, other in pairs:
@@ -46,11 +47,16 @@ def compare(kind: Kind, pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: f
         rows, rows_off = rows + len(one), rows_off + int(off.reshape(len(one), -1).any(1).sum())
         values, values_off = values + off.size, values_off + int(off.sum())
         answers += one.shape[0] * one.shape[1] if views else len(one)
-        flips += int((one.argmax(-1) != other.argmax(-1)).sum()) if logits else 0
+        flips += int((_strongest(kind, one) != _strongest(kind, other)).sum()) if tells else 0
     return ValueDiff(
         compared=answers,
         largest=largest,
         rows=rows_off / max(1, rows),
         values=values_off / max(1, values),
-        argmax_flips=flips / max(1, answers) if logits else None,
+        argmax_flips=flips / max(1, answers) if tells else None,
     )
+
+
+def _strongest(kind: Kind, values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = values[..., 0] if kind == "logits-class" else values.argmax(-1)
+    return found

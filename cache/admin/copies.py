@@ -13,9 +13,10 @@ from pathlib import Path
 from darht.cache.admin.hub import push_to_hub
 from darht.cache.format.manifest import MANIFEST, SPEC
 from darht.cache.format.tar_index import INDEX
+from darht.cache.read.files import PART
 from darht.cache.read.local_copy import download
 from darht.cache.read.reach import Reach
-from darht.cache.read.reader import PART, Cache
+from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, ConfigError, CorruptError
 from darht.core.files import sha256_bytes, sha256_file, whole_file

@@ -18,7 +18,7 @@ from darht.cache.builder.compute import Worker, arithmetic
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.builder.plan import Plan
 from darht.cache.format.commit import Commit, read_commit
-from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout, Kind
+from darht.cache.format.layout import ANSWERS, JACOBIAN_PARTS, ArrayLayout, Kind
 from darht.cache.format.mixture import SourceSpec
 from darht.cache.format.spec import DataSpec
 from darht.cache.format.store import Store
@@ -64,15 +64,15 @@ class Recomputed:
 
         Args:
             logits: the largest difference of a logit.
-            values: the largest share of a perturbation's or a Jacobian's values.
+            values: the largest share of the values of a perturbation, a Jacobian, or integers that logits are coded in.
         """
         found = []
         for name, diff in self.arrays.items():
             kind = self.kinds[name]
-            if kind == "logits":
+            if kind in ("logits", "logits-top"):
                 if diff.largest > logits:
                     found.append(f"{name}: logits differ by up to {diff.largest:g}, tolerance {logits:g}")
-            elif kind == "delta" or kind in JACOBIAN_PARTS:
+            elif kind == "delta" or kind in JACOBIAN_PARTS or kind in ANSWERS:
                 if diff.values > values:
                     found.append(
                         f"{name}: {100 * diff.values:.3g} % of the values differ, tolerance {100 * values:g} %"

@@ -12,7 +12,7 @@ from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.mixture import UNLABELLED
 from darht.cache.format.resample import resample_all
 from darht.cache.format.spec import AttackSpec, CacheSpec
-from darht.cache.format.store import Store
+from darht.cache.format.store import Store, part_hashes
 from darht.cache.format.tar_index import INDEX
 from darht.cache.format.views import crop_flip, view_table
 from darht.cache.read.webdataset import open_shards
@@ -48,7 +48,7 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         for file in manifest.metadata
         if sha256_bytes(folder.read(file.path) or b"") != file.sha256
     ]
-    sealed = {(record.array, record.shard): record.sha256 for record in manifest.shards}
+    sealed = {(record.array, record.shard): record for record in manifest.shards}
     # Under a wrong description nothing can be decoded: then only bytes are compared.
     # Records stay behind when a cache is pulled or served: then the manifest alone says what the bytes are.
     recorded = any(folder.read(commit_key(array, 0)) is not None for array in arrays.values())
@@ -59,7 +59,7 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
         problems.append(str(error))
     for array in arrays.values():
         for shard in range(array.shards):
-            problems += verifier.unit(array, shard, sealed.get((array.name, shard)))
+            problems += verifier.unit(array, shard, sealed[array.name, shard].sha256, sealed[array.name, shard].parts)
             on_unit(array.name, shard)
     return problems
 
@@ -91,7 +91,7 @@ class _Verifier:
         """The table that the spec describes."""
         return view_table(**vars(self.spec.views), seed=self.spec.seed)
 
-    def unit(self, array: ArrayLayout, shard: int, sealed: str | None) -> list[str]:
+    def unit(self, array: ArrayLayout, shard: int, sealed: str | None, parts: tuple[str, ...]) -> list[str]:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
         path, rows = self.folder.name(shard_key(array, shard)), array.rows(shard)
         if self.recorded:
@@ -105,8 +105,8 @@ class _Verifier:
             return [f"{path} is missing"]
         if sha256_bytes(data) != sealed:
             return [f"{path} does not have the sha256 of {'its record' if self.recorded else 'the manifest'}"]
-        if not self.described:
-            return []
+        if not self.described or part_hashes(array, shard, data) != parts:
+            return [f"{path} does not have the sha256 of each view that is named"] if self.described else []
         try:
             found = list(self.values(array, rows, self.store.decode(array, shard, data)))
         except CacheError as error:
@@ -130,6 +130,8 @@ class _Verifier:
             yield "view 0 is not the identity"
         if array.kind == "views" and not np.array_equal(values, self.views):
             yield "the offsets are not the views of the spec"
+        if array.kind == "logits-class" and (values.min() < 0 or values.max() >= classes):
+            yield f"the logits are those of classes {values.min()}..{values.max()}, classes lie in 0..{classes - 1}"
         if array.kind == "boxes" and not np.array_equal(values, self.boxes(rows)):
             yield "the boxes are not those that the spec draws"
         if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -207,7 +207,7 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
                 writer.wait()
                 on_unit(array, shard, 0.0)
                 continue
-            if array.kind == "logits" and array.attack is not None:
+            if array.is_answer and array.attack is not None:
                 writer.wait(f"delta/{array.attack}")  # which the teacher is asked about
             start = time.perf_counter()
             values = worker.compute(array, shard)

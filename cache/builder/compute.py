@@ -20,7 +20,8 @@ from darht.cache.builder.pixels import Pixels, pixels_of, sizes_of, stored_image
 from darht.cache.builder.plan import Plan
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.boxes import draw_boxes
-from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout
+from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout, label_dtype
+from darht.cache.format.logit_codes import encode_int8, encode_top
 from darht.cache.format.resample import resample_all, resample_batch
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
@@ -39,6 +40,7 @@ class Worker:
         """With batches of so many images; None for 256 on a CPU and for what fits on a GPU."""
         self.plan, self.store, self.device, self._batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
+        self._said: tuple[tuple[object, ...], tuple[np.ndarray, ...]] | None = None
         self._decoded: tuple[slice, Pixels] = slice(0, 0), []
         self._drawn: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.int32)
         self._block: tuple[slice, Tensor | None, Tensor] | None = None
@@ -79,7 +81,7 @@ class Worker:
             ) from error
 
     def values(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray] = _NOTHING) -> np.ndarray:
-        """The values of any rows; `known` are clean logits `[rows, C]` by view.
+        """The values of any rows; `known` are an array of clean answers `[rows, ...]` by view.
 
         They have the bits of the whole unit's when `rows` is made of the batches that the unit was cut into.
         """
@@ -97,10 +99,10 @@ class Worker:
                 return self._boxes(rows)
             case "delta":
                 return self._perturb(array, rows)
-            case "logits":
-                return self._ask(array, rows, known if array.attack is None else _NOTHING)
-            case part:
+            case "jacobian" | "jacobian-scale" | "jacobian-class" as part:
                 return self._jacobian(array, rows)[JACOBIAN_PARTS.index(part)]
+            case _:
+                return self._answer(array, rows, known if array.attack is None else _NOTHING)
 
     def _perturb(self, array: ArrayLayout, rows: slice) -> np.ndarray:
         assert array.attack is not None
@@ -117,32 +119,50 @@ class Worker:
             deltas[at, view] = encode(x_adv, x, attack.threat, spec.scale)
         return deltas.cpu().numpy()
 
-    @torch.no_grad()
-    def _ask(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
-        """What a teacher says about the stored pixels: clean views, or views plus stored perturbation.
-
-        Views in `known` are not asked about again.
-        """
-        shape, dtype = (rows.stop - rows.start, *array.shape[1:]), getattr(torch, array.dtype)
-        values, first = torch.empty(shape, dtype=dtype, device=self.device), array.first_view
+    def _answer(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
+        """A teacher's logits as the array holds them; views in `known` are not asked about again."""
+        values, first = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype), array.first_view
         for number, answers in known.items():
-            values[:, number - first] = torch.tensor(answers, device=self.device)
+            values[:, number - first] = answers
         todo = [view for view in range(first, first + array.shape[1]) if view not in known]
-        model, attack = self._model(array.teacher) if todo else None, array.attack
+        if todo:
+            values[:, [view - first for view in todo]] = self._coded(array, rows, todo)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            where = f"rows {rows.start}..{rows.stop - 1}"
+            raise ModelError(
+                f"teacher '{array.teacher}' gave logits that are not finite in {array.dtype} on {where}; "
+                f"use store.logits: float32, or another teacher"
+            )
+        return values
+
+    def _coded(self, array: ArrayLayout, rows: slice, todo: list[int]) -> np.ndarray:
+        """Answers about some views, in the code of the store; one question gives both arrays of a code."""
+        if array.kind == "logits":
+            return self._ask(array, rows, todo)
+        key = (array.teacher, array.attack, rows.start, rows.stop, *todo)
+        if self._said is None or self._said[0] != key:
+            store, logits = self.plan.spec.store, self._ask(array, rows, todo)
+            classes = label_dtype(logits.shape[-1])
+            self._said = (
+                key,
+                encode_int8(logits) if store.logits == "int8" else encode_top(logits, store.top_k, classes),
+            )
+        return self._said[1][int(array.kind in ("logits-class", "logits-scale"))]
+
+    @torch.no_grad()
+    def _ask(self, array: ArrayLayout, rows: slice, todo: list[int]) -> np.ndarray:
+        """What a teacher says about the stored pixels, clean or plus stored perturbation, `[rows, V, C]`."""
+        model, attack, teacher = self._model(array.teacher), array.attack, self.plan.spec.teachers[array.teacher or ""]
+        dtype = getattr(torch, array.dtype) if array.kind == "logits" else torch.float32
+        shape = (rows.stop - rows.start, len(todo), teacher.num_classes)
+        values = torch.empty(shape, dtype=dtype, device=self.device)
         scale = 1.0 if attack is None else self.plan.spec.attacks[attack].scale
         added = None if attack is None else self._stored_delta(attack, rows)
         for at, view in self._batches(rows, todo):
             x = self._views(rows, at, view)
             if added is not None:
                 x = x + scale * added[at, view]
-            assert model is not None
-            values[at, view - first] = model(x.float() / 255).to(dtype)
-        if not bool(values.isfinite().all()):
-            where = f"rows {rows.start}..{rows.stop - 1}"
-            raise ModelError(
-                f"teacher '{array.teacher}' gave logits that are not finite in {array.dtype} on {where}; "
-                f"use store.logits: float32, or another teacher"
-            )
+            values[at, todo.index(view)] = model(x.float() / 255).to(dtype)
         return values.cpu().numpy()
 
     def _jacobian(self, array: ArrayLayout, rows: slice) -> tuple[np.ndarray, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from darht.attacks import ATTACKS, parse_eps
 from darht.attacks.threat import Norm
 from darht.cache.format.layout import CLEAN_FROM
+from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.format.mixture import check_shares
 from darht.cache.format.spec import (
     MAX_INT8,
@@ -207,6 +208,12 @@ def _name_problems(config: CacheConfig) -> list[str]:
         f"{what} name '{name}' must be letters, digits, '_', '.' or '-'"
         for what, name in names
         if not _NAME.fullmatch(name)
+    ]
+    suffix = companion_suffix(config.store)
+    problems += [
+        f"attack name '{name}' ends in '{suffix}', which store.logits: {config.store.logits} takes for itself"
+        for name in config.attacks
+        if suffix and name.endswith(suffix)
     ]
     problems += [
         f"{what} name '{name}' is taken by the format"

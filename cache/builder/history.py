@@ -96,12 +96,12 @@ class History:
         return {found for array, found in self.views if array == name}
 
     def answers(self, store: Store, array: ArrayLayout, shard: int, offsets: np.ndarray) -> dict[int, np.ndarray]:
-        """The clean logits of a unit that a former spec's shard holds: `[rows, C]` by the view's number in `offsets`.
+        """The clean answers of a unit that a former spec's shard holds: `[rows, ...]` by the view's number.
 
         Empty where there are none that can be trusted: the record must be that of a former spec and its sha256 that of
         the shard, which a build that was killed may have replaced already.
         """
-        if not self.fingerprints(array.name) or array.kind != "logits" or array.attack is not None:
+        if not self.fingerprints(array.name) or not array.is_answer or array.attack is not None:
             return {}
         try:
             commit = read_commit(store.storage, array, shard)

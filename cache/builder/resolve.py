@@ -70,9 +70,9 @@ def resolve(
         raise ConfigError("; ".join(problems))
     for name, card in cards.items():
         check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
-    shown = _view_spec(config.views, views)
+    data, shown = _data_spec(config, source, rules, views), _view_spec(config.views, views)
     return CacheSpec(
-        data=_data_spec(config, source, rules, views),
+        data=data,
         views=shown,
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
@@ -83,7 +83,7 @@ def resolve(
         store=config.store,
         precision=config.precision,
         seed=config.seed,
-        format_version=needed_version(shown, config.store),
+        format_version=needed_version(data, shown, config.store),
     )
 
 

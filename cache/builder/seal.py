@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from darht.cache.builder.history import former_of
-from darht.cache.format.commit import State, read_commit, unit_state
+from darht.cache.format.commit import Commit, State, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, read_spec, root_hash
 from darht.cache.format.mixture import spans
@@ -16,7 +16,7 @@ from darht.core.config import canonical_json, fingerprint
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.rng import RowRng
-from darht.core.storage import Location, Storage, open_storage
+from darht.core.storage import Location, open_storage
 
 _READERS = 4  # shards in memory at a time: one with Jacobians has some 30 MB
 
@@ -33,16 +33,21 @@ def seal(location: Location) -> Manifest:
     arrays = layouts(spec)
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
     former = former_of(folder)
+
+    def look(unit: tuple[ArrayLayout, int]) -> tuple[State, str, ShardRecord | None]:
+        state, reason, commit = inspect_unit(folder, *unit, check_bytes=True, former=former)
+        return state, reason, None if commit is None else _record(*unit, commit)
+
     with ThreadPoolExecutor(_READERS) as pool:  # reading and hashing release the interpreter's lock
-        states = list(pool.map(lambda unit: unit_state(folder, *unit, check_bytes=True, former=former), units))
-    for state, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
-        reasons = [reason for found, reason in states if found is state]
+        found = list(pool.map(look, units))
+    for wrong, error in ((State.CORRUPT, CorruptError), (State.MISSING, IncompleteError)):
+        reasons = [reason for state, reason, _ in found if state is wrong]
         if reasons:
             raise error(
-                f"{folder}: {len(reasons)} of {len(units)} units are {state.value}, first: {reasons[0]}; "
+                f"{folder}: {len(reasons)} of {len(units)} units are {wrong.value}, first: {reasons[0]}; "
                 "run darht-cache build again"
             )
-    shards = tuple(_record(folder, array, shard) for array, shard in units)
+    shards = tuple(record for _, _, record in found if record is not None)
     described = sorted(Store(folder).create(arrays).items())
     metadata = tuple(FileRecord(key, len(data), sha256_bytes(data)) for key, data in described)
     manifest = _manifest(spec, shards, metadata)
@@ -50,10 +55,8 @@ def seal(location: Location) -> Manifest:
     return manifest
 
 
-def _record(folder: Storage, array: ArrayLayout, shard: int) -> ShardRecord:
-    commit = read_commit(folder, array, shard)
-    assert commit is not None  # its state was done a moment ago
-    return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256)
+def _record(array: ArrayLayout, shard: int, commit: Commit) -> ShardRecord:
+    return ShardRecord(array.name, shard, shard_key(array, shard), commit.size, commit.sha256, commit.parts)
 
 
 def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[FileRecord, ...]) -> Manifest:

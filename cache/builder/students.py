@@ -47,7 +47,11 @@ def student_facts(place: Path) -> dict[str, Any]:
             "num_classes": int(said["num_classes"]),
             "classes": tuple(map(str, said["classes"])),
             "preprocessing": parse(Preprocessing, said["preprocessing"], f"{path}: preprocessing"),
-            "training": {"algorithm": str(said["recipe"]["recipe"]), "cache_root_hash": str(said["cache_root_hash"])},
+            "training": {
+                "algorithm": str(said["recipe"]["recipe"]),
+                "eps": float(said["recipe"]["inner"]["eps"]),
+                "cache_root_hash": str(said["cache_root_hash"]),
+            },
             "weights_sha256": sha256_file(place / WEIGHTS),
         }
     except (CorruptError, ValueError, KeyError, TypeError, ConfigError) as error:

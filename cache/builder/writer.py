@@ -59,10 +59,9 @@ class UnitWriter:
 
     def _write(self, array: ArrayLayout, shard: int, values: np.ndarray, seconds: float) -> float:
         start, rows = time.perf_counter(), array.rows(shard)
-        size, sha256 = self._store.write(array, shard, values)
+        size, sha256, parts = self._store.write(array, shard, values)
         seconds += time.perf_counter() - start
-        commit = Commit(
-            array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, seconds, self._facts
-        )
+        about = (array.name, shard, (rows.start, rows.stop), array.fingerprint)
+        commit = Commit(*about, size, sha256, seconds, self._facts, parts=parts)
         write_commit(self._store.storage, array, commit)
         return seconds

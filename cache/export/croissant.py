@@ -168,6 +168,15 @@ _MEANINGS = {
 }
 
 
+_ANSWERS = {
+    "logits": "Raw logits [views, classes]",
+    "logits-top": "The largest raw logits, falling, and the log of the others' summed exponentials [views, k + 1]",
+    "logits-class": "The classes [views, k] of the largest logits",
+    "logits-int8": "Raw logits [views, classes], in the steps of each answer from its middle,",
+    "logits-scale": "Step and middle [views, 2] of the logits",
+}
+
+
 def _meaning(cache: Cache, array: ArrayLayout) -> str:
     """One sentence about an array's values, for people."""
     if array.kind == "delta":
@@ -177,13 +186,13 @@ def _meaning(cache: Cache, array: ArrayLayout) -> str:
             f"Perturbations [views, 3, H, W] of attack {array.attack} ({attack} on teacher {array.teacher}, "
             f"{norm} radius {eps:g}), in units of {scale:g} pixel levels."
         )
-    if array.kind == "logits":
+    if array.is_answer:
         where = "every view of the image"
         if len(cache.spec.bands) > 1:
             where = f"views {array.first_view} to {array.first_view + array.shape[1] - 1} of the image"
         if array.attack is not None:
             where = f"the views plus the perturbations of {array.attack}"
-        return f"Raw logits [views, classes] of teacher {array.teacher} on {where}."
+        return f"{_ANSWERS[array.kind]} of teacher {array.teacher} on {where}."
     if array.encoded:
         return "The image, as the bytes of a JPEG or PNG file."
     return _MEANINGS[array.kind].format(teacher=array.teacher)

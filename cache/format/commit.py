@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from darht.cache.format.layout import ArrayLayout, shard_key
-from darht.core.config import canonical_json, parse_canonical
+from darht.core.config import added, canonical_json, parse_canonical
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Storage
@@ -30,6 +30,7 @@ class Commit:
         sha256: of the shard.
         seconds: what computing and writing it took.
         environment: device, versions, threads, batch size, process, engine, worker: facts that no spec holds.
+        parts: sha256 of each view's bytes, of arrays `by_view`; none of others.
     """
 
     array: str
@@ -41,6 +42,7 @@ class Commit:
     seconds: float
     environment: dict[str, Any] = field(default_factory=dict)
     format_version: int = 1
+    parts: tuple[str, ...] = added(())
 
 
 def commit_key(array: ArrayLayout, shard: int) -> str:

@@ -13,14 +13,17 @@ from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError
 
 _MAX_CHUNK = 2**31 - 1  # what the codecs of zarr take in one buffer
+_MAX_JACOBIAN = 2**30  # of a unit; it is computed in parts of float32 and then held twice
 _BLOCK = 256  # rows of a block: some MB of small images, so that a disk or an object store answers few large questions
 
 
 Part = Literal["jacobian", "jacobian-scale", "jacobian-class"]
-Kind = Literal["source_index", "label", "image", "views", "boxes", "delta", "logits"] | Part
+Answer = Literal["logits", "logits-top", "logits-class", "logits-int8", "logits-scale"]
+Kind = Literal["source_index", "label", "image", "views", "boxes", "delta"] | Answer | Part
 OFFSETS, BOXES = "views/offset", "views/box"
 ENCODED = "object"  # numpy's name for values of any length, here the bytes of an image
 BOX_COLUMNS = "top, left, height, width, flip"
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
 JACOBIAN_PARTS: tuple[Part, ...] = get_args(Part)  # of logits/<teacher>/
 
 
@@ -41,6 +44,7 @@ class ArrayLayout:
         teacher: who is asked, or for perturbations attacked; None where no teacher computes it.
         attack: whose perturbations these are, or are answered; None for clean views.
         first_view: the view that comes first on the second axis.
+        by_view: whether a chunk holds one view of its rows, and a shard one view after the other.
     """
 
     name: str
@@ -55,6 +59,17 @@ class ArrayLayout:
     teacher: str | None = None
     attack: str | None = None
     first_view: int = 0
+    by_view: bool = False
+
+    @property
+    def views_per_shard(self) -> int:
+        """Into how many views the chunks of a shard are cut, one after the other: 1 where a chunk holds all."""
+        return self.shape[1] if self.by_view else 1
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """The values of one chunk."""
+        return (self.rows_per_chunk, *((1, *self.shape[2:]) if self.by_view else self.shape[1:]))
 
     @property
     def shards(self) -> int:
@@ -93,12 +108,22 @@ class ArrayLayout:
     @property
     def said(self) -> bool:
         """Whether it is what a teacher says: logits, or a part of its Jacobian."""
-        return self.kind == "logits" or self.is_jacobian
+        return self.is_answer or self.is_jacobian
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is a teacher's logits, or a part of them where they are coded."""
+        return self.kind in ANSWERS
+
+    @property
+    def is_clean_answer(self) -> bool:
+        """Whether it is what a teacher says about clean views."""
+        return self.is_answer and self.attack is None
 
     @property
     def has_views(self) -> bool:
         """Whether its second axis are views."""
-        return self.kind in ("delta", "logits", "boxes")
+        return self.kind in ("delta", "boxes") or self.is_answer
 
     @property
     def of_some_rows(self) -> bool:
@@ -117,10 +142,10 @@ class ArrayLayout:
 
 
 def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
-    """Every chunk fits the codec.
+    """Every chunk fits the codec, and every unit of a Jacobian the memory that computes it.
 
     Raises:
-        ConfigError: chunks that are too large, with the most rows that fit.
+        ConfigError: chunks or Jacobians that are too large, with what fits.
     """
     rows = {name: array.row_bytes for name, array in arrays.items()}
     worst = max(arrays, key=lambda name: arrays[name].rows_per_chunk * rows[name])
@@ -129,6 +154,16 @@ def check_chunks(arrays: dict[str, ArrayLayout]) -> None:
             f"store.rows_per_chunk is {arrays[worst].rows_per_chunk}, but chunks must be below 2 GiB and a row of "
             f"{worst} has {rows[worst]} bytes; write at most {_MAX_CHUNK // rows[worst]}"
         )
+
+    for array in arrays.values():
+        unit = min(array.rows_per_shard, array.shape[0]) * rows[array.name]
+        if array.kind == "jacobian" and unit > _MAX_JACOBIAN:
+            raise ConfigError(
+                f"the Jacobian of teacher '{array.teacher}' takes {rows[array.name]:,} bytes a row, "
+                f"{array.shape[0] * rows[array.name] / 1e9:,.1f} GB in all and {unit / 1e9:,.1f} GB a shard, which is "
+                f"computed in memory, at most {_MAX_JACOBIAN / 1e9:.1f} GB: leave it out and train with targets: "
+                "clean, ask for fewer jacobians.classes, or lower store.rows_per_shard"
+            )
 
 
 def block_rows(store: StoreSpec) -> int:
@@ -165,14 +200,14 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     computed = base | {"precision": plain["precision"]}
     for name, attack in spec.attacks.items():
         arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
-    for name, teacher in spec.teachers.items():
+    for name in spec.teachers:
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
-        C, dtype = teacher.num_classes, spec.store.logits
-        arrays += [_clean(spec, name, band, own, table) for band in spec.bands]
+        for band in spec.bands:
+            inputs = own | {"views": table[band.first : band.stop].tolist()}
+            arrays += _answers(spec, name, None, band, inputs | ({"rows": band.rows} if band.first else {}))
         for attack_name, attack in spec.attacks.items():
-            shape, about = (N, attack.views, C), {"teacher": name, "attack": attack_name}
             inputs = own | _attack_inputs(plain, attack_name, table)
-            arrays.append(_array(spec, f"logits/{name}/{attack_name}", "logits", shape, dtype, inputs=inputs, **about))
+            arrays += _answers(spec, name, attack_name, Band(0, attack.views, N), inputs)
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
@@ -217,13 +252,26 @@ def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any
 CLEAN_FROM = "clean-from-"
 
 
-def _clean(spec: CacheSpec, teacher: str, band: Band, own: dict[str, Any], table: np.ndarray) -> ArrayLayout:
-    """What a teacher says about the views of a band: `clean` for those of all rows, else `clean-from-` the first."""
-    shape = (band.rows, band.stop - band.first, spec.teachers[teacher].num_classes)
-    inputs = own | {"views": table[band.first : band.stop].tolist()} | ({"rows": band.rows} if band.first else {})
-    name = f"logits/{teacher}/{f'{CLEAN_FROM}{band.first}' if band.first else 'clean'}"
-    more = {"teacher": teacher, "first_view": band.first}
-    return _array(spec, name, "logits", shape, spec.store.logits, inputs=inputs, **more)
+def _answers(spec: CacheSpec, name: str, attack: str | None, band: Band, inputs: dict[str, Any]) -> list[ArrayLayout]:
+    """A teacher's logits on clean views or on an attack's images: one array, or the two that they are coded as.
+
+    Clean views of all rows are `clean`, those of a further band `clean-from-` its first.
+    """
+    about = attack or (f"{CLEAN_FROM}{band.first}" if band.first else "clean")
+    C, k, main = spec.teachers[name].num_classes, spec.store.top_k, f"logits/{name}/{about}"
+    parts: list[tuple[str, Answer, int, str]]
+    match spec.store.logits:
+        case "top-k":
+            parts = [(main, "logits-top", k + 1, "float16"), (f"{main}-class", "logits-class", k, label_dtype(C))]
+        case "int8":
+            parts = [(main, "logits-int8", C, "int8"), (f"{main}-scale", "logits-scale", 2, "float32")]
+        case dtype:
+            parts = [(main, "logits", C, dtype)]
+    more = {"teacher": name, "attack": attack, "first_view": band.first, "by_view": spec.store.by_view}
+    return [
+        _array(spec, part, kind, (band.rows, band.stop - band.first, last), dtype, inputs=inputs, **more)
+        for part, kind, last, dtype in parts
+    ]
 
 
 def _jacobian(spec: CacheSpec, teacher: str, own: dict[str, Any]) -> list[ArrayLayout]:

@@ -8,7 +8,7 @@ from typing import Any
 from darht.cache.format.layout import layouts, shard_key
 from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.core.bounded import show
-from darht.core.config import fingerprint, parse_canonical, to_plain
+from darht.core.config import added, fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError, IncompleteError
 from darht.core.files import is_inside, sha256_bytes, user_data_folder
 from darht.core.sealed import read_sealed, seal_json, tell_unhashed, unseal_json, write_sealed
@@ -26,6 +26,7 @@ class ShardRecord:
     path: str
     size: int
     sha256: str
+    parts: tuple[str, ...] = added(())  # sha256 of each view's bytes, of arrays `by_view`
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,9 @@ def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
             f"{where} must list the {count:,} shards of its spec, each once and in place, and lists {len(found):,}; "
             "run darht-cache seal again"
         )
+    views = {array.name: array.views_per_shard for array in arrays if array.by_view}
+    if any(len(shard.parts) != views.get(shard.array, 0) for shard in manifest.shards):
+        raise CorruptError(f"{where} must name a sha256 of each view that lies apart: run darht-cache seal again")
     outside = [
         file.path for file in manifest.metadata if not (is_inside(file.path) and file.path.endswith("zarr.json"))
     ]

@@ -1,10 +1,10 @@
 """The bytes of a shard: Zarr v3's `sharding_indexed`, decoded without zarr's pipeline.
 
-A shard is its chunks and then an index: offset and size of every chunk, and a crc32c. Each chunk ends in a crc32c of
-its own; chunks of pixels and perturbations are one Zstandard frame before it, and a chunk of encoded images is one
-image, as zarr's `vlen-bytes` writes it. zarr reads the same bytes several times
-slower, because it plans every chunk in an event loop and copies it twice. Decompression and hashing release the
-interpreter's lock, so threads share this work.
+A shard is its chunks and then an index: offset and size of every chunk, and a crc32c. Where chunks hold one view each,
+all of one view lie together, view after view. Each chunk ends in a crc32c of its own; pixels and perturbations are
+one Zstandard frame before it; a chunk of encoded images is one image, as zarr's `vlen-bytes` writes it. zarr reads
+the same bytes several times slower, because it plans every chunk in an event loop and copies it twice. Unpacking and
+hashing release the interpreter's lock, so threads share this work.
 """
 
 import math
@@ -24,7 +24,44 @@ _LENGTH, _ONE_VALUE = 4, b"\x01\0\0\0"  # of vlen-bytes: how many values, then t
 
 def index_size(array: ArrayLayout) -> int:
     """The bytes at the end of a shard that say where its chunks lie."""
-    return _ENTRY * (array.rows_per_shard // array.rows_per_chunk) + _CHECKSUM
+    return _ENTRY * _chunks(array) * array.views_per_shard + _CHECKSUM
+
+
+def _chunks(array: ArrayLayout) -> int:
+    """How many chunks of rows a shard has; the last shard of an array may leave some of them out."""
+    return array.rows_per_shard // array.rows_per_chunk
+
+
+def view_span(array: ArrayLayout, shard: int, view: int) -> slice:
+    """The bytes of a shard that hold one view of all its rows; of arrays `by_view`, which are not compressed."""
+    rows = array.rows(shard)
+    size = -(-(rows.stop - rows.start) // array.rows_per_chunk) * _chunk_size(array)
+    return slice(view * size, (view + 1) * size)
+
+
+def _chunk_size(array: ArrayLayout) -> int:
+    return math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize + _CHECKSUM
+
+
+def plain_index(array: ArrayLayout, shard: int) -> Index:
+    """Where the chunks of an array `by_view` lie, which follows from its shape; as `read_index` has them."""
+    size, views = _chunk_size(array), array.views_per_shard
+    step = view_span(array, shard, 0).stop
+    there = step // size
+    return tuple(
+        (view * step + row * size, size) if row < there else None
+        for row in range(_chunks(array))
+        for view in range(views)
+    )
+
+
+def order_by_view(array: ArrayLayout, shard: int, data: bytes) -> bytes:
+    """The bytes of a shard with its chunks in the order of views, then rows; zarr's own order is another."""
+    found, ordered = read_index(array, data[-index_size(array) :]), plain_index(array, shard)
+    pieces = {new[0]: data[old[0] : sum(old)] for old, new in zip(found, ordered, strict=True) if old and new}
+    table = np.array([entry or (_HOLE, _HOLE) for entry in ordered], dtype="<u8").tobytes()
+    checksum = google_crc32c.value(table).to_bytes(_CHECKSUM, "little")
+    return b"".join([*(pieces[offset] for offset in sorted(pieces)), table, checksum])
 
 
 def read_index(array: ArrayLayout, tail: bytes) -> Index:
@@ -39,19 +76,31 @@ def read_index(array: ArrayLayout, tail: bytes) -> Index:
     return tuple(None if _HOLE in entry else (entry[0], entry[1]) for entry in entries)
 
 
-def decode_rows(array: ArrayLayout, index: Index, fetch: Fetch, part: slice, out: np.ndarray) -> None:
-    """Decode rows of a shard.
+def decode_rows(
+    array: ArrayLayout, index: Index, fetch: Fetch, part: slice, out: np.ndarray, *, view: int | None = None
+) -> None:
+    """Decode rows of a shard: in all views, or in one of an array `by_view`.
 
     Args:
         array: the array.
         index: from `read_index`.
-        fetch: gives the bytes [start, stop) of the shard; asked once, for all chunks that hold the rows.
+        fetch: gives the bytes [start, stop) of the shard; asked once for each view whose chunks lie apart.
         part: the rows, counted from the first of the shard.
-        out: where they go, `[rows, ...]` in the array's type; may be strided.
+        out: where they go, `[rows, ...]` in the array's type, or `[rows, 1, ...]` of a view; may be strided.
+        view: its number.
 
     Raises:
         ValueError, RuntimeError: a chunk is missing or cut, its checksum fails, or it does not decompress.
     """
+    if not array.by_view:
+        _decode_view(array, index, fetch, part, out)
+        return
+    V = array.views_per_shard
+    for place, number in enumerate(range(V) if view is None else (view,)):
+        _decode_view(array, index[number::V], fetch, part, out[:, place : place + 1])
+
+
+def _decode_view(array: ArrayLayout, index: Index, fetch: Fetch, part: slice, out: np.ndarray) -> None:
     size = array.rows_per_chunk
     chunks = range(part.start // size, -(-part.stop // size))
     spans = [span for span in index[chunks.start : chunks.stop] if span is not None]
@@ -94,7 +143,7 @@ def _decode_chunk(array: ArrayLayout, body: np.ndarray, rows: slice, out: np.nda
     if array.encoded:
         out[0] = _decode_value(body)
         return
-    shape, dtype = (array.rows_per_chunk, *array.shape[1:]), np.dtype(array.dtype).newbyteorder("<")
+    shape, dtype = array.chunk_shape, np.dtype(array.dtype).newbyteorder("<")
     if not array.packed:
         out[...] = body.view(dtype).reshape(shape)[rows]
         return

@@ -30,10 +30,15 @@ class StoreSpec:
 
     rows_per_shard: int = 1024  # a unit of work: some seconds to minutes of attack
     rows_per_chunk: int = 128  # the smallest read
-    logits: Literal["float16", "float32"] = "float16"
-    images: Literal["raw", "jpeg", "png"] = added(
-        "raw"
-    )  # as pixels, or encoded: docs/cache-format.md, "Encoded images"
+    logits: Literal["float16", "float32", "top-k", "int8"] = "float16"  # see docs/cache-format.md, "Coded logits"
+    images: Literal["raw", "jpeg", "png"] = added("raw")  # or the files themselves: the same page, "Encoded images"
+    top_k: int = added(0)  # logits of an answer that are kept, with top-k
+    by_view: bool = added(False)  # a chunk of logits holds one view, and its rows show the same view in an epoch
+
+    @property
+    def coded(self) -> bool:
+        """Whether an answer's logits are two arrays, which `cache.format.logit_codes` decodes."""
+        return self.logits in ("top-k", "int8")
 
     @property
     def encoded(self) -> bool:
@@ -41,6 +46,9 @@ class StoreSpec:
         return self.images != "raw"
 
     def __post_init__(self) -> None:
+        if (self.logits == "top-k") != (self.top_k > 0):
+            raise ConfigError("store.top_k says how many logits of an answer are kept (at least 1), with store.logits: "
+                              f"top-k and only then; got logits {self.logits} and top_k {self.top_k}")  # fmt: skip
         if self.rows_per_chunk < 1 or self.rows_per_shard < 1:
             raise ConfigError(f"rows_per_shard and rows_per_chunk must be at least 1; got {self.rows_per_shard} and "
                               f"{self.rows_per_chunk}")  # fmt: skip
@@ -224,8 +232,11 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
-        if self.format_version != (needed := needed_version(self.views, self.store)):
+        if self.format_version != (needed := needed_version(self.data, self.views, self.store)):
             raise ConfigError(f"format_version must be {needed} for what this spec asks for; got {self.format_version}")
+        if self.teachers and self.store.top_k >= (C := len(self.data.classes)):
+            raise ConfigError(f"store.top_k must lie in 1..{C - 1} for {C} classes; got {self.store.top_k}: "
+                              "store.logits: float16 keeps all")  # fmt: skip
         if self.data.mixed and not (self.views.resized and self.store.encoded):
             raise ConfigError(
                 f"images of several sizes need views.kind {RESIZED_CROP} and store.images jpeg or png; got "
@@ -246,6 +257,12 @@ class CacheSpec:
             raise ConfigError(
                 f"the first source has all {self.views.count} views; got {views}: leave its views out, or lower "
                 "views.count"
+            )
+        if len(self.bands) > 1 and (self.store.coded or self.store.by_view):
+            raise ConfigError(
+                "logits of sources with different numbers of views are float16 or float32, and not by_view; got "
+                f"store.logits {self.store.logits} and by_view {str(self.store.by_view).lower()}: leave views out of "
+                "the sources, or change these"
             )
         least = self.bands[0].stop
         if beyond := [name for name, attack in self.attacks.items() if attack.views > least]:
@@ -268,6 +285,7 @@ def check_version(found: int) -> None:
         )
 
 
-def needed_version(views: ViewSpec, store: StoreSpec) -> int:
+def needed_version(data: DataSpec, views: ViewSpec, store: StoreSpec) -> int:
     """The version of a cache: that of the oldest reader which understands all of it."""
-    return NEWEST_VERSION if views.resized or store.encoded else FORMAT_VERSION
+    new = views.resized or store.encoded or store.coded or store.by_view or data.sources
+    return NEWEST_VERSION if new else FORMAT_VERSION

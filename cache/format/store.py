@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from darht.cache.format.layout import ArrayLayout, shard_key
-from darht.cache.format.shards import Index, decode_rows, index_size, read_index
+from darht.cache.format.shards import Index, decode_rows, index_size, read_index, view_span
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Location, Readable, open_storage
@@ -81,8 +81,10 @@ class ShardReader:
         with self._explained(array, shard):
             return read_index(array, self._piece(array, shard, max(0, size - index_size(array)), size))
 
-    def read_part(self, array: ArrayLayout, shard: int, index: Index, part: slice, out: np.ndarray) -> None:
-        """As `decode_into`, but reads only the chunks that hold the rows.
+    def read_part(
+        self, array: ArrayLayout, shard: int, index: Index, part: slice, out: np.ndarray, *, view: int | None = None
+    ) -> None:
+        """As `decode_into`, but reads only the chunks that hold the rows; of one view, `[rows, 1, ...]`, where asked.
 
         Args:
             array: the array.
@@ -90,13 +92,23 @@ class ShardReader:
             index: from `read_index`.
             part: rows of the unit.
             out: where they go.
+            view: its number, of an array `by_view`.
 
         Raises:
             IncompleteError: the shard is missing.
             CorruptError: a checksum fails.
         """
         with self._explained(array, shard):
-            decode_rows(array, index, functools.partial(self._piece, array, shard), part, out)
+            decode_rows(array, index, functools.partial(self._piece, array, shard), part, out, view=view)
+
+    def view_sha256(self, array: ArrayLayout, shard: int, view: int) -> str:
+        """Of the bytes of one view, of an array `by_view`.
+
+        Raises:
+            IncompleteError: the shard is missing.
+        """
+        span = view_span(array, shard, view)
+        return sha256_bytes(self._piece(array, shard, span.start, span.stop))
 
     def _piece(self, array: ArrayLayout, shard: int, start: int, stop: int) -> bytes:
         key = shard_key(array, shard)
@@ -140,8 +152,8 @@ class Store(ShardReader):
                 self.storage.write(key, metadata[key])
         return metadata
 
-    def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str]:
-        """Write one whole shard, read it back, and return its size in bytes and its sha256.
+    def write(self, array: ArrayLayout, shard: int, values: np.ndarray) -> tuple[int, str, tuple[str, ...]]:
+        """Write one whole shard, read it back, and return its size in bytes, its sha256 and those of its parts.
 
         Raises:
             CorruptError: the file system gave back other bytes than were written.
@@ -155,4 +167,10 @@ class Store(ShardReader):
             raise CorruptError(
                 f"{self.storage.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"
             )
-        return len(data), expected
+        return len(data), expected, part_hashes(array, shard, data)
+
+
+def part_hashes(array: ArrayLayout, shard: int, data: bytes) -> tuple[str, ...]:
+    """The sha256 of each view's bytes in a shard; none where views do not lie apart."""
+    views = range(array.views_per_shard if array.by_view else 0)
+    return tuple(sha256_bytes(memoryview(data)[view_span(array, shard, view)]) for view in views)

@@ -15,7 +15,7 @@ from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import MemoryStore
 
 from darht.cache.format.layout import DATA, ArrayLayout, shard_key
-from darht.cache.format.shards import encode_values
+from darht.cache.format.shards import encode_values, order_by_view
 
 
 def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
@@ -34,7 +34,8 @@ def encode_shard(array: ArrayLayout, shard: int, values: np.ndarray) -> bytes:
     store = MemoryStore()
     with zarr.config.set({"array.write_empty_chunks": True}):
         _create(store, array)[rows] = values
-    return _items(store)[shard_key(array, shard).removeprefix(f"{DATA}/")]
+    data = _items(store)[shard_key(array, shard).removeprefix(f"{DATA}/")]
+    return order_by_view(array, shard, data) if array.by_view else data
 
 
 def metadata_files(arrays: Iterable[ArrayLayout]) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ def _create(store: MemoryStore, array: ArrayLayout) -> Any:
         store,
         name=array.name,
         shape=array.shape,
-        chunks=(array.rows_per_chunk, *rest),
+        chunks=array.chunk_shape,
         shards=(array.rows_per_shard, *rest),
         dtype=array.dtype,
         compressors=compressors,

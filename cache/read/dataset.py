@@ -13,11 +13,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from darht.attacks.threat import LEVELS
 from darht.cache.read.dataset_options import Options, whole_number
 from darht.cache.read.draw import adversarial_levels, choose_views, view_logits, view_pixels
-from darht.cache.read.feed_plan import plan_feed
-from darht.cache.read.loader import TrainingSet
+from darht.cache.read.feed_plan import Needed, plan_feed
 from darht.cache.read.mixture import feed_groups, steps_of
 from darht.cache.read.sampler import share
 from darht.cache.read.stream import Feed
+from darht.cache.read.training_set import TrainingSet
 from darht.core.errors import ConfigError, SpecMismatchError
 
 
@@ -116,7 +116,7 @@ class CacheDataset(Options, IterableDataset[Batch]):
             adversarial=self.adversarial is not None,
             batch=self.batch_size,
             budget_gib=self.memory_gib,
-            logits=self.logits,
+            logits=self._needed_logits(),
             rows=self._rows,
         )
         # Where the next pass begins, and whether workers draw: workers that stay between epochs see what is set here.
@@ -237,6 +237,11 @@ class CacheDataset(Options, IterableDataset[Batch]):
 
     def _as_asked(self, levels: Tensor) -> Tensor:
         return levels.to(torch.uint8) if self.pixels == "uint8" else levels.float() / LEVELS
+
+    def _needed_logits(self) -> Needed:
+        if not self.logits:
+            return "none"
+        return "drawn" if self.views and self.adversarial is None else "all"
 
     def _order(self) -> dict[str, Any]:
         streamed = self.plan.kind == "streamed"

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.images import decode_views
+from darht.cache.format.logit_codes import spread
 from darht.cache.format.resample import resample_batch
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import choose, draw_choices
+from darht.cache.read.training_set import TrainingSet
 from darht.core.fused import fused
 
 
@@ -29,18 +30,16 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         epoch: as well.
         attack: a position in `data.attacks`.
     """
-    return draw_views(data, data.rows[at], seed=seed, epoch=epoch, attack=attack)
+    count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
+    return draw_views(data, data.rows[at], count, seed=seed, epoch=epoch)
 
 
-def draw_views(data: TrainingSet, rows: Tensor, *, seed: int, epoch: int, attack: int | None = None) -> Tensor:
-    """As `choose_views`, of any rows of the cache by their source indices, int64 `[B]`."""
-    if attack is not None:
-        return draw_choices(rows, data.deltas[attack].shape[1], seed, epoch, "view")
-    if not data.limits:
-        return draw_choices(rows, len(data.offsets), seed, epoch, "view")
-    views = torch.zeros_like(rows)
-    for having, count in data.limits:
-        views = torch.where(rows < having, draw_choices(rows, count, seed, epoch, "view"), views)
+def draw_views(data: TrainingSet, rows: Tensor, count: int, *, seed: int, epoch: int) -> Tensor:
+    """For each source index of the cache one of `count` views, or of those that the row has where they are fewer."""
+    keys, limits = rows // data.same_view if data.same_view > 1 else rows, data.limits or ((0, count),)
+    views = draw_choices(keys, min(count, limits[0][1]), seed, epoch, "view")
+    for having, most in limits[1:] if count > limits[0][1] else ():
+        views = torch.where(rows < having, draw_choices(keys, min(count, most), seed, epoch, "view"), views)
     return views
 
 
@@ -57,11 +56,24 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
-    if attack is not None:
-        return _said(data.adversarial[attack], at, views)
-    if data.more:
+    stored = data.clean if attack is None else data.adversarial[attack]
+    held = data.held if attack is None else None
+    if attack is None and data.more:
         return data.logits(at, views).float()
-    return _said(data.clean, at, views) if data.held is None else _said_of_held(data.clean, data.held, at, views)
+    if not data.companions:
+        return _said(stored, at, views) if held is None else _said_of_held(stored, held, at, views)
+    places = views if held is None else _places(held, at, views)
+    companion = data.companions[0 if attack is None else 1 + attack]
+    return decode_tensors(stored[at, places], companion[at, places], data.classes)
+
+
+def decode_tensors(main: Tensor, companion: Tensor, classes: int) -> Tensor:
+    """Logits of all classes, float32 `[..., C]`, as `cache.format.logit_codes.decode` has them."""
+    if main.dtype == torch.int8:
+        return main * companion[..., :1] + companion[..., 1:]
+    k = companion.shape[-1]
+    rest = main[..., k:].float() - spread(classes, k)
+    return rest.expand(*rest.shape[:-1], classes).scatter(-1, companion.long(), main[..., :k].float())
 
 
 def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int, pixels: Tensor) -> Tensor:
@@ -89,8 +101,12 @@ def _said(stored: Tensor, at: Tensor, views: Tensor) -> Tensor:
 
 @fused
 def _said_of_held(stored: Tensor, held: Tensor, at: Tensor, views: Tensor) -> Tensor:
-    places = (held[at] == views[:, None]).int().argmax(1)
-    return stored[at, places].float()
+    return stored[at, _places(held, at, views)].float()
+
+
+def _places(held: Tensor, at: Tensor, views: Tensor) -> Tensor:
+    """Where the drawn views are among those that are held of each row, int64 `[B]`."""
+    return (held[at] == views[:, None]).int().argmax(1)
 
 
 @fused

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from darht.cache.format.layout import block_rows, row_blocks
-from darht.cache.read.loader import GIB, needed_bytes, reading_threads, row_bytes
+from darht.cache.read.loader import GIB, reading_threads
 from darht.cache.read.mixture import choose_room, feed_groups
 from darht.cache.read.reader import Cache
+from darht.cache.read.sizes import needed_bytes, row_bytes
 from darht.core.errors import ConfigError
 
 _SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
 _COPIES = 3  # of a block, at worst: as in the file, out of its tar, decoded
+Needed = Literal["none", "drawn", "all"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class FeedPlan:
         per_window: blocks of rows that are read together.
         window_rows: the rows that these hold.
         threads: that read.
-        logits: whether the teachers' logits are needed.
+        logits: which of the teachers' logits are needed: none, clean ones on the drawn view alone, or all; where views
+            lie apart no other view is streamed.
         room: of a window, when streamed: rows, and how many of them may have the views of each further band.
     """
 
@@ -47,7 +50,7 @@ class FeedPlan:
     per_window: int
     window_rows: int
     threads: int
-    logits: bool = True
+    logits: Needed = "all"
     room: tuple[int, ...] = ()
 
     def __str__(self) -> str:
@@ -66,7 +69,7 @@ def plan_feed(
     batch: int,
     budget_gib: float,
     jacobians: bool = False,
-    logits: bool = True,
+    logits: Needed = "all",
     rows: np.ndarray | None = None,
 ) -> FeedPlan:
     """Decide where the rows will be.
@@ -78,7 +81,7 @@ def plan_feed(
         batch: rows of a step.
         budget_gib: the most memory that the cache may take.
         jacobians: whether the teachers' Jacobians are needed.
-        logits: whether the teachers' logits are needed.
+        logits: which of the teachers' logits are needed; see `FeedPlan`.
         rows: as of `Feed`.
 
     Raises:
@@ -89,7 +92,7 @@ def plan_feed(
             f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
         )
     threads = reading_threads(cache)
-    wanted = {"adversarial": adversarial, "jacobians": jacobians, "logits": logits}
+    wanted = {"adversarial": adversarial, "jacobians": jacobians, "logits": logits != "none"}
     budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
     blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), needed_bytes(cache, **wanted)
     if needed <= budget:
@@ -97,6 +100,7 @@ def plan_feed(
         return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits)
     held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
     free = (budget - budget // _SCRATCH - held) // 2
+    wanted["one_view"] = logits == "drawn" and cache.spec.store.by_view
     row = [row_bytes(cache, **wanted, band=band) for band in range(len(cache.spec.bands))]
     room = choose_room(cache, feed_groups(cache, batch, rows), row, free)
     if room.bytes > free:

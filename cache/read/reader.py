@@ -1,5 +1,6 @@
 """Read a sealed cache."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,21 +11,21 @@ import numpy as np
 from darht.cache.format.commit import COMMITS
 from darht.cache.format.images import decode_views, decoder_identity
 from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts, shard_key
+from darht.cache.format.logit_codes import companion_suffix, decode
 from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
 from darht.cache.format.resample import centred
-from darht.cache.format.shards import Index
+from darht.cache.format.shards import Index, plain_index
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import ShardReader
 from darht.cache.format.views import view_table
+from darht.cache.read.files import all_finite, check_files, read_part
 from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
 from darht.cache.read.steady import FileChanged, SteadyStorage
 from darht.core.errors import ConfigError, CorruptError, DataError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.sealed import unseal_json
-from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
+from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage
 
-PART = "part.json"
 _CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
 
@@ -52,6 +53,7 @@ class Cache:
         self._store = ShardReader(self._steady)
         self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
         self._checked: set[tuple[str, int]] = set()
+        self._checked_views: set[tuple[str, int, int]] = set()
         self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
 
     @property
@@ -108,7 +110,61 @@ class Cache:
             for shard in array.shards_of(rows):
                 part, wanted = array.overlap(shard, rows)
                 self._decode(array, shard, part, values[wanted])
-            self._check_finite(name, values, rows)
+            self._check_values(name, values, rows)
+
+    def logits(self, teacher: str, about: str = "clean", *, rows: slice | None = None, view: int = 0) -> np.ndarray:
+        """What a teacher said about one view of rows (all of them by default), `[n, C]`, whatever code they are in.
+
+        Args:
+            teacher: its name.
+            about: `clean`, or the attack whose images of the view were shown.
+            rows: which.
+            view: its number.
+
+        Returns:
+            Raw logits of all classes: float32 where they are coded (see `cache.format.logit_codes`), else as stored.
+
+        Raises:
+            ConfigError, IncompleteError, CorruptError: as `read`.
+        """
+        name, suffix = f"logits/{teacher}/{about}", companion_suffix(self.spec.store)
+        main = self._view(name, rows, view)
+        return decode(main, self._view(name + suffix, rows, view), len(self.classes)) if suffix else main
+
+    def _view(self, name: str, rows: slice | None, view: int) -> np.ndarray:
+        array = self._array(name)
+        rows = slice(*(rows or slice(None)).indices(array.shape[0]))
+        values = np.empty((max(0, rows.stop - rows.start), *array.shape[2:]), dtype=array.dtype)
+        self.read_view(name, rows, range(array.shape[1])[view], values)
+        return values
+
+    def read_view(self, name: str, rows: slice, view: int, out: np.ndarray) -> None:
+        """One view of rows of an array, into `out`, `[n, ...]` in its type.
+
+        Of arrays `by_view` nothing else is read, and only the view's part of a shard is compared with its sha256.
+
+        Raises:
+            ConfigError, IncompleteError, CorruptError: as `read`.
+        """
+        array = self._array(name)
+        if not self._apart(array):
+            out[...] = self.read(name, rows)[:, view]
+            return
+        for shard in array.shards_of(rows):
+            part, wanted = array.overlap(shard, rows)
+            read = functools.partial(self._decode_view, array, shard, part, view, out[wanted][:, None])
+            self._steadily(name, shard, read)
+        self._check_values(name, out, rows)
+
+    def _apart(self, array: ArrayLayout) -> bool:
+        """Whether one view can be read alone."""
+        return array.by_view
+
+    def _decode_view(self, array: ArrayLayout, shard: int, part: slice, view: int, out: np.ndarray) -> None:
+        name = array.name
+        if (name, shard) not in self._checked and (name, shard, view) not in self._checked_views:
+            self._accept(name, shard, self._store.view_sha256(array, shard, view), view)
+        self._store.read_part(array, shard, plain_index(array, shard), part, out, view=view)
 
     def clean(self, rows: slice | None = None) -> np.ndarray:
         """Images of rows (all of them by default) as view 0 shows them, uint8 `[n, 3, H, W]`.
@@ -180,6 +236,7 @@ class Cache:
 
     def _forget(self, name: str, shard: int) -> None:
         self._checked.discard((name, shard))
+        self._checked_views -= {key for key in self._checked_views if key[:2] == (name, shard)}
         self._indices.pop((name, shard), None)
 
     def _check(self, name: str, shard: int) -> None:
@@ -214,8 +271,9 @@ class Cache:
             self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
         self._store.read_part(array, shard, self._indices[key], part, out)
 
-    def _accept(self, name: str, shard: int, sha256: str) -> None:
-        if sha256 != self._sealed[name, shard].sha256:
+    def _accept(self, name: str, shard: int, sha256: str, view: int | None = None) -> None:
+        sealed = self._sealed[name, shard]
+        if sha256 != (sealed.sha256 if view is None else sealed.parts[view]):
             if isinstance(self.folder, CopiedStorage) and self.folder.drop(self._path(name, shard)):
                 raise FileChanged(self._path(name, shard))  # the copy went bad on the disk, and is fetched again
             if self.folder.size(self._path(name, shard)) is None:
@@ -226,10 +284,20 @@ class Cache:
                 f"{path} (rows {span.start}..{span.stop - 1} of {name}) does not have the sha256 that was sealed: run "
                 "darht-cache build again, then seal"
             )
-        self._checked.add((name, shard))
+        if view is None:
+            self._checked.add((name, shard))
+        else:
+            self._checked_views.add((name, shard, view))
 
-    def _check_finite(self, name: str, values: np.ndarray, rows: slice) -> None:
-        if values.dtype.kind == "f" and not _all_finite(values):
+    def _check_values(self, name: str, values: np.ndarray, rows: slice) -> None:
+        if self.arrays[name].kind == "logits-class" and values.size:
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= len(self.classes):
+                raise CorruptError(
+                    f"{self.folder}: {name} names classes {low}..{high} in rows {rows.start}..{rows.stop - 1}, there "
+                    f"are 0..{len(self.classes) - 1}"
+                )
+        if values.dtype.kind == "f" and not all_finite(values):
             raise CorruptError(
                 f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"
             )
@@ -246,13 +314,6 @@ class Cache:
     def size(self, name: str) -> int:
         """The bytes of an array on disk."""
         return sum(shard.size for shard in self.manifest.shards if shard.array == name)
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    # An exponent of ones; 17 times as fast as isfinite, which goes through float32.
-    return not values.size or int((values.view(np.uint16) & 0x7C00).max()) < 0x7C00
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -280,37 +341,10 @@ def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
     folder = open_storage(location, retry_for=reach.retry_for)
     spec = read_spec(folder)
     manifest = read_manifest(folder, spec)
-    part = _read_part(folder) if isinstance(folder, LocalStorage) else None
+    part = read_part(folder) if isinstance(folder, LocalStorage) else None
     if isinstance(folder, LocalStorage):
-        _check_files(folder, manifest, part)
+        check_files(folder, manifest, part)
     files = ((shard.path, shard.size, shard.sha256) for shard in manifest.shards)
     cache = Cache(reach.through_copy(folder, files), spec, manifest)
     cache.part = part
     return cache
-
-
-def _read_part(folder: Storage) -> tuple[str, ...] | None:
-    data = folder.read(PART)
-    if data is None:
-        return None
-    again = "run darht-cache pull again"
-    arrays = unseal_json(data, folder.name(PART), again).value.get("arrays")
-    if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays):
-        raise CorruptError(f"{folder.name(PART)} must list the arrays that are here: {again}")
-    return tuple(arrays)
-
-
-def _check_files(folder: Storage, manifest: Manifest, part: tuple[str, ...] | None) -> None:
-    shards = [shard for shard in manifest.shards if part is None or shard.array in part]
-    found = sizes(folder, [shard.path for shard in shards])
-    for shard, size in zip(shards, found, strict=True):
-        if size is None:
-            raise IncompleteError(f"{folder.name(shard.path)} is missing: run darht-cache build again")
-        if size != shard.size:
-            raise CorruptError(
-                f"{folder.name(shard.path)} has {size} bytes, the manifest says {shard.size}; build again"
-            )
-    for file in manifest.metadata:
-        if sha256_bytes(folder.read(file.path) or b"") != file.sha256:
-            name = folder.name(file.path)
-            raise CorruptError(f"{name} is not what was sealed: run darht-cache seal again, which writes it anew")

@@ -47,7 +47,7 @@ def entropies(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     found = np.empty(cache.rows)
     for first in range(int(rows.min()), int(rows.max()) + 1, _ROWS):
         block = slice(first, min(first + _ROWS, cache.rows))
-        said = [_probabilities(cache.read(f"logits/{name}/clean", block)[:, 0]) for name in cache.teachers]
+        said = [_probabilities(cache.logits(name, rows=block)) for name in cache.teachers]
         mean = np.mean(said, axis=0)
         found[block] = -(mean * np.log(np.maximum(mean, 1e-30))).sum(1)
     return found[rows]

@@ -6,6 +6,7 @@ before are used, so two windows are in memory, and nothing else that grows with 
 depends on its size and so on the budget, and on nothing else of the machine.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +19,11 @@ from torch import Tensor
 from darht.cache.format.layout import row_blocks
 from darht.cache.read.draw import draw_views, view_pixels
 from darht.cache.read.feed_plan import FeedPlan
-from darht.cache.read.loader import GIB, TrainingSet, allocate, array_names, fill, load_training_set
+from darht.cache.read.loader import GIB, allocate, array_names, fill, load_training_set
 from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, draw_choices, epoch_windows
+from darht.cache.read.sampler import Window, epoch_windows
+from darht.cache.read.training_set import TrainingSet
 
 _AHEAD = 2  # batches that are on their way to the device while one is used there
 T = TypeVar("T")
@@ -57,9 +59,10 @@ class Feed:
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
         self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
-        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
+        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits != "none"}
         if plan.kind == "streamed":
-            self._windows = [allocate(cache, plan.room[0], **wanted, having=plan.room[1:]) for _ in range(2)]
+            wanted["one_view"] = plan.logits == "drawn" and cache.spec.store.by_view
+            self._windows = [allocate(cache, plan.room[0], having=plan.room[1:], **wanted) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
@@ -79,10 +82,8 @@ class Feed:
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
 
-        The positions are on the CPU, where the shapes of what follows are decided.
-
-        The set may be read until the next batch is asked for. Epochs are asked for one at a time; the next
-        one is read ahead.
+        The positions are on the CPU, where the shapes of what follows are decided. The set may be read until the next
+        batch is asked for. Epochs are asked for one at a time; the next one is read ahead.
 
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
@@ -92,7 +93,7 @@ class Feed:
         while True:
             data, after = filled.result(), next(windows, None)
             if after is not None:
-                filled = self._fill_later(after, data)
+                filled = self._fill_later(after, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
             yield from self._delivered(data, torch.from_numpy(window.order), epoch)
@@ -107,9 +108,10 @@ class Feed:
             return view_pixels(data, at, torch.zeros_like(at)).cpu(), data.labels[at].cpu()
         images = torch.empty(len(rows), *self.cache.spec.view_shape, dtype=torch.uint8)
         labels = torch.empty(len(rows), dtype=torch.int64)
+        order = np.argsort(rows)
 
         def take(block: slice) -> None:
-            wanted = np.flatnonzero((rows >= block.start) & (rows < block.stop))
+            wanted = order[slice(*np.searchsorted(rows, (block.start, block.stop), sorter=order))]
             if len(wanted):
                 at, inside = torch.from_numpy(wanted), rows[wanted] - block.start
                 images[at] = torch.from_numpy(self.cache.clean(block)[inside])
@@ -184,30 +186,34 @@ class Feed:
             ready.set_result(self._windows[0])
             return ready
         window = next(self._epoch_windows(epoch))
-        return self._fill_later(window, before)
+        return self._fill_later(window, before, epoch)
 
-    def _fill_later(self, window: Window, before: TrainingSet | None) -> "Future[TrainingSet]":
+    def _fill_later(self, window: Window, before: TrainingSet | None, epoch: int) -> "Future[TrainingSet]":
         """Fill the set that is not `before`."""
         into = self._windows[1] if before is self._windows[0] else self._windows[0]
         if before is not None:
             into.copy_from(before, torch.from_numpy(window.carried))
-        return self._ahead.submit(self._fill, window, into)
+        return self._ahead.submit(self._fill, window, into, epoch)
 
-    def _fill(self, window: Window, into: TrainingSet) -> TrainingSet:
+    def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
-        shards = np.unique(blocks[:, 0] // per_shard).tolist()
+        shards, names = np.unique(blocks[:, 0] // per_shard).tolist(), array_names(self.cache, into)
         arrays = self.cache.arrays
-        units = [(name, shard) for name in array_names(into) for shard in shards if shard < arrays[name].shards]
-        self.cache.prefetch(array_names(into), shards)
+        apart = {name for name in names if into.held is not None and arrays[name].is_clean_answer}  # checked by view
+        whole = [name for name in names if name not in apart]
+        units = [(name, shard) for name in whole for shard in shards if shard < arrays[name].shards]
+        self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
+        choose = functools.partial(draw_views, into, count=len(into.offsets), seed=self._seed, epoch=epoch)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
         slots = [more.place(window.rows)[starts].tolist() for more in into.more]
-        jobs = [
-            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), [s[k] for s in slots])
-            for k, (at, (first, last)) in enumerate(zip(starts, blocks, strict=True))
-        ]
-        for job in jobs:
+        for job in [
+            self._readers.submit(
+                fill, self.cache, into, int(at), slice(int(first), int(last)), choose=choose, slots=own
+            )
+            for at, (first, last), *own in zip(starts, blocks, *slots, strict=True)
+        ]:
             job.result()
         return into
 
@@ -228,16 +234,10 @@ class Feed:
 
     def _gathered(self, data: TrainingSet, at: Tensor, epoch: int) -> TrainingSet:
         """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
-        if not self._views:
+        if not self._views or data.held is not None:
             return data.take(at).send(self.plan.device)
-        rows = data.keys[at]
-        keys = {"seed": self._seed, "epoch": epoch}
-        drawn = [
-            draw_views(data, rows, **keys)
-            if count == len(data.offsets)
-            else draw_choices(rows, count, **keys, what="view")
-            for count in self._views
-        ]
+        keys, how = data.keys[at], {"seed": self._seed, "epoch": epoch}
+        drawn = [draw_views(data, keys, count, **how) for count in self._views]
         return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
 
 

@@ -64,7 +64,7 @@ class EncodedImages(LazyImages):
         Raises:
             DataError: a file is not what it was.
         """
-        numbers = np.arange(len(self))[rows]
+        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
         images = np.empty((len(numbers), *self.shape[1:]), dtype=np.uint8)
 
         def fill(at: int) -> None:

@@ -1,88 +1,78 @@
-"""The experiment for a GPU: in miniature on a CPU, stopped, gone on with, and refused where there is no GPU."""
+"""What measures a GPU: in miniature on a CPU, gone on with, with a failure kept, and without a GPU."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from scripts import load_script
 
-from darht.tools.experiment import load_experiment, read_stages
+GPU = load_script(Path("bench/gpu.py"))
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    return load_script(Path("bench/gpu.py"))
-
-
-def call(gpu, monkeypatch, *words):
+def call(monkeypatch, *words) -> int:
     monkeypatch.setattr(sys, "argv", ["bench/gpu.py", *map(str, words)])
-    return gpu.main()
-
-
-def test_every_step_in_miniature(gpu, monkeypatch, tmp_path, capsys):
-    work = tmp_path / "work"
-    assert call(gpu, monkeypatch, "--smoke", "--work", work) == 0
-    done = read_stages(work)
-    kinds = sorted(name.split()[0] for name in done)
-    assert kinds == ["cache", "eval", "eval", "teacher", "teacher", "teacher", "train", "train"]
-    assert all(step["done"] for step in done.values())
-    page = (work / "results.md").read_text()
-    assert "whose figures say nothing" in page and page.count("| yes |") == len(done)
-    for student in ("darht-warm", "darht-pgd"):
-        report = json.loads((work / "run" / student / "eval.json").read_text())
-        names = [score["name"] for score in report["scores"]]
-        assert "autoattack" in names and f"| {student} | {report['recipe']['inner']['kind']} |" in page
-    capsys.readouterr()
-    assert call(gpu, monkeypatch, "--smoke", "--work", work) == 0
-    out = capsys.readouterr().out
-    assert out.count("# done before: ") == len(done) and "\n$ " not in out
-
-
-def test_a_step_that_takes_too_long_is_stopped_and_gone_on_with(gpu, monkeypatch, tmp_path, capsys):
-    steps = gpu.steps_of(gpu.miniature(load_experiment(gpu.RECIPE)), tmp_path, None)
-    ran = []
-
-    class Slow:
-        def main(self, words, **_):
-            ran.append(words)
-            if len(ran) == 1:
-                raise KeyboardInterrupt
-
-    monkeypatch.setitem(gpu.PROGRAMS, "darht-train", Slow())
-    names = ["train darht-warm"]
-    assert gpu.work_off(names, steps, tmp_path, 0.0) == gpu.STOPPED
-    assert "go on with: python" in capsys.readouterr().err
-    assert not read_stages(tmp_path)[names[0]]["done"]
-    assert gpu.work_off(names, steps, tmp_path, 0.0) == 0
-    assert read_stages(tmp_path)[names[0]]["done"]
-    assert gpu.work_off(names, steps, tmp_path, 0.0) == 0
-    assert len(ran) == 2 and "--resume" in ran[0]
-
-
-def test_the_minutes_end_a_command(gpu):
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), gpu.at_most(1e-4):
-        while True:
-            pass
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_the_steps_use_all_views_and_the_whole_test_split(gpu, tmp_path):
-    config = load_experiment(gpu.RECIPE)
-    steps = gpu.steps_of(config, tmp_path, Path("somewhere"))
-    assert list(steps)[:4] == ["teacher resnet", "teacher vit", "teacher bit", "cache"]
-    assert all(stage.words[-1] == "--resume" for name, stage in steps.items() if name.startswith(("teacher", "train")))
-    for name in config.students:
-        assert steps[f"eval {name}"].line.endswith("--tier standard") and "--limit" not in steps[f"eval {name}"].line
-    assert "count" not in config.cache["views"] and "limit" not in config.data
-
-
-def test_mistakes_are_one_line(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for words, said in ((("--all",), "needs a GPU"), (("--smoke", "--step", "nothing"), "no step is called nothing")):
-        assert call(gpu, monkeypatch, *words, "--work", tmp_path) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and len(error.splitlines()) == 1 and said in error
+    return GPU.main()
+
+
+def test_everything_in_miniature(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(GPU, "MODES", {"warm": GPU.MODES["warm"]})
+    assert call(monkeypatch, "--smoke", "--work", tmp_path) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())["measured"]
+    assert list(found) == ["warm eager", "epoch", "unit fp32", "unit tf32", "unit bf16"]
+    assert all("error" not in one for one in found.values())
+    assert found["warm eager"]["images_per_second"] > 0 and found["warm eager"]["launches"] is None
+    assert found["unit tf32"]["same"] == 1.0 > found["unit bf16"]["same"]  # a CPU has no TensorFloat-32
+    page = (tmp_path / "gpu.md").read_text()
+    assert (
+        GPU.SAYS_NOTHING in page and "| 17,000 |" in page and "An epoch of `warm`" in page and page.count("| - |") > 3
+    )
+    assert not list(tmp_path.glob("tmp*"))
+    capsys.readouterr()
+    assert call(monkeypatch, "--smoke", "--work", tmp_path) == 0
+    assert capsys.readouterr().out.count("# measured before: ") == len(found)
+
+
+def test_a_failure_is_kept_as_a_line_and_tried_again(tmp_path, capsys):
+    file, facts, ran = tmp_path / "gpu.json", {"device": "a card"}, []
+
+    def good():
+        ran.append("good")
+        return {"images_per_second": 100.0, "launches": 1.0, "waits": 0.0, "peak_gib": 0.5}
+
+    def bad():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried ...")
+
+    todo = {"warm eager": good, "warm compiled": bad}
+    done = GPU.measure(todo, facts, file)
+    assert done["warm compiled"] == {"error": "CUDA out of memory."}
+    page = GPU.page(done, facts, "python bench/gpu.py")
+    assert "| warm eager | 100 | 17,000 | 1 % | 1 | 0.0 | 0.50 |" in page
+    assert "- warm compiled failed: CUDA out of memory." in page
+    done = GPU.measure(todo | {"warm compiled": good}, facts, file)
+    assert "error" not in done["warm compiled"] and ran == ["good", "good"]
+    GPU.measure(todo, facts | {"torch": "another"}, file)
+    assert ran == ["good"] * 3  # figures of another card or version are not taken over
+    capsys.readouterr()
+
+
+def test_a_stop_keeps_what_is_measured(monkeypatch, tmp_path, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GPU, "measurements", lambda *_: {"warm eager": dict, "warm compiled": stop})
+    assert call(monkeypatch, "--smoke", "--work", tmp_path) == GPU.STOPPED
+    assert "the same command goes on" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "gpu.json").read_text())["measured"]) == ["warm eager"]
+    (tmp_path / "gpu.json").write_bytes((tmp_path / "gpu.json").read_bytes().replace(b"warm", b"harm"))
+    assert call(monkeypatch, "--smoke", "--work", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "all is measured anew" in error
+
+
+def test_without_a_gpu_it_counts(monkeypatch, capsys):
+    monkeypatch.setattr(GPU, "counts", lambda: "| counted |")
+    assert call(monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("torch sees no GPU") and "| counted |" in out

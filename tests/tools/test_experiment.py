@@ -18,19 +18,21 @@ from darht.core.files import sha256_file
 from darht.core.sealed import write_sealed
 from darht.tools.experiment import (
     STAGES,
+    ExperimentConfig,
     TeacherPlan,
     load_experiment,
     plan_stages,
     run_experiment,
     write_inputs,
 )
-from darht.tools.experiment_cli import experiment
+from darht.tools.experiment_cli import call, experiment
 from darht.tools.experiment_results import collect, gains, student_row
 from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-gpu.yaml", "tiny-imagenet-small.yaml"]
+ON_A_GPU = ["cifar10-gpu.yaml", "cifar100-gpu.yaml", "tiny-imagenet-gpu.yaml"]
+EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-zoo.yaml", "tiny-imagenet-small.yaml", *ON_A_GPU]
 TINY_NET = {"arch": "resnet18", "kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}
 TRAINING = {
     "inner.eps": 32, "inner.step": 8, "inner.steps": 1, "views.padding": 1, "views.flip": False, "optim.epochs": 1,
@@ -73,18 +75,115 @@ def tiny_recipe(tmp_path: Path) -> Path:
 def test_the_files_that_an_experiment_writes_are_valid(name: str, tmp_path: Path) -> None:
     config = load_experiment(RECIPES / name)
     write_inputs(config, tmp_path, root=None)
-    spec = load_config(tmp_path / "cache.yaml")
-    assert list(spec.teachers) == list(config.teachers)
+    for cache, members in config.caches.items():
+        assert tuple(load_config(tmp_path / f"{cache}.yaml").teachers) == members
+    assert {member for members in config.caches.values() for member in members} == set(config.teachers)
     for student in config.students:
         recipe = load_recipe(tmp_path / "recipes" / f"{student}.yaml", ())
-        assert recipe.inner.eps == config.cache["attacks"]["pgd-resnet"]["eps"]
+        if "attacks" in config.cache:
+            assert recipe.inner.eps == config.cache["attacks"]["pgd-resnet"]["eps"]
+
+
+def in_miniature(config: ExperimentConfig) -> ExperimentConfig:
+    """The same stages on a handful of digits: tiny networks, one step, nothing compiled; a radius that breaks all."""
+    resnet = {"width": 2, "blocks": [1, 1, 1, 1]}
+    nets = {
+        "resnet18": resnet,
+        "timm:vit_tiny_patch16_224": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        "python:timm.models.resnetv2:ResNetV2": {
+            "layers": [1, 1], "channels": [32, 64], "basic": True, "bottle_ratio": 1.0, "stem_chs": 32,
+        },
+    }  # fmt: skip
+    few = {"eps": 64, "step": 32, "steps": 1}
+    short = {
+        **{f"inner.{key}": value for key, value in few.items()}, "views.padding": 1, "views.flip": False,
+        "optim.epochs": 1, "optim.batch_size": 32,
+    }  # fmt: skip
+    teachers = {
+        name: replace(plan, kwargs=nets[str(plan.arch)], set={**plan.set, **short}, allow=True)
+        for name, plan in config.teachers.items()
+    }
+    students = {
+        name: {
+            **student,
+            "student": {**student["student"], "kwargs": resnet},
+            "inner": {"kind": student["inner"]["kind"], "eps": 64, "steps": 1},
+            "optim": {**student["optim"], "epochs": 4, "batch_size": 32},
+            "compute": {"precision": "bf16", "channels_last": True},
+        }
+        for name, student in config.students.items()
+    }
+    cache = {
+        "views": {"padding": 1, "flip": False}, "precision": config.cache["precision"],
+        "attacks": {name: {**attack, **few} for name, attack in config.cache["attacks"].items()},
+        "store": {"rows_per_shard": 32, "rows_per_chunk": 16},
+    }  # fmt: skip
+    data = {"source": "digits", "limit": 64, "test_limit": 32, "holdout": 0.1}
+    return replace(config, data=data, teachers=teachers, cache=cache, students=students, tier="quick")
+
+
+def test_an_experiment_for_a_gpu_in_miniature(tmp_path: Path) -> None:
+    config = in_miniature(load_experiment(RECIPES / ON_A_GPU[0]))
+    config = replace(config, students={name: config.students[name] for name in ("homogeneous", "no-teachers")})
+    seconds = run_experiment(config, tmp_path, root=None, call=call, tell=lambda line: None)
+    result = collect(config, tmp_path, seconds)
+    assert [row[0] for row in result.students] == list(config.students)
+    assert [row[0] for row in result.teachers] == list(config.teachers)
+    assert sum(" against no-teachers: " in fact for fact in result.facts) == 1
+    assert sum(fact.startswith("cache-") for fact in result.facts) == 2
+    report = json.loads((tmp_path / "run" / "homogeneous" / "eval.json").read_text())
+    transferred = [score["name"] for score in report["scores"] if score["name"].startswith("transfer:")]
+    assert transferred == [f"transfer:{name}" for name in config.sets["homogeneous"]]
+
+
+def test_the_experiments_for_a_gpu_compare_the_same_on_other_images() -> None:
+    first, *others = (load_experiment(RECIPES / name) for name in ON_A_GPU)
+    assert (
+        first.tier == "full" and first.baseline == "no-teachers" and set(first.sets) == {"heterogeneous", "homogeneous"}
+    )
+    for other in others:
+        assert (other.sets, other.students, other.cache["attacks"]) == (
+            first.sets,
+            first.students,
+            first.cache["attacks"],
+        )
+        for name, plan in first.teachers.items():
+            assert (other.teachers[name].arch, other.teachers[name].algorithm) == (plan.arch, plan.algorithm)
+
+
+def test_a_set_has_a_cache_of_its_own_with_its_attacks(tmp_path: Path) -> None:
+    config = load_experiment(RECIPES / ON_A_GPU[0], ("data.limit=500", "students.homogeneous.optim.epochs=2"))
+    assert config.data["limit"] == 500 and config.students["homogeneous"]["optim"]["epochs"] == 2
+    write_inputs(config, tmp_path, root=None)
+    spec = load_config(tmp_path / "cache-homogeneous.yaml")
+    assert set(spec.attacks) == {f"pgd-{name}" for name in config.sets["homogeneous"]}
+    stages = {stage.name: stage for stage in plan_stages(config, tmp_path, root=None)}
+    assert stages["train homogeneous"].needs == ("cache-homogeneous",)
+    assert stages["cache-homogeneous"].needs == ("teacher resnet", "teacher resnet-at", "teacher resnet-fat")
+    assert str(tmp_path / "cache-homogeneous") in stages["train homogeneous"].words
+    assert str(tmp_path / "cache-heterogeneous") in stages["train no-teachers"].words
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sets": {"a": ["resnet", "bit"]}}, r"set 'a' must name teachers of resnet, vit; got \('resnet', 'bit'\)"),
+        ({"sets": {"a": ["vit"]}}, "attack 'pgd' names teacher 'resnet', who is in no set"),
+        ({"students": {"s": {"set": "b"}}}, "student 's' trains from set 'b'; the sets are none"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, **change}))
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(tmp_path / "own.yaml")
 
 
 @pytest.mark.parametrize(
     "path", sorted(p for p in RECIPES.glob("*.yaml") if p.name not in EXPERIMENTS), ids=lambda p: p.stem
 )
 def test_every_training_recipe_is_valid_and_begins_with_its_command(path: Path) -> None:
-    assert load_recipe(path, ()).recipe == path.stem.removesuffix("-warm")
+    recipe = load_recipe(path, ()).recipe
+    assert recipe == ("at" if path.stem.startswith("zoo-") else path.stem.removesuffix("-warm"))
     assert "darht-train --shards CACHE --recipe recipes/" + path.name in path.read_text().split("recipe:")[0]
 
 

@@ -64,7 +64,7 @@ def test_auto_takes_hnsw_from_a_size_on_and_measures_its_recall(planted: Cache, 
     spaces = {name: space for name, space in cache_spaces(planted).items() if name == "image"}
     record = build_indexes(planted, spaces, tmp_path, settings)[0].card.indexes["image"]
     assert record.kind == "hnsw" and 0.9 < record.recall <= 1
-    assert [settings.kind_for(n) for n in (499, 500)] == ["exact", "hnsw"]
+    assert [settings.kind_for(n) for n in (499, 500, 499_999, 500_000)] == ["exact", "hnsw", "hnsw", "ivfpq"]
 
 
 def test_product_quantisation_is_smaller_and_less_exact() -> None:

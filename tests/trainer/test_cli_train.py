@@ -160,6 +160,7 @@ def test_no_option_lets_test_images_choose(run, tiny_cache, monkeypatch, tmp_pat
         "--cache-dir",
         "--cache-size",
         "--retry-for",
+        "--trust-code",
     }
     keys = set(options(TrainConfig))
     assert {f"optim.{field.name}" for field in dataclasses.fields(OptimConfig)} <= keys

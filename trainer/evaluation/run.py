@@ -201,7 +201,7 @@ def _teachers_said(m: Measurement, target: Target, teachers: Mapping[str, nn.Mod
     assert target.card is not None
     names, cache = target.card.teachers, target.cache
     if names and cache is not None and cache.spec.data.sha256 == m.setup.source.sha256:
-        stored = [torch.from_numpy(cache.read(f"logits/{name}/clean")[:, 0].astype(np.float32)) for name in names]
+        stored = [torch.from_numpy(cache.logits(name).astype(np.float32)) for name in names]
         return torch.stack(stored, 1).to(m.setup.device)
     if not names or any(name not in teachers for name in names):
         return None

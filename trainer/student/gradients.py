@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from darht.cache.read.loader import TrainingSet
+from darht.cache.read.training_set import TrainingSet
 from darht.core.device import device_of
 from darht.core.nets.compiled import begin_step
 from darht.trainer.config import TrainConfig, WarmConfig

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS, to_pixels
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin
+from darht.cache.read.training_set import TrainingSet
 from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
@@ -60,13 +60,13 @@ class Examples:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
         if not self.rows:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
-        count = 0 if attack is None else data.deltas[attack].shape[1]  # attacks on as many views draw the same ones
+        count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
         key = (epoch, count, at.device)
         if key not in self._drawn:
             for old in [one for one in self._drawn if one[0] != epoch]:
                 del self._drawn[old]
             every = torch.arange(self.rows, device=at.device)
-            self._drawn[key] = draw_views(data, every, seed=self.config.seed, epoch=epoch, attack=attack)
+            self._drawn[key] = draw_views(data, every, count, seed=self.config.seed, epoch=epoch)
         return _look_up(self._drawn[key], data.rows, at)
 
     def _coins(self, keys: Tensor, epoch: int) -> Tensor:

@@ -91,6 +91,10 @@ class Darht(LabelRecipe):
         """Cross-entropy alone, both, distillation alone."""
         return (0.0, "CE"), (self.phases[0], "CE + KD"), (self.phases[1], "KD")
 
+    def needs_all_logits(self) -> str:
+        """The squared distance of logits."""
+        return "kd: mse" if self.kd == "mse" else ""
+
     def head_trained_until(self) -> float:
         """Where cross-entropy leaves: only it reaches the head."""
         return self.phases[1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.builder.teachers import load_teacher, read_card
 from darht.cache.read.feed_plan import FeedPlan, plan_feed
+from darht.cache.read.loader import GIB
 from darht.cache.read.mixture import steps_of, training_groups
 from darht.cache.read.reader import Cache
 from darht.cache.read.stream import Feed
@@ -31,14 +32,16 @@ from darht.trainer.config import AverageConfig, StudentConfig, TrainConfig
 from darht.trainer.state.checkpoint import RUN, StudentCard, read_run
 from darht.trainer.student.averaging import default_average
 from darht.trainer.student.model import Student, check_folds
+from darht.trainer.student.warm import memory_bytes
 
 
 def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gib: float) -> FeedPlan:
     """Where the rows of the cache will be while this recipe trains.
 
     Raises:
-        ConfigError: the budget is too small even to stream them.
+        ConfigError: the budget is too small even to stream them, or to remember a perturbation of each row.
     """
+    _check_memory(config, cache, memory_gib)
     starts = config.inner.kind == "warm" and config.inner.warm.start == "cached"
     return plan_feed(
         cache,
@@ -47,7 +50,21 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
         jacobians=config.targets == "first-order",
         batch=config.optim.batch_size,
         budget_gib=memory_gib,
+        logits="all" if config.inner.kind == "cached" else "drawn",
     )
+
+
+def _check_memory(config: TrainConfig, cache: Cache, memory_gib: float) -> None:
+    if config.inner.kind != "warm" or config.inner.warm.start == "label":
+        return
+    shape = cache.spec.view_shape
+    needed = memory_bytes(cache.rows, shape, cache.spec.views.padding) / GIB
+    if needed > memory_gib:
+        raise ConfigError(
+            f"inner: warm remembers a perturbation of each of {cache.rows:,} rows of {shape[1]}x{shape[2]} pixels, "
+            f"{needed:.3g} GiB; the budget is {memory_gib:g} GiB: use inner.warm.start: label or inner.kind: n-fgsm, "
+            "which remember none, or raise --memory (memory_gib)"
+        )
 
 
 def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:

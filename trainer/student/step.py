@@ -130,6 +130,10 @@ class Recipe(ABC):
         """The setting that takes the gradient of a gradient, which a compiled network does not have; or ''."""
         return ""
 
+    def needs_all_logits(self) -> str:
+        """The setting that compares raw logits of all classes, as its line in the recipe; or ''."""
+        return ""
+
     def compares_points(self) -> str:
         """The setting that compares teachers at two points of one image, for which quoted logits are no use; or ''."""
         return ""

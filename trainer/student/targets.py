@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from darht.attacks.threat import LEVELS
 from darht.cache.format.apply_views import apply_views, inverse_offsets
-from darht.cache.read.loader import TrainingSet
+from darht.cache.read.draw import view_logits
+from darht.cache.read.training_set import TrainingSet
 from darht.core.device import constant
 from darht.trainer.student.distances import mean_log_probabilities
 
@@ -50,12 +51,12 @@ def nearest_answer(data: TrainingSet, at: Tensor, offsets: Tensor, clean: Tensor
     @functools.cache
     def table() -> tuple[Tensor, Tensor]:
         moved, answers = [torch.zeros_like(clean)], [clean_targets]
-        for deltas, scale, adversarial in zip(data.deltas, data.scales, data.adversarial, strict=True):
+        for attack, (deltas, scale) in enumerate(zip(data.deltas, data.scales, strict=True)):
             for view in range(deltas.shape[1]):
                 own = data.offsets[view].expand(len(at), 3)
                 in_frame = apply_views(deltas[at, view], inverse_offsets(own))
                 moved.append(apply_views(in_frame, offsets).float() * scale)
-                answers.append(adversarial[at, view].float())
+                answers.append(view_logits(data, at, torch.full_like(at, view), attack))
         return torch.stack(moved, dim=1).flatten(2), torch.stack(answers, dim=1)
 
     def answer(x: Tensor) -> Tensor:

@@ -51,6 +51,12 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
             f"loss.{setting} compares what teachers say at x' and at its mirror image, which quoted answers do not "
             f"tell apart; use targets: first-order or teachers: live, or {setting}: 0"
         )
+    if config.teachers == "cached" and (exact := config.objective().needs_all_logits()) and cache.spec.store.top_k:
+        kept = f"{cache.spec.store.top_k} of {len(cache.classes)}"
+        yield (
+            f"loss.{exact} compares raw logits of all classes, {cache.folder} holds {kept} (store.logits: top-k); use "
+            "kd: kl, or build with store.logits: float16"
+        )
     yield from _moving_parts(config, cache)
     others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
     if inner.kind == "cached" and others:

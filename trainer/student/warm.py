@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks.threat import LEVELS, Threat
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import draw_choices
+from darht.cache.read.training_set import TrainingSet
 from darht.core.device import send
 from darht.core.fused import fused
 from darht.core.rng import RowRng
@@ -16,6 +16,12 @@ from darht.trainer.config import InnerConfig
 from darht.trainer.student.step import Recipe, Step
 
 _MOMENTUM_UNIT = 1 / 64  # |momentum| < 1 / (1 - 0.5) fits int8 for momenta up to one half; larger ones saturate
+
+
+def memory_bytes(rows: int, image_shape: tuple[int, ...], padding: int) -> int:
+    """What a `WarmMemory` of images in views of this padding takes: two bytes for each value of the padded frames."""
+    channels, height, width = image_shape
+    return 2 * rows * channels * (height + 2 * padding) * (width + 2 * padding)
 
 
 @dataclass(eq=False)

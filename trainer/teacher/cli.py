@@ -24,7 +24,7 @@ allow_option = click.option(
 @device_option
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "test"]))
 @click.option("--limit", type=int, help="The first N rows only.")
-@click.option("--eps", default="8", show_default=True, help="Radius of PGD-20 in pixel levels, 8 or 8/255.")
+@click.option("--eps", help="Radius of PGD-20 in pixel levels, 8 or 8/255; default: what it was trained for, or 8.")
 @allow_option
 @trust_option
 def check(
@@ -34,7 +34,7 @@ def check(
     device: str,
     split: str,
     limit: int | None,
-    eps: str,
+    eps: str | None,
     allow: tuple[str, ...],
     **reading: Any,
 ) -> None:
@@ -48,8 +48,9 @@ def check(
     from darht.core.device import pick_device
     from darht.trainer.teacher.sense import check_sense
 
-    where, radius = pick_device(device), parse_eps(eps)
-    model, _ = load_teacher(folder, where)
+    where = pick_device(device)
+    model, card = load_teacher(folder, where)
+    radius = float(card.training.get("eps", 8)) if eps is None else parse_eps(eps)
     source = images(data, root, split, limit=limit, **reading)
     click.echo(describe_eps(radius))
     check_sense(folder, model, source, eps=radius, device=where, allow=allow, on_line=click.echo)

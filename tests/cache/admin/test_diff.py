@@ -40,7 +40,7 @@ def change(folder: Path, name: str, index: tuple[int, ...], value: float) -> Non
     array, store = layouts(read_spec(folder))[name], Store(folder)
     values = store.read(array, array.rows(0)).copy()
     values[index] = value
-    size, sha256 = store.write(array, 0, values)
+    size, sha256, _ = store.write(array, 0, values)
     commit = read_commit(open_storage(folder), array, 0)
     assert commit is not None
     write_commit(open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256}))

@@ -62,7 +62,8 @@ def test_an_attack_on_a_row_without_a_label_is_on_the_teachers_own_answer(blend,
     said = teacher(torch.from_numpy(cache.read("image")[60:]).float() / 255).argmax(1).numpy()
     plan.source.labels[60:] = said  # as if the teacher's answers were the labels
     data = dataclasses.replace(spec.data, sources=())
-    worker = Worker(dataclasses.replace(plan, spec=dataclasses.replace(spec, data=data)), Store(blend), CPU, 256)
+    labelled = dataclasses.replace(spec, data=data, format_version=1)
+    worker = Worker(dataclasses.replace(plan, spec=labelled), Store(blend), CPU, 256)
     array = cache.arrays["delta/pgd-cnn"]
     for rows in (slice(48, 64), slice(112, 128)):
         np.testing.assert_array_equal(worker.values(array, rows), cache.read(array.name, rows))
@@ -158,6 +159,14 @@ def test_labels_where_none_belong_are_found(blend, tmp_path, shard, value, expec
         (lambda c: c["data"].__setitem__(1, {**c["data"][1], "root": "x"}), "path is another name for root"),
         (lambda c: c["data"][1].__setitem__("views", 12), "data[1].views is 12, the cache has 9"),
         (lambda c: c["data"][1].__setitem__("sare", 1), "spec.data[1]: unknown key 'sare'; did you mean 'share'?"),
+        (
+            lambda c: c["store"].__setitem__("logits", "int8"),
+            "got store.logits int8 and by_view false: leave",
+        ),
+        (
+            lambda c: c["store"].__setitem__("by_view", True),
+            "got store.logits float16 and by_view true: leave",
+        ),
         (lambda c: c["data"].pop(0), "data.labels is of a source beside others"),
         (lambda c: c.__setitem__("data", []), "data lists no source"),
         (lambda c: c["attacks"].__setitem__("clean-from-1", c["attacks"]["pgd-cnn"]), "'clean-from-1' is taken"),

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 
 from darht.cache.format.layout import ArrayLayout, check_chunks, label_dtype, layouts
 from darht.cache.format.manifest import read_spec
-from darht.cache.format.spec import CacheSpec
+from darht.cache.format.spec import CacheSpec, JacobianSpec
 from darht.core.errors import ConfigError
 
 
@@ -122,3 +123,20 @@ def test_chunks_fit_the_codec():
         "store.rows_per_chunk is 699051, but chunks must be below 2 GiB and a row of image has 3072 bytes; "
         "write at most 699050"
     )
+
+
+def test_a_jacobian_that_fits_no_memory_is_refused_with_its_numbers(spec):
+    large = dataclasses.replace(
+        spec,
+        data=dataclasses.replace(spec.data, rows=1_281_167, image_shape=(3, 224, 224)),
+        store=dataclasses.replace(spec.store, rows_per_shard=1024, rows_per_chunk=128),
+        jacobians={"cnn": JacobianSpec(10)},
+    )
+    expected = (
+        "the Jacobian of teacher 'cnn' takes 1,505,280 bytes a row, 1,928.5 GB in all and 1.5 GB a shard, which is "
+        "computed in memory, at most 1.1 GB: leave it out and train with targets: clean, ask for fewer "
+        "jacobians.classes, or lower store.rows_per_shard"
+    )
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        check_chunks(layouts(large))
+    check_chunks(layouts(dataclasses.replace(large, jacobians={"cnn": JacobianSpec(2)})))

@@ -57,6 +57,7 @@ def test_a_cache_of_one_source_has_one_band_and_its_spec_does_not_name_it(tiny_c
 def test_a_spec_of_several_sources_reads_back(blend):
     spec = read_spec(blend)
     assert parse_canonical(type(spec), canonical_json(spec).encode(), "spec") == spec
+    assert spec.format_version == 2
     assert (spec.data.rows, spec.data.labelled, spec.bands) == (130, 60, ((0, 1, 130), (1, 9, 60)))
     arrays = layouts(spec)
     assert arrays["logits/cnn/clean"].shape == (130, 1, 10)

@@ -33,7 +33,14 @@ def put(*path, value):
 
 BOX = {"kind": "resized-crop", "count": 3, "size": 6}
 ATTACK = {"kind": "pgd", "teacher": "cnn"}
+TOP = "spec.yaml.store: store.top_k says how many logits of an answer are kept (at least 1), with store.logits: top-k "
 RULES = [
+    (put("store", value={"logits": "top-k"}), TOP + "and only then; got logits top-k and top_k 0"),
+    (put("store", "top_k", value=5), TOP + "and only then; got logits float16 and top_k 5"),
+    (
+        put("store", value={"logits": "top-k", "top_k": 10}),
+        "store.top_k must lie in 1..9 for 10 classes; got 10: store.logits: float16 keeps all",
+    ),
     (put("veiws", value={}), "spec.yaml: unknown key 'veiws'; did you mean 'views'?"),
     (put("views", "paddding", value=1), "spec.yaml.views: unknown key 'paddding'; did you mean 'padding'?"),
     (put("data", "spilt", value="train"), "spec.yaml.data: unknown key 'spilt'; did you mean 'split'?"),
@@ -102,7 +109,7 @@ RULES = [
     ),
     (
         put("store", "logits", value="bfloat16"),
-        "spec.yaml.store.logits must be one of float16, float32; got 'bfloat16'",
+        "spec.yaml.store.logits must be one of float16, float32, top-k, int8; got 'bfloat16'",
     ),
     (lambda config: config.pop("teachers"), "spec.yaml: key 'teachers' is required"),
     (

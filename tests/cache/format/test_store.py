@@ -73,7 +73,7 @@ def test_what_is_written_reads_back(written):
 
 def test_write_reports_size_and_hash(written):
     store, array = written
-    size, sha256 = store.write(array, 1, values(array, 1))
+    size, sha256, _ = store.write(array, 1, values(array, 1))
     data = shard_path(store, array, 1).read_bytes()
     assert (size, sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
@@ -81,7 +81,7 @@ def test_write_reports_size_and_hash(written):
 def test_zeros_are_stored_and_not_left_out(tmp_path: Path):
     store, array = Store(tmp_path), layout()
     store.create({array.name: array})
-    size, _ = store.write(array, 0, np.zeros((8, 2, 3), dtype=np.int8))
+    size, *_ = store.write(array, 0, np.zeros((8, 2, 3), dtype=np.int8))
     assert shard_path(store, array, 0).stat().st_size == size > 2 * 16 + 4
 
 

@@ -21,8 +21,9 @@ from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.spec import AttackSpec
 from darht.cache.read.dataset import Batch, CacheDataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, SpecMismatchError
 from darht.core.storage import open_storage

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from darht.cache.builder.seal import seal
-from darht.cache.read.loader import GIB, allocate, fill, load_training_set, needed_bytes, row_bytes
+from darht.cache.read.loader import GIB, allocate, fill, load_training_set
 from darht.cache.read.reader import open_cache
+from darht.cache.read.sizes import needed_bytes, row_bytes
 from darht.core.errors import ConfigError, CorruptError
 
 CPU = torch.device("cpu")

@@ -16,10 +16,11 @@ from servers import FileServer
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read import local_copy
 from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.local_copy import CopySettings, default_copy
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core import retry, storage_remote
 from darht.core.errors import CorruptError, IncompleteError

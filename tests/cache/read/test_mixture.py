@@ -1,17 +1,22 @@
 """Batches of several sources: shares, turns and windows, each a pure function of seed and epoch."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from built import sealed_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
 from darht.cache.read.dataset import CacheDataset
 from darht.cache.read.draw import choose_views, view_logits
 from darht.cache.read.feed_plan import plan_feed
-from darht.cache.read.loader import GIB, load_training_set, needed_bytes
+from darht.cache.read.loader import GIB, load_training_set
 from darht.cache.read.mixture import Group, interleave, mixed_windows, steps_of, training_groups, window_room
 from darht.cache.read.reader import open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.stream import Feed
 from darht.core.errors import ConfigError
 
@@ -123,6 +128,28 @@ def test_a_streamed_cache_gives_what_a_resident_one_holds(cache):
                 assert torch.equal(data.images[at], whole.images[rows])
                 assert torch.equal(data.labels[at], whole.labels[rows])
             assert batches == feed.steps == 27
+
+
+@pytest.mark.parametrize("store", [{"logits": "int8"}, {"logits": "top-k", "top_k": 3, "by_view": True}])
+def test_sources_with_the_same_views_may_have_coded_logits_that_lie_apart(blend_config, tmp_path, store):
+    config = copy.deepcopy(yaml.safe_load(blend_config.read_text()))
+    config["data"][0]["limit"] = 58  # in the middle of a chunk
+    del config["data"][1]["views"]
+    config["store"] |= store
+    cache = open_cache(sealed_cache(config, tmp_path))
+    assert cache.manifest.format_version == 2
+    said = np.stack([cache.logits("cnn", view=view) for view in range(9)], axis=1).astype(np.float32)
+    dataset = CacheDataset(cache, batch_size=4, seed=3, memory_gib=0.97 * needed_bytes(cache, adversarial=False) / GIB)
+    assert dataset.plan.kind == "streamed"
+    shown = {}
+    for batch in dataset:
+        assert int((batch.y == -1).sum()) == 2 == int((batch.rows >= 58).sum())
+        expected = torch.from_numpy(said[batch.rows, batch.views])
+        torch.testing.assert_close(batch.teacher_logits[:, 0], expected, rtol=1e-6, atol=1e-5)
+        shown |= dict(zip(batch.rows.tolist(), batch.views.tolist(), strict=True))
+    assert len(set(shown.values())) > 1
+    if "by_view" in store:
+        assert all(shown.get(row // 4 * 4, view) == view for row, view in shown.items())
 
 
 def test_a_dataset_has_the_shares_too(cache):

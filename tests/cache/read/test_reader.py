@@ -89,7 +89,7 @@ def test_logits_that_are_not_finite_do_not_pass_for_data(copied: Path):
     array, store = open_cache(copied).arrays["logits/vit/clean"], Store(copied)
     values = store.read(array, slice(32, 64)).copy()
     values[3, 4, 5] = np.nan
-    size, sha256 = store.write(array, 1, values)
+    size, sha256, _ = store.write(array, 1, values)
     commit = read_commit(open_storage(copied), array, 1)
     assert commit is not None
     write_commit(open_storage(copied), array, dataclasses.replace(commit, size=size, sha256=sha256))

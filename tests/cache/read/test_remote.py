@@ -23,9 +23,10 @@ from darht.cache.builder.plan import Plan
 from darht.cache.builder.seal import seal
 from darht.cache.format.commit import State
 from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.loader import GIB, load_training_set, needed_bytes
+from darht.cache.read.loader import GIB, load_training_set
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core import retry
 from darht.core.errors import CorruptError, DarhtError, UnreachableError

@@ -8,9 +8,10 @@ from runs import CPU, assert_same_bits, changed, log
 
 from darht.cache.read.draw import choose_views, view_logits
 from darht.cache.read.feed_plan import plan_feed
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import open_cache
 from darht.cache.read.select import Selection
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.stream import Feed
 from darht.core.config import to_plain
 from darht.core.errors import ConfigError

@@ -12,8 +12,9 @@ from runs import CONFIG, CPU, Stopped, assert_same_bits, changed, log, stop_afte
 
 from darht.attacks import Engine
 from darht.cache.export.webdataset import export_webdataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.stream import Feed, level_counts
 from darht.cache.read.webdataset import open_shards
 from darht.core.config import to_plain

@@ -17,13 +17,15 @@ from darht.cache.builder.seal import seal
 from darht.cache.export.croissant import export_croissant
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError
 from darht.trainer.config import TrainConfig, WarmConfig
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.train import train
+from darht.trainer.student.warm import memory_bytes
 
 SHORT: dict[str, Any] = {"inner": {"steps": 1}, "optim": {"epochs": 1, "batch_size": 27}}
 BARE: dict[str, Any] = {
@@ -132,3 +134,13 @@ def test_an_attack_needs_a_teacher(tmp_path: Path) -> None:
     config = {**BARE, "attacks": {"pgd": {"teacher": "cnn"}}}
     with pytest.raises(ConfigError, match="names teacher 'cnn', which is not there; teachers are none"):
         sealed_cache(config, tmp_path)
+
+
+def test_a_memory_of_rows_above_the_budget_is_refused(bare: Cache, tmp_path: Path) -> None:
+    recipe = changed(recipe="at", **{**SHORT, "inner": {"kind": "warm", "warm": WarmConfig(start="noise")}})
+    needed = memory_bytes(60, (3, 8, 8), 1)
+    assert needed == 2 * 60 * 3 * 10 * 10
+    with pytest.raises(
+        ConfigError, match=r"inner: warm remembers .* of 60 rows of 8x8 pixels, 3.35e-05 GiB; .* label or"
+    ):
+        train(recipe, bare, tmp_path / "run", device=CPU, memory_gib=0.9 * needed / GIB)
