@@ -105,7 +105,7 @@ def test_a_build_on_a_cpu_has_the_root_hash_of_units_made_one_after_the_other(sm
     store, stored = Store(folder), {}
     for array, shard in plan.units:
         stored[array.name] = one_after_the_other(plan, array, shard, stored)
-        size, sha256 = store.write(array, shard, stored[array.name])
+        size, sha256, _ = store.write(array, shard, stored[array.name])
         rows = array.rows(shard)
         write_commit(
             folder, array, Commit(array.name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, 1.0)
