@@ -26,6 +26,7 @@ class Results:
     x_adv: Tensor
     hit: Tensor
     run: Tensor
+    kept: Tensor  # the run that x_adv is of; -1 before there is one
     score: Tensor
     logits: Tensor
     first_hit: Tensor
@@ -41,7 +42,8 @@ class Results:
         no = torch.zeros(n, dtype=torch.bool, device=x.device)
         counts = torch.zeros(n, runs, dtype=torch.int64, device=x.device)
         return cls(
-            x_adv=x.clone(), hit=no, run=whole, score=x.new_full((n,), float("-inf")), logits=x.new_zeros(n, classes),
+            x_adv=x.clone(), hit=no, run=whole, kept=torch.full_like(whole, -1),
+            score=x.new_full((n,), float("-inf")), logits=x.new_zeros(n, classes),
             first_hit=torch.full_like(whole, -1), zero_gradient=no.clone(), forwards=counts, backwards=counts.clone(),
         )  # fmt: skip
 
@@ -105,7 +107,10 @@ class Queue:
             return self._state.take(index), self._rows[index], self._run
 
     def give(self, state: State, rows: Tensor, run: Tensor, seen: dict[str, Tensor]) -> None:
-        """Keep a result if it beats what the row has: under `first_hit` the earliest run that hits, else the score."""
+        """Keep a result if it beats what the row has: under `first_hit` the earliest run that hits, else the score.
+
+        Of equal scores the earlier run's counts, whichever lane ends first.
+        """
         with self.lock:
             numbers = [0] if self.runs == 1 else run.unique().tolist()
             if len(numbers) == 1:
@@ -118,12 +123,13 @@ class Queue:
     def _keep(self, state: State, rows: Tensor, run: int, seen: dict[str, Tensor]) -> None:
         best, hit = self.results, state.hit
         best.forwards[rows, run], best.backwards[rows, run] = seen["forwards"], seen["backwards"]
-        better = state.score > best.score[rows]
+        score, had_score = state.score, best.score[rows]
+        better = (score > had_score) | ((score == had_score) & (run < best.kept[rows]))
         if self.rule == "first_hit":
             had = best.hit[rows]
             better = (hit & ~had) | (hit & had & (run < best.run[rows])) | (~hit & ~had & better)
         fresh = {
-            "x_adv": state.best, "score": state.score, "logits": state.logits, "hit": hit,
+            "x_adv": state.best, "kept": torch.full_like(rows, run), "score": score, "logits": state.logits, "hit": hit,
             "first_hit": seen["first_hit"], "zero_gradient": seen["zero_gradient"],
         }  # fmt: skip
         for name, value in fresh.items():
