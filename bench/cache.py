@@ -147,7 +147,7 @@ def write_cache(out: Path, images: np.ndarray, labels: np.ndarray, delta: np.nda
                 "views/offset": lambda array=array: np.zeros(array.shape),
                 "delta/pgd": lambda rows=rows: delta[np.arange(rows.start, rows.stop) % len(delta)],
             }.get(name, lambda rows=rows, array=array: random.normal(0, 3, (rows.stop - rows.start, *array.shape[1:])))
-            size, sha256 = store.write(array, shard, values().astype(array.dtype))
+            size, sha256, _ = store.write(array, shard, values().astype(array.dtype))
             commit = Commit(name, shard, (rows.start, rows.stop), array.fingerprint, size, sha256, 0.0)
             write_commit(where, array, commit)
     seal(where)

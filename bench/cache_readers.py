@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.reader import Cache, open_cache
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.vision import torchvision
 
 CPU = torch.device("cpu")

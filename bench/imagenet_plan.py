@@ -40,6 +40,7 @@ def imagenet(rows: int = ROWS) -> CacheSpec:
     """The spec of docs/imagenet.md, with so many rows."""
     views = ViewSpec("resized-crop", 0, True, VIEWS, SIZE, (0.25, 1.0), (0.75, 1.333))
     store = StoreSpec(rows_per_shard=1024, rows_per_chunk=128, images="jpeg")
+    data = DataSpec("imagefolder", "train", rows, (3,), tuple(map(str, range(CLASSES))), "", 0.01, 3, 0, "decoder")
     card = {
         "kwargs": {},
         "preprocessing": Preprocessing(),
@@ -48,14 +49,14 @@ def imagenet(rows: int = ROWS) -> CacheSpec:
         "role": "robust",
     }
     return CacheSpec(
-        data=DataSpec("imagefolder", "train", rows, (3,), tuple(map(str, range(CLASSES))), "", 0.01, 3, 0, "decoder"),
+        data=data,
         views=views,
         teachers={arch: TeacherSpec(arch=arch, **card) for arch in TEACHERS},
         attacks={"pgd": AttackSpec("pgd", TEACHERS[0], 1, to_plain(ATTACK))},
         store=store,
         precision=PrecisionSpec(amp=True),
         seed=0,
-        format_version=needed_version(views, store),
+        format_version=needed_version(data, views, store),
     )
 
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import darht.core.fused
 from darht.cache.format.views import crop_flip_offsets
-from darht.cache.read.loader import TrainingSet
+from darht.cache.read.training_set import TrainingSet
 from darht.core.config import parse
 from darht.core.files import write_atomic
 from darht.core.fused import fusing

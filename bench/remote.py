@@ -41,11 +41,12 @@ KEYS = {
 
 def darht(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     """Streamed in windows that hold 0.6 of the cache, from a copy on the disk if there is a folder for one."""
+    from darht.cache.read.feed_plan import plan_feed
     from darht.cache.read.loader import GIB
     from darht.cache.read.local_copy import CopySettings
     from darht.cache.read.reach import Reach
     from darht.cache.read.sizes import needed_bytes
-    from darht.cache.read.stream import Feed, plan_feed
+    from darht.cache.read.stream import Feed
     from darht.cache.read.webdataset import open_shards
 
     copy = CopySettings(Path(arguments.copies), 10**11) if arguments.copies else None

@@ -31,10 +31,11 @@ from darht.cache.format.layout import layouts, shard_key
 from darht.cache.format.manifest import MANIFEST, SPEC, Manifest, ShardRecord, root_hash
 from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import view_table
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB
 from darht.cache.read.reader import open_cache
 from darht.cache.read.sizes import row_bytes
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.config import canonical_json, fingerprint, to_plain
 from darht.core.preprocessing import Preprocessing
 

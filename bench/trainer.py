@@ -29,9 +29,10 @@ from trainer_page import page
 from darht.cache.builder.build import build, plan_build
 from darht.cache.builder.seal import seal
 from darht.cache.builder.teachers import Card, save_teacher
-from darht.cache.read.loader import TrainingSet, load_training_set
+from darht.cache.read.loader import load_training_set
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sampler import coin
+from darht.cache.read.training_set import TrainingSet
 from darht.core.config import parse
 from darht.core.nets import build as build_net
 from darht.core.nets.classifier import Classifier

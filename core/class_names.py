@@ -44,3 +44,8 @@ def _plain(name: str) -> str:
 
 def _numbers(names: Sequence[str]) -> bool:
     return list(names) == [str(number) for number in range(len(names))]
+
+
+def name_of_class(classes: tuple[str, ...], label: int) -> str:
+    """The name of a label's class, for people; a row without a label has -1."""
+    return classes[label] if label >= 0 else "no label"

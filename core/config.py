@@ -126,14 +126,14 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
 def _convert_optional(arguments: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
     if value is None and type(None) in arguments:
         return None
-    attempts: list[list[str]] = []
+    attempts: list[tuple[bool, list[str]]] = []
     for hint in (hint for hint in arguments if hint is not type(None)):
         attempt: list[str] = []
         converted = _convert(hint, value, where, attempt)
         if not attempt:
             return converted
-        attempts.append(attempt)
-    problems += attempts[-1]
+        attempts.append(((typing.get_origin(hint) is tuple) == isinstance(value, list | tuple), attempt))
+    problems += max(reversed(attempts), key=lambda one: one[0])[1]  # of a list what is wrong with it as a list
     return None
 
 

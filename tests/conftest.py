@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from built import sealed_cache
+from generated import save_generated
 from hypothesis import settings
 
 # No deadline: machines differ, and speed is not what tests are for. CI draws the same examples every time.
@@ -151,3 +152,26 @@ def fine_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory
 def tiny_cache(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed cache; read only: a test that damages it copies it first."""
     return sealed_cache(yaml.safe_load(tiny_cache_config.read_text()), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def blend_config(tiny_cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of `blend`: 60 digits on 9 views, and beside them 70 generated ones without labels on one view."""
+    folder = tmp_path_factory.mktemp("blend-config")
+    config = yaml.safe_load(tiny_cache_config.read_text())
+    generated = save_generated(folder / "generated.npz", 70)
+    config["data"] = [
+        config["data"] | {"limit": 60},
+        {"source": "npz", "path": str(generated), "labels": "none", "share": 0.5, "views": 1},
+    ]
+    config["store"] = {"rows_per_shard": 16, "rows_per_chunk": 4}
+    config["attacks"] = {"pgd-cnn": config["attacks"]["pgd-cnn"]}
+    del config["teachers"]["vit"]
+    (folder / "blend.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder / "blend.yaml"
+
+
+@pytest.fixture(scope="session")
+def blend(blend_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed cache of rows with labels and rows without."""
+    return sealed_cache(yaml.safe_load(blend_config.read_text()), tmp_path_factory.mktemp("blend"))

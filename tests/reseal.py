@@ -1,5 +1,6 @@
 """Caches whose numbers are wrong, and JSON that says something else, although every hash fits."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,16 @@ from darht.core.sealed import read_sealed, write_sealed
 from darht.core.storage import open_storage
 
 
-def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
-    """Change the numbers of the first unit of an array and make every hash fit them, as a broken writer would."""
+def reseal(folder: Path, name: str, change: Callable[[np.ndarray], None], shard: int = 0) -> None:
+    """Change the numbers of a unit of an array and make every hash fit them, as a broken writer would."""
     array, store = layouts(read_spec(folder))[name], Store(folder)
-    values = store.read(array, array.rows(0)).copy()
+    values = store.read(array, array.rows(shard)).copy()
     change(values)
-    size, sha256, parts = store.write(array, 0, values)
-    commit = read_commit(open_storage(folder), array, 0)
+    size, sha256, parts = store.write(array, shard, values)
+    commit = read_commit(open_storage(folder), array, shard)
     assert commit is not None
-    write_commit(
-        open_storage(folder), array, type(commit)(**{**vars(commit), "size": size, "sha256": sha256, "parts": parts})
-    )
+    written = dataclasses.replace(commit, size=size, sha256=sha256, parts=parts)
+    write_commit(open_storage(folder), array, written)
     seal(folder)
 
 

@@ -250,6 +250,10 @@ def select(location: str, student: Path | None, teachers: tuple[str, ...], devic
 @click.option("--out", type=FOLDER, help="The JSON list; CACHE-rows.json beside the cache by default.")
 @click.option("--filter", "kinds", help="Kinds for darht-train --exclude: fooled-all, only-one, label-candidate, "
               "duplicate; default: duplicates, and candidates if teachers can be trusted.")  # fmt: skip
+@click.option("--by", type=click.Choice(["entropy"]), help="Instead, choose rows to train on by how unsure teachers "
+              "are together: of those without labels, where there are some.")  # fmt: skip
+@click.option("--keep", type=float, help="With --by: the share of rows to keep; 0.5 by default.")
+@click.option("--end", type=click.Choice(["lowest", "highest"]), help="With --by: which to keep; lowest by default.")
 @click.option("--margin", default=0.5, show_default=True, help="Lead in probability that makes a label suspicious.")
 @click.option("--root", type=FOLDER, help="Where the test split lies, when not where the cache was built from.")
 @click.option("--most", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each kind to show.")
@@ -261,6 +265,11 @@ def rows(
 ) -> None:
     """Rows that fool all, that one teacher alone gets right, with doubtful labels, or repeated in the test split."""
     from darht.cache.read.webdataset import open_shards
+
+    asked = {name: value for name in ("by", "keep", "end") if (value := options.pop(name)) is not None}
+    if asked:
+        _select_rows(open_shards(location), asked, _beside(location, "rows.json", out), options["kinds"])
+        return
     from darht.tools.label_judgement import survey_rows
     from darht.tools.live import ask, open_test
     from darht.tools.rows import draw, write_rows
@@ -283,6 +292,18 @@ def rows(
     draw(cache, found.report, sheet, None if test is None else test.images)
     lines = found.judgement.text, f"{len(chosen)} rows for --exclude in {path}", f"gallery {sheet}"
     _print(*row_tables(cache, found.report, options["most"]), *filter(None, lines))
+
+
+def _select_rows(cache: "Cache", asked: dict[str, Any], path: Path, kinds: str | None) -> None:
+    from darht.cache.read.select import Selection, candidates
+    from darht.tools.rows import write_selection
+
+    if "by" not in asked or kinds is not None:
+        raise ConfigError(
+            "--keep and --end say which rows --by keeps, which --filter does not: give --by entropy alone"
+        )
+    left_out, among = write_selection(cache, Selection(**asked), path), len(candidates(cache))
+    _print(f"{among - len(left_out)} of {among} rows are kept; the others are listed for --exclude in {path}")
 
 
 @inspect.command(cls=Command)

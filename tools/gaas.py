@@ -123,7 +123,7 @@ def measure_gaas(
 
 def _rows(cache: Cache, teachers: dict[str, nn.Module], count: int, seed: int) -> tuple[Tensor, Tensor, Ints]:
     """Rows that all teachers answer rightly, among up to eight times as many drawn; images where the teachers are."""
-    drawn = sample_rows(cache, _CANDIDATES * count, seed)
+    drawn = sample_rows(cache, _CANDIDATES * count, seed, labelled=True)
     right = np.ones(len(drawn), dtype=bool)
     labels = cache.read("label")[drawn].astype(np.int64)
     device = device_of(next(iter(teachers.values()))) if teachers else torch.device("cpu")

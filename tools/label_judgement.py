@@ -77,12 +77,14 @@ def judge_labels(
         logits: of the test images by teacher, `[M, C]`; without every teacher of the cache nothing is said.
         margin: as for `find_rows`.
     """
-    found = {"candidates": len(report.label_candidates), "rows": cache.rows}
+    found = {"candidates": len(report.label_candidates), "rows": cache.spec.data.labelled}
     if set(logits) != set(cache.spec.teachers):
         return LabelJudgement(**found, doubted=0, tested=0)
     p = np.mean([softmax(values) for values in logits.values()], axis=0)
     answers = np.stack([values.argmax(1) for values in logits.values()]).astype(np.int32)
-    confidence = class_confidence(mean_probabilities(cache), cache.read("label").astype(np.int64))
+    confidence = class_confidence(
+        mean_probabilities(cache), cache.read("label", slice(0, cache.spec.data.labelled)).astype(np.int64)
+    )
     best, _ = find_doubts(p, test_labels, confidence, answers, margin)
     return LabelJudgement(**found, doubted=int((best >= 0).sum()), tested=len(test_labels))
 

@@ -17,7 +17,8 @@ from darht.attacks.encoding import encode
 from darht.attacks.engine.slots import forward_all
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.read.reader import Cache
-from darht.cache.sources.load import Source, load_centred, load_source
+from darht.cache.sources.load import Source, load_source
+from darht.cache.sources.open import load_centred
 from darht.core.device import device_of
 from darht.core.errors import DarhtError, ModelError
 from darht.core.files import sha256_file
@@ -157,7 +158,7 @@ def student_transfer(
 
     Source: the sample-wise transferability of SAAD (arXiv 2512.10275), as a share over rows.
     """
-    rows, device = sample_rows(cache, count), device_of(student)
+    rows, device = sample_rows(cache, count, labelled=True), device_of(student)
     x = torch.from_numpy(read_rows(cache, "image", rows)).to(device).float() / 255
     labels = torch.from_numpy(cache.read("label")[rows]).to(device).long()
     folded = student.fold().requires_grad_(False).eval()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from darht.cache.read.reader import Cache
+from darht.core.class_names import name_of_class
 from darht.core.errors import ConfigError, DataError
 from darht.core.images import check_pixel_count
 from darht.tools.index import Indexes
@@ -214,7 +215,7 @@ def draw(cache: Cache, found: Iterable[Hits], path: Path, outside: Outside | Non
             axes.set_yticks([])
             title = "query" if is_query else f"cos {hit.cosine:.2f}"
             axes.set_title(title, fontsize=8, fontweight="bold" if is_query else "normal")
-            name = f"row {hit.row}: {classes[hit.label]}" if hit.row >= 0 else "from outside"
+            name = f"row {hit.row}: {name_of_class(classes, hit.label)}" if hit.row >= 0 else "from outside"
             words = spoken(hit.said, classes).replace(", ", "\n")
             axes.set_xlabel(f"{name}\n{'says ' if words else ''}{words}", fontsize=6.5)
         axes_row[0].set_ylabel(hits.space, fontsize=7)

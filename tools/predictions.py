@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Predicted classes on view 0 of every row.
+    """Predicted classes on view 0 of every row that has a label: N of them.
 
     Attributes:
         labels: int `[N]`.
@@ -60,17 +60,19 @@ def read_predictions(cache: Cache) -> Predictions:
     clean = [_classes(cache, teacher, "clean") for teacher in teachers]
     adversarial = [[_classes(cache, teacher, attack) for teacher in teachers] for attack in attacks]
     return Predictions(
-        labels=cache.read("label").astype(np.int64),
+        labels=cache.read("label", slice(0, cache.spec.data.labelled)).astype(np.int64),
         teachers=teachers,
         attacks=tuple(attacks),
         sources=tuple(attack.teacher for attack in attacks.values()),
         clean=np.stack(clean),
-        adversarial=np.array(adversarial, dtype=np.int32).reshape(len(attacks), len(teachers), cache.rows),
+        adversarial=np.array(adversarial, dtype=np.int32).reshape(
+            len(attacks), len(teachers), cache.spec.data.labelled
+        ),
     )
 
 
 def _classes(cache: Cache, teacher: str, about: str) -> NDArray[np.int32]:
-    every = blocks(cache, f"logits/{teacher}/{about}")
+    every = blocks(cache, f"logits/{teacher}/{about}", labelled=True)
     parts = [cache.logits(teacher, about, rows=rows).argmax(1) for rows in every]
     return np.concatenate(parts).astype(np.int32)
 

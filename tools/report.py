@@ -168,7 +168,7 @@ def draw_maps(cache: Cache, indexes: Indexes, predictions: Predictions) -> tuple
     from sklearn.decomposition import PCA
 
     attacks, spaces = tuple(cache.spec.attacks), cache_spaces(cache)
-    rows = sample_rows(cache, max(3, POINTS // len(attacks)))
+    rows = sample_rows(cache, max(3, POINTS // len(attacks)), labelled=True)
     vectors = np.concatenate([take(cache, spaces[f"delta/{name}"], rows) for name in attacks])
     plane = PCA(2, svd_solver="randomized", random_state=0)
     shared = {

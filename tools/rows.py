@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darht.cache.read.reader import Cache
+from darht.cache.read.select import Selection, rows_to_leave_out
+from darht.core.class_names import name_of_class
+from darht.core.config import to_plain
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
 from darht.tools.duplicates import Pair
@@ -155,10 +158,10 @@ def find_doubts(
 
 
 def mean_probabilities(cache: Cache) -> Floats:
-    """The mean of what all teachers think probable about each row, `[N, C]`."""
-    total = np.zeros((cache.rows, len(cache.spec.data.classes)), dtype=np.float32)
+    """The mean of what all teachers think probable about each row that has a label, `[N, C]`."""
+    total = np.zeros((cache.spec.data.labelled, len(cache.spec.data.classes)), dtype=np.float32)
     for teacher in cache.spec.teachers:
-        for rows in blocks(cache, f"logits/{teacher}/clean"):
+        for rows in blocks(cache, f"logits/{teacher}/clean", labelled=True):
             total[rows] += softmax(cache.logits(teacher, rows=rows))
     return total / np.float32(len(cache.spec.teachers))
 
@@ -181,6 +184,18 @@ def write_rows(cache: Cache, report: RowReport, path: Path, exclude: tuple[str, 
         "found": found,
     }
     write_atomic(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
+    return rows
+
+
+def write_selection(cache: Cache, selection: Selection, path: Path) -> Ints:
+    """Write the rows that a selection leaves out, for darht-train --exclude; gives them.
+
+    Raises:
+        ConfigError: the cache has no teachers.
+    """
+    rows = rows_to_leave_out(cache, selection)
+    about = {"cache_root_hash": cache.root_hash, "selection": to_plain(selection), "rows": rows.tolist()}
+    write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
     return rows
 
 
@@ -219,7 +234,7 @@ def draw(cache: Cache, report: RowReport, path: Path, test: np.ndarray | None = 
 
 def _caption(cache: Cache, report: RowReport, kind: str, row: int) -> str:
     classes = cache.spec.data.classes
-    label = classes[int(cache.read("label", slice(row, row + 1))[0])]
+    label = name_of_class(classes, int(cache.read("label", slice(row, row + 1))[0]))
     if kind == "fooled-all":
         return f"{label}\n{next(len(one.attacks) for one in report.fooled_all if one.row == row)} attacks"
     if kind == "only-one":

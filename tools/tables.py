@@ -7,6 +7,7 @@ from rich.table import Table
 
 from darht.attacks.transfer import TransferMatrix
 from darht.cache.read.reader import Cache
+from darht.core.class_names import name_of_class
 from darht.tools.gaas import ORDERS, Gaas
 from darht.tools.index import Indexes
 from darht.tools.neighbours import Hits, spoken
@@ -42,9 +43,9 @@ def neighbour_table(found: Sequence[Hits], classes: tuple[str, ...]) -> Table:
     for hits in found:
         for rank, hit in enumerate((hits.query, *hits.hits)):
             outside = hit.row < 0
-            wrong = "" if outside or set(hit.said.values()) <= {hit.label} else " (wrong)"
+            wrong = "" if hit.label < 0 or set(hit.said.values()) <= {hit.label} else " (wrong)"
             said = spoken(hit.said, classes) + (wrong if len(hit.said) == 1 else "")
-            label, row = ("", "outside") if outside else (classes[hit.label], str(hit.row))
+            label, row = ("", "outside") if outside else (name_of_class(classes, hit.label), str(hit.row))
             name, first = ("query", hits.space) if rank == 0 else (str(rank), "")
             table.add_row(first, name, row, label, said, f"{hit.cosine:.3f}")
         table.add_section()

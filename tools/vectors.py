@@ -105,14 +105,18 @@ def image_vectors(images: NDArray[np.uint8]) -> Floats:
     return unit(values - values.mean(1, keepdims=True))
 
 
-def blocks(cache: Cache, array: str) -> Iterator[slice]:
-    """The rows of a cache in order, cut at chunk borders, so that each block of `array` takes at most 32 MiB."""
+def blocks(cache: Cache, array: str, *, labelled: bool = False) -> Iterator[slice]:
+    """The rows of a cache in order, cut at chunk borders, so that each block of `array` takes at most 32 MiB.
+
+    On request only those that have labels, which come first.
+    """
     layout = cache.arrays[array]
     row_bytes = int(np.prod(cache.spec.view_shape)) if array == "image" else layout.row_bytes
     chunks = max(1, _BLOCK_BYTES // max(1, row_bytes * layout.rows_per_chunk))
     step = min(chunks * layout.rows_per_chunk, layout.rows_per_shard)
-    for first in range(0, cache.rows, step):
-        yield slice(first, min(first + step, cache.rows))
+    count = cache.spec.data.labelled if labelled else cache.rows
+    for first in range(0, count, step):
+        yield slice(first, min(first + step, count))
 
 
 def space_blocks(cache: Cache, space: Space) -> Iterator[slice]:
@@ -120,11 +124,12 @@ def space_blocks(cache: Cache, space: Space) -> Iterator[slice]:
     return blocks(cache, space.array)
 
 
-def sample_rows(cache: Cache, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Up to `count` rows, sorted, drawn without replacement."""
-    if count >= cache.rows:
-        return np.arange(cache.rows)
-    return np.sort(np.random.default_rng(seed).choice(cache.rows, count, replace=False))
+def sample_rows(cache: Cache, count: int, seed: int = 0, *, labelled: bool = False) -> NDArray[np.int64]:
+    """Up to `count` rows, sorted, drawn without replacement; on request only such as have labels."""
+    rows = cache.spec.data.labelled if labelled else cache.rows
+    if count >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
 
 
 def take(cache: Cache, space: Space, rows: NDArray[np.int64]) -> Floats:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from darht.attacks import PGD
 from darht.attacks.threat import check_levels
+from darht.cache.read.select import Selection
 from darht.core.config import added, load_mapping, override, parse
 from darht.core.errors import ConfigError
 from darht.core.keys import check_seed
@@ -47,12 +48,15 @@ class OptimConfig:
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise ConfigError(f"milestones are shares of the run in [0, 1]; got {list(self.milestones)}")
 
-    def check_rows(self, rows: int) -> None:
-        """Raise ConfigError where a batch is larger than the `rows` that are trained on."""
-        if self.batch_size > rows:
+    def check_rows(self, rows: int, per_batch: int | None = None) -> None:
+        """Raise ConfigError where a batch is larger than the `rows` that are trained on, or its part of them is."""
+        per_batch = per_batch or self.batch_size
+        if per_batch > rows:
+            others = f", of which {per_batch} are theirs" if per_batch < self.batch_size else ""
+            most = rows * self.batch_size // per_batch
             raise ConfigError(
-                f"optim.batch_size must be at most the rows trained on; got {self.batch_size} for {rows} rows: "
-                f"set optim.batch_size to {rows} or less"
+                f"optim.batch_size must be at most the rows trained on; got {self.batch_size}{others} for {rows} rows: "
+                f"set optim.batch_size to {most} or less"
             )
 
 
@@ -251,6 +255,7 @@ class TrainConfig:
             sees no adversarial images (`darht.trainer.student.averaging.default_average`).
         compute: precision and memory.
         seed: of everything random.
+        select: which rows of the cache to train on; None for all that are not held out.
     """
 
     recipe: str = "darht"
@@ -263,6 +268,7 @@ class TrainConfig:
     average: AverageConfig | None = None
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
+    select: Selection | None = added(None)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

@@ -100,7 +100,7 @@ def spec_of(config_path: Path, *, download: bool, rules: int) -> CacheSpec:
     from darht.cache.builder.teachers import read_card  # the builder needs torch; two caches are compared without
 
     config, base = load_config(config_path), config_path.parent
-    source = load_images(config.data, base, mixed=config.mixed, download=download, rules=rules)
+    source = load_images(config.sources, base, mixed=config.mixed, download=download, rules=rules)
     cards = {name: read_card(teacher_at(teacher.path, base)) for name, teacher in config.teachers.items()}
     return resolve(config, source, cards, len(view_table(**vars(config.views), seed=config.seed)), rules)
 

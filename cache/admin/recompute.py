@@ -19,11 +19,15 @@ from darht.cache.builder.known_teachers import load_known_teacher, teacher_folde
 from darht.cache.builder.plan import Plan
 from darht.cache.format.commit import Commit, read_commit
 from darht.cache.format.layout import ANSWERS, JACOBIAN_PARTS, ArrayLayout, Kind
+from darht.cache.format.mixture import SourceSpec
+from darht.cache.format.spec import DataSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
 from darht.cache.read.reader import Cache
-from darht.cache.sources.encoded import INDEX, read_index
-from darht.cache.sources.load import OF_ANY_SIZE, FileSource, Source, open_source
+from darht.cache.sources.encoded import index_key, read_index
+from darht.cache.sources.load import OF_ANY_SIZE, FileSource, Source
+from darht.cache.sources.mixture import mix
+from darht.cache.sources.open import open_source
 from darht.core.errors import ConfigError, DataError, ModelError
 from darht.core.keys import derive_seed
 
@@ -126,7 +130,8 @@ def recompute(
             pairs = _pairs(cache, plan, array, blocks, device)
             arrays[name] = compare(array.kind, pairs, scale=float(array.attributes.get("scale", 1.0)))
             if array.teacher is not None:
-                made_on |= {_maker(read_commit(cache.folder, array, k)) for b in blocks for k in array.shards_of(b)}
+                shards = {k for block in blocks for k in array.shards_of(block) if k < array.shards}
+                made_on |= {_maker(read_commit(cache.folder, array, k)) for k in shards}
     kinds = {name: array.kind for name, array in plan.arrays.items()}
     return Recomputed(sum(block.stop - block.start for block in blocks), arrays, tuple(sorted(made_on)), kinds)
 
@@ -154,26 +159,38 @@ def plan_again(cache: Cache, *, device: torch.device, data_root: Path | None, te
 
 
 def _images(cache: Cache, data_root: Path | None) -> Source | FileSource:
+    """The images of the cache; `data_root` is where its first source lies."""
     data, origin = cache.spec.data, cache.origin()
-    root = data_root or (Path(origin["data_root"]) if origin.get("data_root") else None)
-    size = origin.get("image_size")
-    if size is None and data.source in OF_ANY_SIZE and not cache.spec.store.encoded:
-        size = data.image_shape[1]
+    roots = origin.get("data_roots", {}) | {"0": data_root or origin.get("data_root")}
+    if not data.sources:
+        return _opened(cache, data, 0, roots, labelled=True, classes=None)
+    opened: list[Source | FileSource] = []
+    for number, source in enumerate(data.sources):
+        classes = data.classes if number else None
+        opened.append(_opened(cache, source, number, roots, labelled=source.labelled, classes=classes))
+    return mix(opened)
+
+
+def _opened(
+    cache: Cache, data: DataSpec | SourceSpec, number: int, roots: Mapping[str, Any], **options: Any
+) -> Source | FileSource:
+    """One source, which is that of the cache."""
+    where = roots.get(str(number))
+    root = Path(where) if where else None
+    size = None if number else cache.origin().get("image_size")
+    if size is None and data.source in OF_ANY_SIZE and not (cache.spec.store.encoded and isinstance(data, DataSpec)):
+        size = cache.spec.data.image_shape[1]
+    fix = "give --data-root" if number == 0 else "build it again from where they lie"
     if root is None and data.source != "digits":
-        raise DataError(f"{cache.folder} does not tell where its images lie: give --data-root")
-    how: dict[str, Any] = {
-        "image_size": size,
-        "skip_broken": data.skipped > 0,
-        "rules": data.rules,
-        "mixed": data.mixed,
-    }
-    how["index"] = read_index(cache.folder.read(INDEX), root)
-    source = open_source(data.source, root, data.split, limit=data.rows, **how)
+        raise DataError(f"{cache.folder} does not tell where its images of {data.source} lie: {fix}")
+    how: dict[str, Any] = {"image_size": size, "skip_broken": data.skipped > 0, "rules": cache.spec.data.rules}
+    how |= {"mixed": cache.spec.data.mixed, "limit": data.rows}
+    how["index"] = read_index(cache.folder.read(index_key(number)), root)
+    source = open_source(data.source, root, data.split, **how, **options)
     if source.sha256 != data.sha256:
         found, named = source.sha256[:12], data.sha256[:12]
         raise DataError(
-            f"{root or data.source} holds other images than those of {cache.folder}: sha256 {found}, not {named}; "
-            "give --data-root"
+            f"{root or data.source} holds other images than those of {cache.folder}: sha256 {found}, not {named}; {fix}"
         )
     return source
 
@@ -202,7 +219,7 @@ def _pairs(
     if array.kind == "views":
         yield cache.read(array.name), view_table(**vars(plan.spec.views), seed=plan.spec.seed)
         return
-    for block in blocks:
+    for block in (slice(one.start, min(one.stop, array.shape[0])) for one in blocks if one.start < array.shape[0]):
         shard = array.shards_of(block).start
         size = _batch_size(read_commit(cache.folder, array, shard))
         rows = _whole_batches(block, array.rows(shard), size)

@@ -9,6 +9,7 @@ from darht.cache.format.commit import State, commit_key, inspect_unit
 from darht.cache.format.images import decode_image, each, image_size
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
+from darht.cache.format.mixture import UNLABELLED
 from darht.cache.format.resample import resample_all
 from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store, part_hashes
@@ -119,8 +120,10 @@ class _Verifier:
         classes = len(self.spec.data.classes)
         if array.kind == "source_index" and not np.array_equal(values, np.arange(rows.start, rows.stop)):
             yield "the source indices are not the row numbers"
-        if array.kind == "label" and (values.min() < 0 or values.max() >= classes):
-            yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
+        if array.kind == "label":
+            yield from self.labels(values[: max(0, self.spec.data.labelled - rows.start)], classes)
+            if (values[max(0, self.spec.data.labelled - rows.start) :] != UNLABELLED).any():
+                yield f"rows without labels have others than {UNLABELLED}"
         if array.encoded:
             yield from self.encoded(rows, values)
         if array.kind == "views" and values[0].any():
@@ -135,6 +138,11 @@ class _Verifier:
             yield "logits that are not finite"
         if array.attack is not None and array.kind == "delta":
             yield from self.deltas(array, self.spec.attacks[array.attack], rows, values)
+
+    def labels(self, values: np.ndarray, classes: int) -> Iterator[str]:
+        """Whether labels are those of classes."""
+        if len(values) and (values.min() < 0 or values.max() >= classes):
+            yield f"labels lie in {values.min()}..{values.max()}, classes in 0..{classes - 1}"
 
     def deltas(self, array: ArrayLayout, attack: AttackSpec, rows: slice, values: np.ndarray) -> Iterator[str]:
         """Whether perturbations leave the ball, or adversarial images the pixel range."""

@@ -33,8 +33,8 @@ from darht.cache.format.manifest import ORIGIN, SPEC, write_remote_origin
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
-from darht.cache.sources.encoded import INDEX, read_index, write_index
-from darht.cache.sources.load import FileSource
+from darht.cache.sources.encoded import EncodedImages, index_key, read_index, write_index
+from darht.cache.sources.mixture import MixedSource
 from darht.core.bounded import read_json
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
@@ -92,11 +92,12 @@ def plan_build(
         ConfigError, DataError, ModelError: whatever is wrong with the config, the images or the teachers.
     """
     config, base = (load_config(wanted), wanted.parent) if isinstance(wanted, Path) else (wanted, Path.cwd())
-    data = dataclasses.replace(config.data, skip_broken=True) if skip_broken else config.data
     rules = RULES if known is None else known.data.rules
-    root = data_root(data, base)
-    index = None if out is None else read_index(open_storage(out).read(INDEX), root)
-    source = load_images(data, base, mixed=config.mixed, download=download, rules=rules, index=index)
+    sources = [dataclasses.replace(one, skip_broken=one.skip_broken or skip_broken) for one in config.sources]
+    roots = [data_root(one, base) for one in sources]
+    indexes = [None if out is None else read_index(open_storage(out).read(index_key(k)), roots[k])
+               for k in range(len(roots))]  # fmt: skip
+    source = load_images(sources, base, mixed=config.mixed, download=download, rules=rules, indexes=indexes)
     folders = {name: teacher_at(teacher.path, base) for name, teacher in config.teachers.items()}
     with trusting(trust_code):
         loaded = {name: _load_or_recall(name, folder, device, known) for name, folder in folders.items()}
@@ -117,12 +118,19 @@ def plan_build(
         teachers={name: teacher for name, (teacher, _) in loaded.items() if teacher is not None},
         arrays=arrays,
         origin={
-            "data_root": None if root is None else str(root.resolve()),
-            "image_size": config.data.image_size,
+            **_origin_of_data(roots),
+            "image_size": sources[0].image_size,
             **({"skipped": source.skipped} if source.skipped else {}),
             "teachers": {name: absolute(folder) for name, folder in folders.items()},
         },
     )
+
+
+def _origin_of_data(roots: Sequence[Path | None]) -> dict[str, object]:
+    """Where the images lie: of the first source, and of the others by number."""
+    paths = [None if root is None else str(root.resolve()) for root in roots]
+    others = {str(number): path for number, path in enumerate(paths[1:], start=1)}
+    return {"data_root": paths[0], **({"data_roots": others} if others else {})}
 
 
 def spec_in(out: Location) -> CacheSpec | None:
@@ -230,15 +238,16 @@ def claim_folder(out: Storage, plan: Plan) -> None:
         out.write(ORIGIN, seal_json(_relative_origin(plan.origin, out.folder)))
     else:
         write_remote_origin(out, plan.origin)
-    if isinstance(plan.source, FileSource):
-        _write_index(out, plan.source)
+    for number, part in enumerate(plan.source.parts if isinstance(plan.source, MixedSource) else (plan.source,)):
+        if isinstance(part.images, EncodedImages):
+            _write_index(out, index_key(number), part.images)
     _check_teachers(out, plan)
 
 
-def _write_index(out: Storage, source: FileSource) -> None:
-    data = write_index(source.images)
-    if out.read(INDEX) != data:
-        out.write(INDEX, data)
+def _write_index(out: Storage, key: str, images: EncodedImages) -> None:
+    data = write_index(images)
+    if out.read(key) != data:
+        out.write(key, data)
 
 
 def _same_but_rules(out: Storage, spec: CacheSpec) -> bool:

@@ -107,25 +107,26 @@ class Worker:
     def _perturb(self, array: ArrayLayout, rows: slice) -> np.ndarray:
         assert array.attack is not None
         name, spec = array.attack, self.plan.spec.attacks[array.attack]
-        attack, model, labels = spec.attack(), self._model(spec.teacher), self._resident(rows)[1]
-        shape = (len(labels), spec.views, *self.plan.spec.view_shape)
+        attack, model = spec.attack(), self._model(spec.teacher)
+        shape = (rows.stop - rows.start, spec.views, *self.plan.spec.view_shape)
         deltas = torch.empty(shape, dtype=torch.int8, device=self.device)
         numbers = torch.arange(rows.start, rows.stop, device=self.device)
         for at, view in self._batches(rows, range(spec.views)):
             x, row = self._views(rows, at, view).float() / 255, numbers[at]
             generator = RowRng.create(self.plan.spec.seed, "attack", name, rows=row, views=torch.full_like(row, view))
-            x_adv = self.engine.craft(attack, model, x, labels[at], generator=generator)
+            y = self._labels(model, x, rows, at)
+            x_adv = self.engine.craft(attack, model, x, y, generator=generator)
             deltas[at, view] = encode(x_adv, x, attack.threat, spec.scale)
         return deltas.cpu().numpy()
 
     def _answer(self, array: ArrayLayout, rows: slice, known: Mapping[int, np.ndarray]) -> np.ndarray:
         """A teacher's logits as the array holds them; views in `known` are not asked about again."""
-        values = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+        values, first = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype), array.first_view
         for number, answers in known.items():
-            values[:, number] = answers
-        todo = [view for view in range(array.shape[1]) if view not in known]
+            values[:, number - first] = answers
+        todo = [view for view in range(first, first + array.shape[1]) if view not in known]
         if todo:
-            values[:, todo] = self._coded(array, rows, todo)
+            values[:, [view - first for view in todo]] = self._coded(array, rows, todo)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             where = f"rows {rows.start}..{rows.stop - 1}"
             raise ModelError(
@@ -168,16 +169,24 @@ class Worker:
         """Values, scales and classes: three arrays from one computation, which is kept for the other two."""
         teacher, key = array.teacher, (array.teacher, rows.start, rows.stop)
         if self._slopes is None or self._slopes[0] != key:
-            labels, model, parts = self._resident(rows)[1], self._model(teacher), []
+            model, parts = self._model(teacher), []
             for at, view in self._batches(rows, range(1)):
                 x = self._views(rows, at, view).float() / 255
                 try:
-                    parts.append(jacobian_rows(model, x, labels[at], array.shape[1]))
+                    parts.append(jacobian_rows(model, x, self._labels(model, x, rows, at), array.shape[1]))
                 except ModelError as error:
                     where = f"rows {rows.start + at.start}..{rows.start + at.stop - 1}"
                     raise ModelError(f"teacher '{teacher}' on {where}: {error}; leave it out of 'jacobians'") from error
             self._slopes = (key, as_arrays(parts))
         return self._slopes[1]
+
+    @torch.no_grad()
+    def _labels(self, model: Callable[[Tensor], Tensor], x: Tensor, rows: slice, at: slice) -> Tensor:
+        """Labels of a batch; of a row that has none (-1), what the model itself says about its view `x`."""
+        labels = self._resident(rows)[1][at]
+        if rows.start + at.stop <= self.plan.spec.data.labelled:
+            return labels
+        return torch.where(labels < 0, model(x).argmax(1), labels)
 
     def _model(self, name: str | None) -> Callable[[Tensor], Tensor]:
         if name is None or name not in self.plan.teachers:

@@ -2,14 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from darht.attacks import ATTACKS, parse_eps
 from darht.attacks.threat import Norm
+from darht.cache.format.layout import CLEAN_FROM
 from darht.cache.format.logit_codes import companion_suffix
+from darht.cache.format.mixture import check_shares
 from darht.cache.format.spec import (
     MAX_INT8,
     RESIZED_CROP,
@@ -19,7 +21,9 @@ from darht.cache.format.spec import (
     check_resized_crop,
 )
 from darht.cache.sources.encoded import Index
-from darht.cache.sources.load import FileSource, Source, open_source
+from darht.cache.sources.load import FileSource, Source
+from darht.cache.sources.mixture import mix
+from darht.cache.sources.open import open_source
 from darht.core.bounded import show
 from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
@@ -39,7 +43,16 @@ _RESERVED = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: see `darht.cache.sources.load.load_source`."""
+    """Which images: see `darht.cache.sources.load.load_source`.
+
+    Attributes:
+        path: another name for `root`, for sources that are one file.
+        labels: `none` for rows without labels, of a source beside others: those of its files are not read.
+        share: of each batch, of a source beside others; those without a share have what is left, and an epoch is as
+            many batches as their rows give.
+        views: how many views teachers answer for its rows, of a source beside others; None for all of the cache's. An
+            image that a generator made is seldom drawn twice, and one is enough.
+    """
 
     source: str
     root: str | None = None
@@ -48,10 +61,23 @@ class DataConfig:
     image_size: int | None = None
     holdout: float = 0.02  # rows kept from training, for selection: 2 % of CIFAR's 50,000 is 1,000
     skip_broken: bool = added(False)  # image files that cannot be decoded are an error before they are left out
+    path: str | None = added(None)
+    labels: Literal["given", "none"] = added("given")
+    share: float | None = added(None)
+    views: int | None = added(None)
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"holdout is a share in [0, 1); got {self.holdout:g}")
+        if self.path is not None and self.root is not None:
+            raise ConfigError(f"path is another name for root; got {self.path} and {self.root}: leave one out")
+        if self.views is not None and self.views < 1:
+            raise ConfigError(f"views must be at least 1; got {self.views}")
+
+    @property
+    def place(self) -> str | None:
+        """The folder or file."""
+        return self.root if self.path is None else self.path
 
 
 @dataclass(frozen=True)
@@ -108,7 +134,7 @@ class JacobianConfig:
 class CacheConfig:
     """The YAML file of `darht-cache build`. Paths are relative to that file."""
 
-    data: DataConfig
+    data: DataConfig | tuple[DataConfig, ...]
     teachers: dict[str, TeacherConfig]
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     jacobians: dict[str, JacobianConfig] = field(default_factory=dict)
@@ -124,6 +150,25 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if not self.sources:
+            raise ConfigError("data lists no source; name at least one")
+        if len(self.sources) == 1:
+            _check_alone(self.sources[0])
+        else:
+            check_shares([one.share for one in self.sources], [one.labels == "given" for one in self.sources])
+
+    @property
+    def sources(self) -> tuple[DataConfig, ...]:
+        """The sources of the images, in the order of their rows."""
+        return (self.data,) if isinstance(self.data, DataConfig) else self.data
+
+
+def _check_alone(data: DataConfig) -> None:
+    settings = {"labels": data.labels == "none", "share": data.share is not None, "views": data.views is not None}
+    if given := [name for name, is_given in settings.items() if is_given]:
+        raise ConfigError(
+            f"data.{given[0]} is of a source beside others; leave it out, or list a source with labels before this one"
+        )
 
 
 def load_config(path: Path) -> CacheConfig:
@@ -170,7 +215,11 @@ def _name_problems(config: CacheConfig) -> list[str]:
         for name in config.attacks
         if suffix and name.endswith(suffix)
     ]
-    problems += [f"{what} name '{name}' is taken by the format" for what, name in names if name in _RESERVED[what]]
+    problems += [
+        f"{what} name '{name}' is taken by the format"
+        for what, name in names
+        if name in _RESERVED[what] or (what == "attack" and name.startswith(CLEAN_FROM))
+    ]
     return problems
 
 
@@ -225,14 +274,34 @@ def _check_eps(name: str, own: dict[str, Any], norm: Norm) -> None:
 
 
 def data_root(data: DataConfig, base: Path) -> Path | None:
-    """Where the images of a config lie; relative paths are relative to its file's folder, `base`."""
-    return None if data.root is None else base / Path(data.root).expanduser()
+    """Where the images of a source lie; relative paths are relative to the folder of the config's file, `base`."""
+    return None if data.place is None else base / Path(data.place).expanduser()
 
 
 def load_images(
-    data: DataConfig, base: Path, *, mixed: bool, download: bool, rules: int, index: Index | None = None
+    sources: Sequence[DataConfig],
+    base: Path,
+    *,
+    mixed: bool,
+    download: bool,
+    rules: int,
+    indexes: Sequence[Index | None] = (),
 ) -> Source | FileSource:
-    """The images of a config; see `open_source`."""
-    given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
-    options = given | {"download": download, "rules": rules, "index": index, "mixed": mixed}
-    return open_source(data.source, data_root(data, base), data.split, **options)
+    """The images of a config; see `open_source`, and for several sources `mix`.
+
+    Args:
+        sources: of the config.
+        base: the folder of its file.
+        mixed: whether image files may differ in size.
+        download: fetch CIFAR when its files are not there.
+        rules: see `DataSpec`.
+        indexes: of an earlier look at the files of each source.
+    """
+    opened: list[Source | FileSource] = []
+    for number, data in enumerate(sources):
+        given: dict[str, Any] = {name: getattr(data, name) for name in ("limit", "image_size", "skip_broken")}
+        options = given | {"download": download, "rules": rules, "mixed": mixed}
+        options |= {"index": indexes[number] if indexes else None, "labelled": data.labels == "given"}
+        options |= {"classes": opened[0].classes if opened else None}
+        opened.append(open_source(data.source, data_root(data, base), data.split, **options))
+    return opened[0] if len(opened) == 1 else mix(opened)

@@ -6,6 +6,7 @@ can so be decoded, and its answers kept, until it is written again with the new 
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ HISTORY = "history"
 
 def growth_problems(old: CacheSpec, new: CacheSpec) -> list[str]:
     """What keeps a cache of `old` from becoming one of `new` by adding teachers, attacks, Jacobians and views."""
-    was, becomes = to_plain(old), to_plain(new)
+    was, becomes = _without_source_views(old), _without_source_views(new)
     fixed = ("data", "store", "precision", "seed", "format_version")
     problems = [line for key in fixed for line in spec_diff(was[key], becomes[key], key)]
     for group in ("teachers", "attacks", "jacobians"):
@@ -33,12 +34,23 @@ def growth_problems(old: CacheSpec, new: CacheSpec) -> list[str]:
     return problems + _view_problems(old, new)
 
 
+def _without_source_views(spec: CacheSpec) -> dict[str, Any]:
+    """A spec as plain values; how many views each source has is compared like other views."""
+    plain: dict[str, Any] = to_plain(spec)
+    for source in plain["data"].get("sources", ()):
+        del source["views"]
+    return plain
+
+
 def _view_problems(old: CacheSpec, new: CacheSpec) -> list[str]:
     before, after = _views(old), _views(new)
     change = ", ".join(spec_diff(vars(old.views), vars(new.views), "views"))
     lost = [view for view in before if view not in set(after)]
     if lost:
         return [f"{change}: {len(lost)} of the {len(before)} views would be lost{_such_as(old, lost[0])}"]
+    for source, grown in zip(old.data.sources, new.data.sources, strict=False):
+        if set(before[: source.views]) - set(after[: grown.views]):
+            return [f"{source.source} has {source.views} views, of which {grown.views} would leave some out"]
     return [
         f"{change}: attack '{name}' runs on the first {attack.views} views, and these would be others"
         for name, attack in old.attacks.items()
@@ -103,9 +115,17 @@ class History:
         data = store.storage.read(shard_key(old, shard)) if views else None
         if data is None or sha256_bytes(data) != commit.sha256:
             return {}
-        values, column = store.decode(old, shard, data), {view: number for number, view in enumerate(views)}
+        if old.rows(shard) != array.rows(shard):
+            return {}
+        values, column = store.decode(old, shard, data), {view: number for number, view in enumerate(_own(old, views))}
         wanted = [tuple(row) for row in offsets.tolist()]
-        return {number: values[:, column[view]] for number, view in enumerate(wanted) if view in column}
+        span = range(array.first_view, array.first_view + array.shape[1])
+        return {number: values[:, column[wanted[number]]] for number in span if wanted[number] in column}
+
+
+def _own(array: ArrayLayout, views: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Of all views those that an array has."""
+    return views[array.first_view : array.first_view + array.shape[1]]
 
 
 def read_history(folder: Storage) -> History:

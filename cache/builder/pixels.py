@@ -8,8 +8,9 @@ from darht.cache.format.resample import centre_boxes, resample_all
 from darht.cache.format.spec import StoreSpec
 from darht.cache.sources.encoded import EncodedImages
 from darht.cache.sources.load import FileSource, Source
+from darht.cache.sources.rows import LazyImages
 
-Images = NDArray[np.uint8] | EncodedImages
+Images = NDArray[np.uint8] | LazyImages
 Pixels = NDArray[np.uint8] | list[NDArray[np.uint8]]
 
 

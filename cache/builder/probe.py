@@ -146,7 +146,8 @@ def probe_teacher(
     Raises:
         ModelError: it does not answer one image by itself, or what it answers is not finite.
     """
-    rows = np.sort(np.random.default_rng(0).permutation(len(source.images))[:_IMAGES])
+    labelled = np.flatnonzero(source.labels >= 0)
+    rows = labelled[np.sort(np.random.default_rng(0).permutation(len(labelled))[:_IMAGES])]
     x = torch.from_numpy(first_views(source, rows, size)).to(device).float() / LEVELS
     y = torch.from_numpy(source.labels[rows]).to(device)
     few = np.random.default_rng(1).permutation(len(rows))[:_FEW]

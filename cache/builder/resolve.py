@@ -1,10 +1,12 @@
 """From the YAML of a cache to its spec: paths become hashes, and everything is checked against what is there."""
 
 import dataclasses
+import itertools
 
-from darht.cache.builder.config import CacheConfig, ViewConfig, attack_spec
+from darht.cache.builder.config import CacheConfig, DataConfig, ViewConfig, attack_spec
 from darht.cache.builder.teachers import Card
 from darht.cache.format.images import decoder_identity
+from darht.cache.format.mixture import SourceSpec
 from darht.cache.format.spec import (
     PIXEL_RULES,
     RULES,
@@ -16,7 +18,9 @@ from darht.cache.format.spec import (
     needed_version,
 )
 from darht.cache.format.views import check_padding, check_size
+from darht.cache.sources.encoded import EncodedImages
 from darht.cache.sources.load import OF_FILES, FileSource, Source
+from darht.cache.sources.mixture import MixedSource
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
 
@@ -51,6 +55,11 @@ def resolve(
         for name, attack in attacks.items()
         if attack.views > views
     ]
+    problems += [
+        f"data[{number}].views is {source.views}, the cache has {views}"
+        for number, source in enumerate(config.sources)
+        if (source.views or 1) > views
+    ]
     problems += _jacobian_problems(config, C)
     if config.views.kind == "crop-flip":
         check_padding(config.views.padding, source.images.shape[1:])
@@ -61,9 +70,9 @@ def resolve(
         raise ConfigError("; ".join(problems))
     for name, card in cards.items():
         check_class_names(card.classes, source.classes, f"teacher '{name}'", "the data")
-    shown = _view_spec(config.views, views)
+    data, shown = _data_spec(config, source, rules, views), _view_spec(config.views, views)
     return CacheSpec(
-        data=_data_spec(config, source, rules),
+        data=data,
         views=shown,
         teachers={name: teacher_spec(cards[name], teacher.role) for name, teacher in config.teachers.items()},
         attacks=attacks,
@@ -74,13 +83,13 @@ def resolve(
         store=config.store,
         precision=config.precision,
         seed=config.seed,
-        format_version=needed_version(shown, config.store),
+        format_version=needed_version(data, shown, config.store),
     )
 
 
 def _largest(source: Source | FileSource) -> tuple[int, ...]:
     """`[3, H, W]` of the images, or where they differ of the one with the longest shorter side."""
-    if isinstance(source, Source) or len(source.images.shape) > 2:
+    if not isinstance(source.images, EncodedImages) or len(source.images.shape) > 2:
         return source.images.shape[1:]
     sizes = source.images.sizes(slice(None))
     return 3, *sizes[sizes.min(1).argmax()].tolist()
@@ -90,9 +99,10 @@ def _image_problems(config: CacheConfig, source: Source | FileSource) -> list[st
     if config.store.images != "jpeg":
         return []
     keeps = "store.images: jpeg keeps the bytes of image files"
-    if not isinstance(source, FileSource):
-        return [f"{keeps}, and {source.name} has none; use png"]
-    if config.data.image_size is not None:
+    if isinstance(source, MixedSource) or not isinstance(source.images, EncodedImages):
+        name = "a list of sources" if isinstance(source, MixedSource) else source.name
+        return [f"{keeps}, and {name} has none; use png"]
+    if config.sources[0].image_size is not None:
         return [
             f"{keeps}, and data.image_size resizes them; use png, or leave image_size out: resized-crop takes images "
             "of any size"
@@ -122,9 +132,11 @@ def _view_spec(config: ViewConfig, count: int) -> ViewSpec:
     return ViewSpec(kind=config.kind, padding=config.padding, flip=config.flip, count=count)
 
 
-def _data_spec(config: CacheConfig, source: Source | FileSource, rules: int) -> DataSpec:
+def _data_spec(config: CacheConfig, source: Source | FileSource, asked_rules: int, views: int) -> DataSpec:
     """Rules are named where they say something: of image files, and of rows that are held out."""
-    rules = rules if source.name in OF_FILES else min(rules, PIXEL_RULES)
+    parts = source.parts if isinstance(source, MixedSource) else (source,)
+    of_files = any(part.name in OF_FILES for part in parts)
+    rules = asked_rules if of_files else min(asked_rules, PIXEL_RULES)
     return DataSpec(
         source=source.name,
         split=source.split,
@@ -132,10 +144,26 @@ def _data_spec(config: CacheConfig, source: Source | FileSource, rules: int) -> 
         image_shape=source.images.shape[1:],
         classes=source.classes,
         sha256=source.sha256,
-        holdout=config.data.holdout,
-        rules=rules if config.data.holdout or source.name in OF_FILES else 1,
+        holdout=config.sources[0].holdout,
+        rules=rules if any(one.holdout for one in config.sources) or of_files else 1,
         skipped=len(source.skipped),
         decoder=decoder_identity() if config.store.images == "jpeg" else "",
+        sources=tuple(map(_source_spec, config.sources, parts, itertools.repeat(views))) if len(parts) > 1 else (),
+    )
+
+
+def _source_spec(config: DataConfig, source: Source | FileSource, views: int) -> SourceSpec:
+    labelled = config.labels == "given"
+    return SourceSpec(
+        source=source.name,
+        split=source.split,
+        rows=len(source.images),
+        sha256=source.sha256,
+        labelled=labelled,
+        share=config.share,
+        holdout=config.holdout if labelled else 0.0,
+        views=config.views or views,
+        skipped=len(source.skipped),
     )
 
 

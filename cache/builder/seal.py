@@ -9,6 +9,7 @@ from darht.cache.builder.history import former_of
 from darht.cache.format.commit import Commit, State, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts, shard_key
 from darht.cache.format.manifest import MANIFEST, FileRecord, Manifest, ShardRecord, read_spec, root_hash
+from darht.cache.format.mixture import spans
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.core.config import canonical_json, fingerprint
@@ -62,13 +63,25 @@ def _manifest(spec: CacheSpec, shards: tuple[ShardRecord, ...], metadata: tuple[
     body = Manifest(
         fingerprint=fingerprint(spec),
         rows=spec.data.rows,
-        holdout=holdout_rows(spec.data.rows, spec.data.holdout, spec.seed, spec.data.rules),
+        holdout=held_out(spec),
         shards=shards,
         metadata=metadata,
         root_hash="",
         format_version=spec.format_version,
     )
     return Manifest(**{**body.__dict__, "root_hash": root_hash(body)})
+
+
+def held_out(spec: CacheSpec) -> tuple[int, ...]:
+    """The rows of a cache that are kept from training: of each of several sources those that it alone would keep."""
+    data = spec.data
+    if not data.sources:
+        return holdout_rows(data.rows, data.holdout, spec.seed, data.rules)
+    return tuple(
+        span.start + row
+        for source, span in zip(data.sources, spans(data.sources, data.rows), strict=True)
+        for row in holdout_rows(source.rows, source.holdout, spec.seed, data.rules)
+    )
 
 
 def holdout_rows(rows: int, share: float, seed: int, rules: int = RULES) -> tuple[int, ...]:

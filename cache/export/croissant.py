@@ -159,7 +159,7 @@ def _npz_records(cache: Cache, layout: str) -> list[Json]:
 _MEANINGS = {
     "boxes": "What each view shows of the image: top, left, height, width and whether it is mirrored.",
     "views": "Each view: dy, dx and whether it is mirrored.",
-    "label": "The class.",
+    "label": "The class, or -1 where a row has no label.",
     "image": "Pixels [3, H, W].",
     "source_index": "Number of the row in its split.",
     "jacobian": "Jacobian [classes, 3, H, W] of teacher {teacher} on the image, in its rows' scales.",
@@ -188,6 +188,8 @@ def _meaning(cache: Cache, array: ArrayLayout) -> str:
         )
     if array.is_answer:
         where = "every view of the image"
+        if len(cache.spec.bands) > 1:
+            where = f"views {array.first_view} to {array.first_view + array.shape[1] - 1} of the image"
         if array.attack is not None:
             where = f"the views plus the perturbations of {array.attack}"
         return f"{_ANSWERS[array.kind]} of teacher {array.teacher} on {where}."

@@ -138,7 +138,7 @@ def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
     step, names = block_rows(cache.spec.store), [name for name, array in cache.arrays.items() if array.kind != "views"]
     for first in range(rows.start, rows.stop, step):
         block = slice(first, min(first + step, rows.stop))
-        arrays = {name: cache.read(name, block) for name in names}
+        arrays = {name: cache.read(name, block) for name in names if block.start < cache.arrays[name].shape[0]}
         if layout == "samples":
             yield from _samples(cache, arrays, block)
         else:
@@ -147,11 +147,12 @@ def _entries(cache: Cache, rows: slice, layout: Layout) -> Iterator[Entry]:
 
 def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterator[Entry]:
     attacks, classes = cache.spec.attacks, cache.spec.data.classes
+    said = [(name, array) for name, array in cache.arrays.items() if array.said]
     for i in range(rows.stop - rows.start):
         label = int(arrays["label"][i])
         about = {
             "source_index": rows.start + i,
-            "class": classes[label],
+            "class": classes[label] if label >= 0 else None,
             "delta": {name: attack.views for name, attack in attacks.items()},
             "cache": cache.root_hash,
         }
@@ -159,7 +160,7 @@ def _samples(cache: Cache, arrays: dict[str, np.ndarray], rows: slice) -> Iterat
         entry = {"__key__": f"{rows.start + i:08d}", suffix_of(image): image, "cls": str(label).encode()}
         entry["json"] = canonical_json(about).encode()
         entry["logits.npz"] = _npz(
-            {array.of_teacher: arrays[name][i] for name, array in cache.arrays.items() if array.said}
+            {array.of_teacher: arrays[name][i] for name, array in said if rows.start + i < array.shape[0]}
         )
         if BOXES in arrays:
             about["boxes"] = arrays[BOXES][i].tolist()

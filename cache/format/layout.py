@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from darht.cache.format.mixture import Band, spans
 from darht.cache.format.spec import AttackSpec, CacheSpec, StoreSpec
 from darht.cache.format.views import view_table
 from darht.core.config import fingerprint, to_plain
@@ -42,6 +43,7 @@ class ArrayLayout:
         attributes: stored beside the array.
         teacher: who is asked, or for perturbations attacked; None where no teacher computes it.
         attack: whose perturbations these are, or are answered; None for clean views.
+        first_view: the view that comes first on the second axis.
         by_view: whether a chunk holds one view of its rows, and a shard one view after the other.
     """
 
@@ -56,6 +58,7 @@ class ArrayLayout:
     attributes: dict[str, Any]
     teacher: str | None = None
     attack: str | None = None
+    first_view: int = 0
     by_view: bool = False
 
     @property
@@ -123,6 +126,11 @@ class ArrayLayout:
         return self.kind in ("delta", "boxes") or self.is_answer
 
     @property
+    def of_some_rows(self) -> bool:
+        """Whether only the first rows have it: further views of clean logits."""
+        return self.first_view > 0
+
+    @property
     def fill_value(self) -> float | int:
         """What a hole reads as: NaN where the type has one, so that it cannot pass for data."""
         return float("nan") if np.dtype(self.dtype).kind == "f" else 0
@@ -165,14 +173,11 @@ def block_rows(store: StoreSpec) -> int:
 
 
 def row_blocks(spec: CacheSpec) -> np.ndarray:
-    """Every block as (first row, one past the last), int64 `[K, 2]`; the last block of a shard may be short."""
+    """Every block as (first row, one past the last), int64 `[K, 2]`; the last of a shard or source may be short."""
     N, shard, size = spec.data.rows, spec.store.rows_per_shard, block_rows(spec.store)
-    cuts = [
-        (first, min(first + size, start + shard, N))
-        for start in range(0, N, shard)
-        for first in range(start, min(start + shard, N), size)
-    ]
-    return np.array(cuts, dtype=np.int64).reshape(-1, 2)
+    starts = {first for start in range(0, N, shard) for first in range(start, min(start + shard, N), size)}
+    cuts = np.array(sorted(starts | {span.start for span in spans(spec.data.sources, N)}), dtype=np.int64)
+    return np.stack([cuts, np.append(cuts[1:], N)], axis=1)
 
 
 def label_dtype(classes: int) -> str:
@@ -185,7 +190,7 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
     plain = to_plain(spec)
     base = {key: plain[key] for key in ("format_version", "store")} | {"data": _content(plain["data"])}
     table = view_table(**plain["views"], seed=spec.seed)
-    N, V = spec.data.rows, spec.views.count
+    N = spec.data.rows
     arrays = [
         _array(spec, "source_index", "source_index", (N,), "int64", inputs=base),
         _array(spec, "label", "label", (N,), label_dtype(len(spec.data.classes)), inputs=base),
@@ -197,10 +202,12 @@ def layouts(spec: CacheSpec) -> dict[str, ArrayLayout]:
         arrays.append(_delta(spec, name, attack, computed | _attack_inputs(plain, name, table)))
     for name in spec.teachers:
         own = computed | {"teacher": _without_role(plain["teachers"][name])}
-        arrays += _answers(spec, name, None, views=V, inputs=own | {"views": table.tolist()})
+        for band in spec.bands:
+            inputs = own | {"views": table[band.first : band.stop].tolist()}
+            arrays += _answers(spec, name, None, band, inputs | ({"rows": band.rows} if band.first else {}))
         for attack_name, attack in spec.attacks.items():
             inputs = own | _attack_inputs(plain, attack_name, table)
-            arrays += _answers(spec, name, attack_name, views=attack.views, inputs=inputs)
+            arrays += _answers(spec, name, attack_name, Band(0, attack.views, N), inputs)
         if name in spec.jacobians:
             arrays += _jacobian(spec, name, own)
     return {array.name: array for array in arrays}
@@ -215,7 +222,7 @@ def _images(spec: CacheSpec, inputs: dict[str, Any]) -> ArrayLayout:
 
 def _content(data: dict[str, Any]) -> dict[str, Any]:
     """The part of the data that changes bytes: which rows are held out does not, and what was read has its sha256."""
-    return {key: value for key, value in data.items() if key not in ("holdout", "rules", "skipped")}
+    return {key: value for key, value in data.items() if key not in ("holdout", "rules", "skipped", "sources")}
 
 
 def _attack_inputs(plain: dict[str, Any], name: str, table: np.ndarray) -> dict[str, Any]:
@@ -236,15 +243,22 @@ def _without_role(teacher: dict[str, Any]) -> dict[str, Any]:
 def _delta(spec: CacheSpec, name: str, attack: AttackSpec, inputs: dict[str, Any]) -> ArrayLayout:
     shape = (spec.data.rows, attack.views, *spec.view_shape)
     about = {"scale": attack.scale, "eps": attack.parameters["eps"], "norm": attack.parameters["norm"]}
+    if spec.data.labelled < spec.data.rows:
+        about["unlabelled"] = "against the attacked teacher's own answer to the view"
     more = {"packed": True, "attributes": about, "teacher": attack.teacher, "attack": name}
     return _array(spec, f"delta/{name}", "delta", shape, "int8", inputs=inputs, **more)
 
 
-def _answers(
-    spec: CacheSpec, name: str, attack: str | None, *, views: int, inputs: dict[str, Any]
-) -> list[ArrayLayout]:
-    """A teacher's logits on clean views or on an attack's images: one array, or the two that they are coded as."""
-    C, k, main = spec.teachers[name].num_classes, spec.store.top_k, f"logits/{name}/{attack or 'clean'}"
+CLEAN_FROM = "clean-from-"
+
+
+def _answers(spec: CacheSpec, name: str, attack: str | None, band: Band, inputs: dict[str, Any]) -> list[ArrayLayout]:
+    """A teacher's logits on clean views or on an attack's images: one array, or the two that they are coded as.
+
+    Clean views of all rows are `clean`, those of a further band `clean-from-` its first.
+    """
+    about = attack or (f"{CLEAN_FROM}{band.first}" if band.first else "clean")
+    C, k, main = spec.teachers[name].num_classes, spec.store.top_k, f"logits/{name}/{about}"
     parts: list[tuple[str, Answer, int, str]]
     match spec.store.logits:
         case "top-k":
@@ -253,9 +267,9 @@ def _answers(
             parts = [(main, "logits-int8", C, "int8"), (f"{main}-scale", "logits-scale", 2, "float32")]
         case dtype:
             parts = [(main, "logits", C, dtype)]
-    about = {"teacher": name, "attack": attack, "by_view": spec.store.by_view}
+    more = {"teacher": name, "attack": attack, "first_view": band.first, "by_view": spec.store.by_view}
     return [
-        _array(spec, part, kind, (spec.data.rows, views, last), dtype, inputs=inputs, **about)
+        _array(spec, part, kind, (band.rows, band.stop - band.first, last), dtype, inputs=inputs, **more)
         for part, kind, last, dtype in parts
     ]
 

@@ -149,7 +149,7 @@ def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
 _ORIGIN_AGAIN = "run darht-cache build again, which writes it anew, or remove it"
 
 
-_PATHS = ("data_root", "teachers")
+_PATHS = ("data_root", "data_roots", "teachers")
 
 
 def write_remote_origin(folder: Storage, origin: Mapping[str, Any]) -> None:
@@ -189,8 +189,9 @@ def read_origin(location: Location) -> dict[str, Any]:
         sealed.value.update(_own_origin(folder))
     if not sealed.hashed and isinstance(folder, LocalStorage):
         tell_unhashed(folder.folder / ORIGIN)
-    teachers, size = sealed.value.get("teachers", {}), sealed.value.get("image_size")
-    paths = [sealed.value.get("data_root"), *(teachers.values() if isinstance(teachers, dict) else [0])]
+    size, paths = sealed.value.get("image_size"), [sealed.value.get("data_root")]
+    for group in (sealed.value.get("teachers", {}), sealed.value.get("data_roots", {})):
+        paths += group.values() if isinstance(group, dict) else [0]
     if not all(path is None or isinstance(path, str) for path in paths) or not isinstance(size, int | None):
         raise CorruptError(f"{name} must hold paths under data_root and teachers: {_ORIGIN_AGAIN}")
     return sealed.value

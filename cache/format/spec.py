@@ -7,6 +7,7 @@ canonical JSON is `spec.json`, and the sha256 of that is the cache's fingerprint
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from darht.cache.format.mixture import Band, SourceSpec, check_sources, view_bands
 from darht.core.config import added, parse
 from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
@@ -78,6 +79,8 @@ class DataSpec:
         skipped: image files that could not be read and were left out.
         image_shape: `[3, H, W]`, or `[3]` where images differ in size.
         decoder: `cache.format.images.decoder_identity` where rows are stored as JPEG; else empty.
+        sources: where there are several; `source`, `split` and `holdout` are then those of the first, `sha256` is over
+            theirs, and the other fields are of all together.
     """
 
     source: str
@@ -90,17 +93,25 @@ class DataSpec:
     rules: int = added(1)
     skipped: int = added(0)
     decoder: str = added("")
+    sources: tuple[SourceSpec, ...] = added(())
 
     @property
     def mixed(self) -> bool:
         """Whether images differ in size."""
         return len(self.image_shape) == 1
 
+    @property
+    def labelled(self) -> int:
+        """How many rows have labels: the first so many."""
+        return sum(source.rows for source in self.sources if source.labelled) if self.sources else self.rows
+
     def __post_init__(self) -> None:
         if not 1 <= self.rules <= RULES:
             raise ConfigError(f"data.rules is {self.rules}, this darht knows 1..{RULES}: use the darht that wrote it")
         if not 1 <= self.rows <= _MAX_ROWS:
             raise ConfigError(f"rows must lie in 1..{_MAX_ROWS:,}; got {self.rows}: use a part of the data, with limit")
+        if self.sources:
+            check_sources(self.sources, self.rows)
 
 
 @dataclass(frozen=True)
@@ -221,7 +232,7 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
-        if self.format_version != (needed := needed_version(self.views, self.store)):
+        if self.format_version != (needed := needed_version(self.data, self.views, self.store)):
             raise ConfigError(f"format_version must be {needed} for what this spec asks for; got {self.format_version}")
         if self.teachers and self.store.top_k >= (C := len(self.data.classes)):
             raise ConfigError(f"store.top_k must lie in 1..{C - 1} for {C} classes; got {self.store.top_k}: "
@@ -237,6 +248,32 @@ class CacheSpec:
                 f"an array may have {_MAX_UNITS:,} shards; {self.data.rows} rows in shards of "
                 f"{self.store.rows_per_shard} are {units}: raise store.rows_per_shard"
             )
+        if self.data.sources:
+            self._check_views(self.data.sources[0].views)
+
+    def _check_views(self, views: int) -> None:
+        """What several sources ask of the views; `views` are those of the first of them."""
+        if views != self.views.count:
+            raise ConfigError(
+                f"the first source has all {self.views.count} views; got {views}: leave its views out, or lower "
+                "views.count"
+            )
+        if len(self.bands) > 1 and (self.store.coded or self.store.by_view):
+            raise ConfigError(
+                "logits of sources with different numbers of views are float16 or float32, and not by_view; got "
+                f"store.logits {self.store.logits} and by_view {str(self.store.by_view).lower()}: leave views out of "
+                "the sources, or change these"
+            )
+        least = self.bands[0].stop
+        if beyond := [name for name, attack in self.attacks.items() if attack.views > least]:
+            raise ConfigError(
+                f"attacks run on views that all rows have, here the first {least}; {', '.join(beyond)} asks for more"
+            )
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """Which rows have which views."""
+        return view_bands(self.data.sources, self.data.rows, self.views.count)
 
 
 def check_version(found: int) -> None:
@@ -248,7 +285,7 @@ def check_version(found: int) -> None:
         )
 
 
-def needed_version(views: ViewSpec, store: StoreSpec) -> int:
+def needed_version(data: DataSpec, views: ViewSpec, store: StoreSpec) -> int:
     """The version of a cache: that of the oldest reader which understands all of it."""
-    new = views.resized or store.encoded or store.coded or store.by_view
+    new = views.resized or store.encoded or store.coded or store.by_view or data.sources
     return NEWEST_VERSION if new else FORMAT_VERSION

@@ -13,9 +13,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from darht.attacks.threat import LEVELS
 from darht.cache.read.dataset_options import Options, whole_number
 from darht.cache.read.draw import adversarial_levels, choose_views, view_logits, view_pixels
-from darht.cache.read.loader import TrainingSet
-from darht.cache.read.sampler import share, steps_in_epoch
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.feed_plan import Needed, plan_feed
+from darht.cache.read.mixture import feed_groups, steps_of
+from darht.cache.read.sampler import share
+from darht.cache.read.stream import Feed
+from darht.cache.read.training_set import TrainingSet
 from darht.core.errors import ConfigError, SpecMismatchError
 
 
@@ -103,7 +105,9 @@ class CacheDataset(Options, IterableDataset[Batch]):
 
     def __post_init__(self) -> None:
         self._check(self.cache)
-        self._rows = self._source_rows()
+        found = self._source_rows()
+        self._rows = None if self.rows == "training" else found
+        self._groups = feed_groups(self.cache, self.batch_size, self._rows)
         self.teachers = tuple(self.cache.spec.teachers) if self.logits else ()
         self.attacks = tuple(self.cache.spec.attacks)
         self.plan = plan_feed(
@@ -112,8 +116,8 @@ class CacheDataset(Options, IterableDataset[Batch]):
             adversarial=self.adversarial is not None,
             batch=self.batch_size,
             budget_gib=self.memory_gib,
-            logits=self.logits,
-            one_view=self.views and self.adversarial is None,
+            logits=self._needed_logits(),
+            rows=self._rows,
         )
         # Where the next pass begins, and whether workers draw: workers that stay between epochs see what is set here.
         self._shared = torch.tensor([self.epoch, 0, False]).share_memory_()
@@ -125,7 +129,7 @@ class CacheDataset(Options, IterableDataset[Batch]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same in every process."""
-        return steps_in_epoch(len(self._rows), self.batch_size, drop_last=self.drop_last)
+        return steps_of(self._groups, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; one that was loaded goes on where its state was taken.
@@ -233,6 +237,11 @@ class CacheDataset(Options, IterableDataset[Batch]):
 
     def _as_asked(self, levels: Tensor) -> Tensor:
         return levels.to(torch.uint8) if self.pixels == "uint8" else levels.float() / LEVELS
+
+    def _needed_logits(self) -> Needed:
+        if not self.logits:
+            return "none"
+        return "drawn" if self.views and self.adversarial is None else "all"
 
     def _order(self) -> dict[str, Any]:
         streamed = self.plan.kind == "streamed"

@@ -10,8 +10,8 @@ from darht.cache.format.apply_views import apply_views
 from darht.cache.format.images import decode_views
 from darht.cache.format.logit_codes import spread
 from darht.cache.format.resample import resample_batch
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import choose, draw_choices
+from darht.cache.read.training_set import TrainingSet
 from darht.core.fused import fused
 
 
@@ -31,12 +31,16 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         attack: a position in `data.attacks`.
     """
     count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
-    return draw_views(data.rows[at], count, seed=seed, epoch=epoch, together=data.same_view)
+    return draw_views(data, data.rows[at], count, seed=seed, epoch=epoch)
 
 
-def draw_views(rows: Tensor, count: int, *, seed: int, epoch: int, together: int = 1) -> Tensor:
-    """One of `count` views for each source index, int64 `[B]`; so many neighbours `together` have the same."""
-    return draw_choices(rows // together if together > 1 else rows, count, seed, epoch, "view")
+def draw_views(data: TrainingSet, rows: Tensor, count: int, *, seed: int, epoch: int) -> Tensor:
+    """For each source index of the cache one of `count` views, or of those that the row has where they are fewer."""
+    keys, limits = rows // data.same_view if data.same_view > 1 else rows, data.limits or ((0, count),)
+    views = draw_choices(keys, min(count, limits[0][1]), seed, epoch, "view")
+    for having, most in limits[1:] if count > limits[0][1] else ():
+        views = torch.where(rows < having, draw_choices(keys, min(count, most), seed, epoch, "view"), views)
+    return views
 
 
 def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
@@ -54,6 +58,8 @@ def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
     stored = data.clean if attack is None else data.adversarial[attack]
     held = data.held if attack is None else None
+    if attack is None and data.more:
+        return data.logits(at, views).float()
     if not data.companions:
         return _said(stored, at, views) if held is None else _said_of_held(stored, held, at, views)
     places = views if held is None else _places(held, at, views)

@@ -1,22 +1,20 @@
-"""The arrays a trainer needs, as tensors: of a whole cache, or of some of its rows."""
+"""Read the arrays a trainer needs: of a whole cache, or of some of its rows."""
 
-import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from darht.cache.format.layout import BOXES, JACOBIAN_PARTS
+from darht.cache.format.layout import BOXES, CLEAN_FROM, JACOBIAN_PARTS
 from darht.cache.format.logit_codes import companion_suffix
+from darht.cache.read.more_views import further_views
 from darht.cache.read.reader import Cache
 from darht.cache.read.sizes import needed_bytes
-from darht.core.device import send
+from darht.cache.read.training_set import Jacobian, TrainingSet
 from darht.core.errors import ConfigError
 from darht.core.storage_remote import IN_FLIGHT, RemoteStorage
 
@@ -27,149 +25,6 @@ THREADS = min(8, os.cpu_count() or 1)  # reading, hashing and decompressing rele
 def reading_threads(cache: Cache) -> int:
     """Threads that read a cache: a core's work each, or a request's where nothing is copied from a URL."""
     return IN_FLIGHT if isinstance(cache.folder, RemoteStorage) else THREADS
-
-
-@dataclass(frozen=True)
-class Jacobian:
-    """Rows of a teacher's Jacobian on view 0, as they are stored.
-
-    Attributes:
-        values: int8 `[n, K, 3, H, W]`.
-        scales: float32 `[n, K]`: `values * scales` is the change of a logit per pixel level.
-        classes: int16 `[n, K]`, of which logits.
-    """
-
-    values: Tensor
-    scales: Tensor
-    classes: Tensor
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Jacobian":
-        """The same rows after a change of every tensor."""
-        return Jacobian(change(self.values), change(self.scales), change(self.classes))
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Rows of a cache in memory: n of them, all N or a part.
-
-    Attributes:
-        rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
-        keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
-        images: uint8 `[n, 3, H, W]`; `[n, 0]` where they are encoded.
-        labels: int64 `[n]`.
-        offsets: int8 `[V, 3]`; zeros where views are boxes.
-        teachers: the names on axis T; none when their logits are not needed.
-        attacks: the names of `deltas` and `adversarial`, in order.
-        clean: float `[n, V, T, C]`, every teacher's logits on every view, or `[n, k, T, C]` on the views of `held`;
-            where they are coded the main array of the code, `[n, V, T, ...]`. `draw.view_logits` tells what was said.
-        deltas: by attack, int8 `[n, Va, 3, H, W]`.
-        scales: by attack, pixel levels for each integer of `deltas`.
-        adversarial: by attack, every teacher's logits on the stored adversarial images, `[n, Va, T, C]`; as `clean`.
-        jacobians: by teacher; empty when they are not needed.
-        robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
-        training: int64, rows of the cache to train on.
-        holdout: int64, rows of the cache kept for selection.
-        boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
-        size: side of resized crops.
-        encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
-        held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
-        order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
-        companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
-        classes: C.
-        same_view: rows whose source indices have one quotient by this number show the same view in an epoch.
-    """
-
-    rows: Tensor
-    keys: Tensor
-    images: Tensor
-    labels: Tensor
-    offsets: Tensor
-    teachers: tuple[str, ...]
-    attacks: tuple[str, ...]
-    clean: Tensor
-    deltas: tuple[Tensor, ...]
-    scales: tuple[float, ...]
-    adversarial: tuple[Tensor, ...]
-    jacobians: tuple[Jacobian, ...]
-    robust: Tensor
-    training: np.ndarray
-    holdout: np.ndarray
-    boxes: Tensor | None = None
-    size: int = 0
-    encoded: NDArray[np.object_] | None = None
-    held: Tensor | None = None
-    order: tuple[Tensor, Tensor] | None = None
-    companions: tuple[Tensor, ...] = ()
-    classes: int = 0
-    same_view: int = 1
-
-    def to(self, device: torch.device) -> "TrainingSet":
-        """The same on another device."""
-        moved = self._each(lambda tensor: tensor.to(device))
-        return dataclasses.replace(moved, offsets=self.offsets.to(device))
-
-    def send(self, device: torch.device) -> "TrainingSet":
-        """The same on another device, from pinned memory and without waiting for it: for the rows of a step."""
-        moved = self._each(lambda tensor: send(tensor, device))
-        return dataclasses.replace(moved, offsets=send(self.offsets, device))
-
-    def ordered(self, order: Tensor) -> "TrainingSet":
-        """The same with positions `[m]` sent ahead to where its rows are."""
-        device = self.images.device
-        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
-
-    def sent(self, at: Tensor) -> Tensor:
-        """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
-        if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
-            return send(at, self.images.device)
-        return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
-
-    def take(self, at: Tensor) -> "TrainingSet":
-        """Only the rows at positions `at`, int64 `[B]`, in that order."""
-        taken = self._each(lambda tensor: tensor.index_select(0, at))
-        encoded = None if self.encoded is None else self.encoded[at.numpy()]
-        return dataclasses.replace(taken, keys=self.keys.index_select(0, at), order=None, encoded=encoded)
-
-    def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
-        """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
-        where = at[:, None], held
-        others = [part if number else part[:, :0] for number, part in enumerate(self.companions)]
-        few = dataclasses.replace(self, clean=self.clean[:, :0], companions=tuple(others)).take(at)
-        companions = (*(part[where] for part in self.companions[:1]), *few.companions[1:])
-        return dataclasses.replace(few, clean=self.clean[where], companions=companions, held=held)
-
-    def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
-        """Replace the first rows by those at positions `at` of another set of the same cache."""
-        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine[: len(at)] = theirs.index_select(0, at)
-        if self.encoded is not None and other.encoded is not None:
-            self.encoded[: len(at)] = other.encoded[at.numpy()]
-
-    def tensors(self) -> list[Tensor]:
-        """Everything that has a row for each row held."""
-        slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
-        optional = [tensor for tensor in (self.boxes, self.held) if tensor is not None]
-        said = [self.clean, *self.adversarial, *self.companions]
-        return [self.rows, self.images, self.labels, *said, *self.deltas, *slopes, *optional]
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
-        return dataclasses.replace(
-            self,
-            rows=change(self.rows),
-            images=change(self.images),
-            labels=change(self.labels),
-            clean=change(self.clean),
-            held=None if self.held is None else change(self.held),
-            deltas=tuple(map(change, self.deltas)),
-            adversarial=tuple(map(change, self.adversarial)),
-            companions=tuple(map(change, self.companions)),
-            jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
-            boxes=None if self.boxes is None else change(self.boxes),
-        )
-
-
-def _same_storage(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def training_rows(cache: Cache) -> np.ndarray:
@@ -185,8 +40,11 @@ def allocate(
     jacobians: bool = False,
     logits: bool = True,
     one_view: bool = False,
+    having: Sequence[int] | None = None,
 ) -> TrainingSet:
     """A set with room for `rows` rows, whose contents `fill` brings; of clean answers in one view where asked.
+
+    `having` says how many of them may have the views of each band but the first; None for as many as there are.
 
     Raises:
         ConfigError: a Jacobian is needed that the cache does not hold.
@@ -197,7 +55,7 @@ def allocate(
 
     def answers(about: str, part: str = "") -> Tensor:
         if not teachers:
-            views = spec.views.count if about == "clean" else spec.attacks[about].views
+            views = spec.bands[0].stop if about == "clean" else spec.attacks[about].views
             return _room(rows, views, 0, len(spec.data.classes), dtype="float16")
         array = cache.arrays[f"logits/{teachers[0]}/{about}{part}"]
         views = 1 if one_view and about == "clean" else array.shape[1]
@@ -231,6 +89,9 @@ def allocate(
         boxes=_room(rows, V, 5, dtype="int32") if spec.views.resized else None,
         size=spec.views.size,
         encoded=np.empty(rows, dtype=object) if coded else None,
+        more=further_views(spec, rows, T, having),
+        limits=tuple((band.rows, band.stop) for band in spec.bands) if len(spec.bands) > 1 else (),
+        labelled=spec.data.labelled if spec.data.labelled < spec.data.rows else None,
         companions=tuple(answers(about, part) for about in ("clean", *attacks)) if part and teachers else (),
         classes=len(spec.data.classes),
         same_view=spec.store.rows_per_chunk if spec.store.by_view else 1,
@@ -254,13 +115,20 @@ def _answers(cache: Cache, data: TrainingSet) -> Iterator[tuple[list[str], Tenso
 def array_names(cache: Cache, data: TrainingSet) -> list[str]:
     """The arrays of a cache that a set holds."""
     logits = [name for names, _ in _answers(cache, data) for name in names]
+    logits += [f"logits/{teacher}/{CLEAN_FROM}{more.first}" for more in data.more for teacher in data.teachers]
     slopes = [f"logits/{teacher}/{part}" for teacher in data.teachers for part in JACOBIAN_PARTS if data.jacobians]
     boxes = [] if data.boxes is None else [BOXES]
     return ["label", "image", *boxes, *(f"delta/{name}" for name in data.attacks), *logits, *slopes]
 
 
 def fill(
-    cache: Cache, data: TrainingSet, at: int, rows: slice, choose: Callable[[Tensor], Tensor] | None = None
+    cache: Cache,
+    data: TrainingSet,
+    at: int,
+    rows: slice,
+    *,
+    choose: Callable[[Tensor], Tensor] | None = None,
+    slots: Sequence[int] | None = None,
 ) -> None:
     """Read rows of a cache into a set, from position `at` on.
 
@@ -270,6 +138,7 @@ def fill(
         at: the first position.
         rows: of the cache.
         choose: gives the view of each of these rows, int64; for a set that holds one view of each.
+        slots: where in each of `more` their further views begin; None for a set of all rows, each at its own number.
 
     Raises:
         CorruptError: a checksum fails.
@@ -289,6 +158,8 @@ def fill(
         parts = (jacobian.values, jacobian.scales, jacobian.classes)
         out |= {f"logits/{name}/{part}": t[here].numpy() for part, t in zip(JACOBIAN_PARTS, parts, strict=True)}
     cache.read_into(out, rows)
+    for number, more in enumerate(data.more):
+        more.fill(cache, data.teachers, rows.start if slots is None else slots[number], rows)
     data.labels[here] = torch.from_numpy(labels).long()
     data.rows[here] = torch.arange(rows.start, rows.stop)
     if data.held is not None and choose is not None:
@@ -337,6 +208,8 @@ def load_training_set(
         )
     data = allocate(cache, cache.rows, adversarial=adversarial, jacobians=jacobians, logits=logits)
     label = cache.arrays["label"]
+    for more in data.more:
+        more.place(np.arange(cache.rows))
     cache.prefetch(array_names(cache, data), range(label.shards))
     with ThreadPoolExecutor(reading_threads(cache)) as pool:
         shards = [label.rows(shard) for shard in range(label.shards)]

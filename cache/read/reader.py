@@ -216,7 +216,8 @@ class Cache:
         """Begin to copy shards that are wanted soon, where there is a local copy at all."""
         if isinstance(self.folder, CopiedStorage):
             shards = list(shards)
-            self.folder.prefetch(dict.fromkeys(self._path(name, shard) for name in names for shard in shards))
+            units = [(name, shard) for name in names for shard in shards if shard < self.arrays[name].shards]
+            self.folder.prefetch(dict.fromkeys(self._path(name, shard) for name, shard in units))
 
     def _path(self, name: str, shard: int) -> str:
         """The key of the file that holds a shard of an array."""

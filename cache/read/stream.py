@@ -7,136 +7,26 @@ depends on its size and so on the budget, and on nothing else of the machine.
 """
 
 import functools
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import block_rows, row_blocks
+from darht.cache.format.layout import row_blocks
 from darht.cache.read.draw import draw_views, view_pixels
-from darht.cache.read.loader import (
-    GIB,
-    TrainingSet,
-    allocate,
-    array_names,
-    fill,
-    load_training_set,
-    reading_threads,
-)
+from darht.cache.read.feed_plan import FeedPlan
+from darht.cache.read.loader import GIB, allocate, array_names, fill, load_training_set
+from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import Window, epoch_windows, steps_in_epoch
-from darht.cache.read.sizes import row_bytes
-from darht.core.errors import ConfigError
+from darht.cache.read.sampler import Window, epoch_windows
+from darht.cache.read.training_set import TrainingSet
 
-_SCRATCH = 8  # a share of the budget, 1/8, for blocks on their way from the file into a window
 _AHEAD = 2  # batches that are on their way to the device while one is used there
-_COPIES = 3  # of a block, at worst: as in the file, out of its tar, decoded
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FeedPlan:
-    """Where the rows of a cache are while a student is trained on them.
-
-    Attributes:
-        kind: `device`: all on the device that trains; `memory`: all in the machine's memory, batches go to the device;
-            `streamed`: windows of them in memory.
-        device: which trains.
-        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
-        jacobians: whether the teachers' Jacobians are needed.
-        batch: rows of a step.
-        needed: bytes of all rows.
-        budget: bytes that may be held.
-        per_window: blocks of rows that are read together.
-        window_rows: the rows that these hold.
-        threads: that read.
-        logits: whether the teachers' logits are needed.
-        one_view: whether clean answers are needed in the drawn view alone; where views lie apart no other is streamed.
-    """
-
-    kind: Literal["device", "memory", "streamed"]
-    device: torch.device
-    adversarial: bool
-    jacobians: bool
-    batch: int
-    needed: int
-    budget: int
-    per_window: int
-    window_rows: int
-    threads: int
-    logits: bool = True
-    one_view: bool = False
-
-    def __str__(self) -> str:
-        needed, budget = f"{self.needed / GIB:.3g} GiB", f"{self.budget / GIB:.3g} GiB"
-        if self.kind == "streamed":
-            return f"cache: {needed} do not fit {budget}, streamed in windows of {self.window_rows:,} rows"
-        where = f"on {self.device}" if self.kind == "device" and self.device.type != "cpu" else "in memory"
-        return f"cache: {needed} of {budget}, resident {where}"
-
-
-def plan_feed(
-    cache: Cache,
-    *,
-    device: torch.device,
-    adversarial: bool,
-    batch: int,
-    budget_gib: float,
-    jacobians: bool = False,
-    logits: bool = True,
-    one_view: bool = False,
-) -> FeedPlan:
-    """Decide where the rows will be.
-
-    Args:
-        cache: opened by `open_cache` or `open_shards`.
-        device: which trains.
-        adversarial: whether the stored perturbations and the teachers' answers to them are needed.
-        batch: rows of a step.
-        budget_gib: the most memory that the cache may take.
-        jacobians: whether the teachers' Jacobians are needed.
-        logits: whether the teachers' logits are needed.
-        one_view: whether clean answers are needed in the drawn view alone.
-
-    Raises:
-        ConfigError: the budget does not hold two windows of one block and a batch.
-    """
-    if not 0 < budget_gib < math.inf:
-        raise ConfigError(
-            f"the memory must be a number of GiB above 0; got {budget_gib:g}: raise --memory (memory_gib)"
-        )
-    threads = reading_threads(cache)
-    row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
-    budget, parts = int(budget_gib * GIB), (adversarial, jacobians)
-    blocks, size, needed = row_blocks(cache.spec), block_rows(cache.spec.store), row * cache.rows
-    if needed <= budget:
-        kind: Literal["device", "memory"] = "device" if _fits(device, needed) else "memory"
-        return FeedPlan(kind, device, *parts, batch, needed, budget, len(blocks), cache.rows, threads, logits, one_view)
-    if one_view and cache.spec.store.by_view:
-        row = row_bytes(cache, adversarial=adversarial, jacobians=jacobians, logits=logits, one_view=True)
-    held = len(cache.manifest.holdout) * (int(np.prod(cache.spec.view_shape)) + 8)
-    free = budget - budget // _SCRATCH - held
-    per_window = (free // (2 * row) - (batch - 1)) // size
-    if per_window < 1:
-        least = (2 * row * (size + batch - 1) + held) * _SCRATCH / (_SCRATCH - 1)
-        raise ConfigError(
-            f"{cache.folder} needs {needed / GIB:.3g} GiB in memory, or {least / GIB:.3g} GiB to be streamed in "
-            f"batches of {batch}; the budget is {budget_gib:g} GiB: raise --memory (memory_gib)"
-        )
-    threads = max(1, min(threads, budget // _SCRATCH // (_COPIES * size * row)))
-    rows = min(per_window * size, cache.rows)
-    return FeedPlan("streamed", device, *parts, batch, needed, budget, per_window, rows, threads, logits, one_view)
-
-
-def _fits(device: torch.device, needed: int) -> bool:
-    """Half of what a GPU has free is left to the network and its activations."""
-    return device.type != "cuda" or needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 class Feed:
@@ -146,7 +36,8 @@ class Feed:
     device take the logits of these alone along.
 
     Attributes:
-        training: int64, rows to make batches of: those to train on where no others are given.
+        groups: what batches are made of: rows to train on, where no others are given.
+        training: int64, the rows of the first group, which an epoch goes through once.
         holdout: int64, rows kept for selection.
         steps: batches in an epoch.
     """
@@ -168,18 +59,17 @@ class Feed:
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
         self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
-        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits}
+        wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits != "none"}
         if plan.kind == "streamed":
-            size = plan.per_window * block_rows(cache.spec.store) + plan.batch - 1
-            alone = plan.one_view and plan.logits and cache.spec.store.by_view
-            self._windows = [allocate(cache, size, **wanted, one_view=alone) for _ in range(2)]
+            wanted["one_view"] = plan.logits == "drawn" and cache.spec.store.by_view
+            self._windows = [allocate(cache, plan.room[0], having=plan.room[1:], **wanted) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
             self._windows = [load_training_set(cache, device=where, budget_gib=budget, **wanted)]
-        self.training = self._windows[0].training if rows is None else rows
-        self.holdout = self._windows[0].holdout
-        self.steps = max(1, steps_in_epoch(len(self.training), plan.batch, drop_last=drop_last))
+        self.groups = feed_groups(cache, plan.batch, rows)
+        self.training, self.holdout = self.groups[0].rows, self._windows[0].holdout
+        self.steps = steps_of(self.groups, drop_last=drop_last)
 
     def __enter__(self) -> Self:
         return self
@@ -259,6 +149,15 @@ class Feed:
             return list(pool.map(action, (slice(first, last) for first, last in self._blocks.tolist())))
 
     def _epoch_windows(self, epoch: int) -> Iterator[Window]:
+        if len(self.groups) > 1:
+            return mixed_windows(
+                self._blocks,
+                self.groups,
+                per_window=self.plan.per_window,
+                seed=self._seed,
+                epoch=epoch,
+                drop_last=self._drop_last,
+            )
         return epoch_windows(
             self._blocks,
             self.training,
@@ -299,18 +198,21 @@ class Feed:
     def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
         blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
         shards, names = np.unique(blocks[:, 0] // per_shard).tolist(), array_names(self.cache, into)
-        apart = {name for name in names if into.held is not None and self.cache.arrays[name].is_clean_answer}
-        units = [(name, shard) for name in names if name not in apart for shard in shards]  # others are checked by view
+        arrays = self.cache.arrays
+        apart = {name for name in names if into.held is not None and arrays[name].is_clean_answer}  # checked by view
+        whole = [name for name in names if name not in apart]
+        units = [(name, shard) for name in whole for shard in shards if shard < arrays[name].shards]
         self.cache.prefetch(names, shards)
         list(self._readers.map(lambda unit: self.cache.check(*unit), units))
         sizes = blocks[:, 1] - blocks[:, 0]
-        choose = functools.partial(
-            draw_views, count=len(into.offsets), seed=self._seed, epoch=epoch, together=into.same_view
-        )
+        choose = functools.partial(draw_views, into, count=len(into.offsets), seed=self._seed, epoch=epoch)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
+        slots = [more.place(window.rows)[starts].tolist() for more in into.more]
         for job in [
-            self._readers.submit(fill, self.cache, into, int(at), slice(int(first), int(last)), choose)
-            for at, (first, last) in zip(starts, blocks, strict=True)
+            self._readers.submit(
+                fill, self.cache, into, int(at), slice(int(first), int(last)), choose=choose, slots=own
+            )
+            for at, (first, last), *own in zip(starts, blocks, *slots, strict=True)
         ]:
             job.result()
         return into
@@ -334,8 +236,8 @@ class Feed:
         """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
         if not self._views or data.held is not None:
             return data.take(at).send(self.plan.device)
-        choose = functools.partial(draw_views, seed=self._seed, epoch=epoch, together=data.same_view)
-        drawn = [choose(data.keys[at], count) for count in self._views]
+        keys, how = data.keys[at], {"seed": self._seed, "epoch": epoch}
+        drawn = [draw_views(data, keys, count, **how) for count in self._views]
         return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
 
 

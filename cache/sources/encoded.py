@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from darht.cache.format.images import encode_png, is_plain
 from darht.cache.sources.decode import Decoding, decode, quiet
 from darht.cache.sources.located import Located
-from darht.cache.sources.rows import one_line
+from darht.cache.sources.rows import LazyImages, one_line
 from darht.cache.sources.scan import THREADS, Scanned
 from darht.core.errors import DataError
 
-INDEX = "source-index.npz"
 T = TypeVar("T")
 _PART = 8  # images that a thread decodes in one go
 _HASHED = 256  # images in memory while pixels are hashed
@@ -30,7 +29,7 @@ _PLACE = 1 << 40  # bytes in a file, at most; with the file's number one number 
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedImages:
+class EncodedImages(LazyImages):
     """The images of a split: `images[rows]` reads and decodes them, for a slice or an array of rows.
 
     What was read is compared with its sha256 first, so pixels are always those of the index.
@@ -73,6 +72,11 @@ class EncodedImages:
 
         in_threads(fill, len(numbers))
         return images
+
+    def pieces(self) -> Iterator[NDArray[np.uint8]]:
+        """All pixels, some hundred images at a time."""
+        for start in range(0, len(self), _HASHED):
+            yield self[start : start + _HASHED]
 
     def pixels(self, rows: slice) -> list[NDArray[np.uint8]]:
         """Pixels of images that may differ in size, each uint8 `[3, H, W]`, decoded by threads.
@@ -147,12 +151,6 @@ def encoded_sha256(sha256: NDArray[np.uint8], labels: NDArray[np.int64], classes
     return digest.hexdigest()
 
 
-def pieces(images: EncodedImages) -> Iterator[NDArray[np.uint8]]:
-    """All pixels, some hundred images at a time."""
-    for start in range(0, len(images), _HASHED):
-        yield images[start : start + _HASHED]
-
-
 @dataclass(frozen=True, eq=False)
 class Index:
     """What an earlier scan found, and where: files that did not change since need not be read again.
@@ -180,6 +178,11 @@ class Index:
         found = order[np.searchsorted(own, wanted, sorter=order).clip(max=len(own) - 1)]
         fits = same[located.file] & (own[found] == wanted) & (self.located.size[found] == located.size)
         return np.where(fits, found, -1)
+
+
+def index_key(source: int) -> str:
+    """Where the index of a cache's first, second, ... source lies in it."""
+    return f"source-index-{source}.npz" if source else "source-index.npz"
 
 
 def write_index(images: EncodedImages) -> bytes:

@@ -2,7 +2,7 @@
 
 The main path: read the rows of a split (each format has its reader), check the labels, hash the content. The hash
 goes into a cache's spec, so it covers what the teachers see: pixels, labels, class names. `load_source` holds all
-pixels in memory; `open_source` leaves those of encoded images in their files until they are wanted.
+pixels in memory; `open.py: open_source` leaves those of files and archives there until they are wanted.
 """
 
 import hashlib
@@ -10,21 +10,18 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darht.cache.format.resample import centre_boxes, centred, resample_all
 from darht.cache.format.spec import PIXEL_RULES
 from darht.cache.sources.cifar import read_cifar
 from darht.cache.sources.containers import list_parquet, list_webdataset
 from darht.cache.sources.decode import CHANGES, Decoding
-from darht.cache.sources.encoded import EncodedImages, Index, encoded_sha256, pieces
 from darht.cache.sources.files import passed_text
 from darht.cache.sources.folders import list_imagefolder
 from darht.cache.sources.npz import read_npz
-from darht.cache.sources.rows import Listing, Rows, rows_to_take, shown
+from darht.cache.sources.rows import LazyImages, Listing, Rows, rows_to_take, shown
 from darht.cache.sources.scan import Scan, scan
 from darht.cache.sources.tiny_imagenet import check_tiny, list_tiny_imagenet
 from darht.core.errors import DataError
@@ -35,7 +32,6 @@ _SPLITS = ("train", "test")
 _DOWNLOADABLE = ("cifar10", "cifar100")
 OF_FILES = ("imagefolder", "tiny-imagenet", "webdataset", "parquet")  # encoded images, which are read, not loaded
 OF_ANY_SIZE = ("imagefolder", "webdataset", "parquet")  # of these, image_size makes one
-_CENTRED = 256  # images that are decoded at once, before they are resized
 _FIXED_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 
 
@@ -57,11 +53,11 @@ class Source:
 class FileSource:
     """One split of a data set whose images stay in their files; as `Source` otherwise."""
 
-    name: str  # one of OF_FILES
+    name: str  # one of SOURCES
     split: str  # 'train' or 'test'
-    images: EncodedImages  # [N, 3, H, W] by rows
-    labels: NDArray[np.int64]  # [N], in [0, C)
-    classes: tuple[str, ...]  # C names
+    images: LazyImages  # [N, 3, H, W] by rows
+    labels: NDArray[np.int64]  # [N], in [0, C), or -1 everywhere where they are not wanted
+    classes: tuple[str, ...]  # C names; none of a source without labels
     sha256: str  # of the files' bytes, labels and class names; under rules 1 and 2 as of `Source`
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -98,104 +94,34 @@ def load_source(
         DataError: an argument does not fit the source, or a file is missing, cut or wrong.
     """
     how = Decoding(image_size, skip_broken, rules)
-    root = _checked_root(name, root, split, how, limit=limit, download=download)
-    where = _where(name, root, split)
+    root = checked_root(name, root, split, how, limit=limit, download=download)
+    where = described(name, root, split)
     if name in OF_FILES and root is not None:
-        rows = _decoded(name, _list(name, root, split, rules), limit, how)
+        rows = _decoded(name, list_files(name, root, split, rules), limit, how)
     else:
         rows = _read(name, root, split, limit=limit, download=download)
-    _check_side(rows.images.shape, image_size, where)
-    _check_classes(rows.labels, rows.classes, limit, where)
+    check_side(rows.images.shape, image_size, where)
+    check_classes(rows.labels, rows.classes, limit, where)
     content = rows.images, rows.labels, rows.classes
     return Source(name, split, *content, content_sha256(*content), rows.notes, rows.skipped)
-
-
-def open_source(
-    name: str,
-    root: Path | None,
-    split: str,
-    *,
-    index: Index | None = None,
-    rules: int,
-    **options: Any,
-) -> Source | FileSource:
-    """As `load_source`, but encoded images stay in their files; each was looked at once, and can be decoded.
-
-    Args:
-        name: one of `SOURCES`.
-        root: folder (or file, for npz) of the data; None for digits.
-        split: 'train' or 'test'.
-        index: of an earlier look; files that did not change since are not read.
-        rules: how image files are read and hashed; see `DataSpec`.
-        options: `limit`, `image_size`, `download` and `skip_broken`, as of `load_source`; also `mixed`, whether image
-            files may differ in size.
-
-    Raises:
-        DataError: as `load_source`.
-    """
-    if name not in OF_FILES:
-        options.pop("mixed", None)  # their images have one size
-        return load_source(name, root, split, rules=rules, **options)
-    limit, download = options.pop("limit", None), options.pop("download", False)
-    how = Decoding(rules=rules, **options)
-    found = _checked_root(name, root, split, how, limit=limit, download=download)
-    assert found is not None  # what consists of files has a root
-    where, listing = _where(name, found, split), _list(name, found, split, rules)
-    known = None if index is None else (index.scanned, index.match(listing.located, rules))
-    done = scan(listing.located, limit, str(listing.where), how, keep=False, known=known)
-    images = EncodedImages(listing.located.take(done.kept), done.scanned, how)
-    labels = listing.labels[done.kept]
-    _check_official(name, listing, done, images.shape)
-    _check_classes(labels, listing.classes, limit, where)
-    content = images, labels, listing.classes
-    return FileSource(name, split, *content, _content(*content), _notes(listing, done), _skipped(listing, done))
-
-
-def load_centred(size: int, name: str, root: Path | None, split: str, *, rules: int, **options: Any) -> Source:
-    """A split as view 0 of resized crops shows it: the centred square of every image at `size` pixels.
-
-    Args:
-        size: S.
-        name: one of `SOURCES`.
-        root: folder (or file, for npz) of the data; None for digits.
-        split: 'train' or 'test'.
-        rules: how image files are read.
-        options: as of `open_source`; images may differ in size.
-
-    Raises:
-        DataError: as `load_source`.
-    """
-    source = open_source(name, root, split, rules=rules, mixed=True, **options)
-    images = np.empty((len(source.labels), 3, size, size), dtype=np.uint8)
-    for start in range(0, len(images), _CENTRED):
-        rows = slice(start, min(start + _CENTRED, len(images)))
-        if isinstance(source, FileSource):
-            images[rows] = resample_all(source.images.pixels(rows), centre_boxes(source.images.sizes(rows)), size)
-        else:
-            images[rows] = centred(source.images[rows], size)
-    sha256 = content_sha256(images, source.labels, source.classes)
-    return Source(name, split, images, source.labels, source.classes, sha256, source.notes, source.skipped)
-
-
-def _content(images: EncodedImages, labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:
-    if images.how.rules > PIXEL_RULES:
-        return encoded_sha256(images.scanned.sha256, labels, classes)
-    return _pixels_sha256(images.shape, pieces(images), labels, classes)
 
 
 def _decoded(name: str, listing: Listing, limit: int | None, how: Decoding) -> Rows:
     done = scan(listing.located, limit, str(listing.where), how, keep=True)
     assert done.images is not None
-    _check_official(name, listing, done, done.images.shape)
-    return Rows(done.images, listing.labels[done.kept], listing.classes, _notes(listing, done), _skipped(listing, done))
+    check_official(name, listing, done, done.images.shape)
+    return Rows(
+        done.images, listing.labels[done.kept], listing.classes, notes_of(listing, done), skipped_of(listing, done)
+    )
 
 
-def _check_official(name: str, listing: Listing, done: Scan, shape: tuple[int, ...]) -> None:
+def check_official(name: str, listing: Listing, done: Scan, shape: tuple[int, ...]) -> None:
+    """Raise DataError where Tiny ImageNet's files hold other images than its own."""
     if name == "tiny-imagenet":
         check_tiny(listing.located.path(int(done.kept[0])), *shape[2:])
 
 
-def _notes(listing: Listing, done: Scan) -> tuple[str, ...]:
+def notes_of(listing: Listing, done: Scan) -> tuple[str, ...]:
     """What a person should know about files that are not rows, and rows that are not the file's pixels."""
     notes, where = list(listing.notes), listing.where
     for bit, change in sorted(CHANGES.items(), key=lambda one: one[1]):
@@ -209,24 +135,27 @@ def _notes(listing: Listing, done: Scan) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _skipped(listing: Listing, done: Scan) -> tuple[str, ...]:
+def skipped_of(listing: Listing, done: Scan) -> tuple[str, ...]:
     """The images left out, as paths below the root."""
     return tuple(listing.located.place(number) for number in done.broken)
 
 
-def _list(name: str, root: Path, split: str, rules: int) -> Listing:
+def list_files(name: str, root: Path, split: str, rules: int) -> Listing:
+    """The encoded images of a source of files, before any is read."""
     lists = {"tiny-imagenet": list_tiny_imagenet, "imagefolder": list_imagefolder, "webdataset": list_webdataset,
              "parquet": list_parquet}  # fmt: skip
     return lists[name](root, split, rules)
 
 
-def _where(name: str, root: Path | None, split: str) -> str:
+def described(name: str, root: Path | None, split: str) -> str:
+    """A split of a source, for messages."""
     return f"the {split} split of {name}" + ("" if root is None else f" in {root}")
 
 
-def _checked_root(
+def checked_root(
     name: str, root: Path | None, split: str, how: Decoding, *, limit: int | None, download: bool
 ) -> Path | None:
+    """The root with its ~ resolved; the arguments of `load_source` are checked as far as that goes without reading."""
     _check_arguments(name, root, split, limit, download)
     _check_image_size(name, how.image_size)
     if how.skip_broken and name not in OF_FILES:
@@ -241,12 +170,13 @@ def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64], classes
     Hashed are one line of ASCII JSON (shape and class names), the pixels `[N, 3, H, W]` in C order, and the labels as
     little-endian int64.
     """
-    return _pixels_sha256(images.shape, [images], labels, classes)
+    return pixels_sha256(images.shape, [images], labels, classes)
 
 
-def _pixels_sha256(
+def pixels_sha256(
     shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> str:
+    """As `content_sha256`, of pixels that come in parts."""
     header = json.dumps({"classes": classes, "shape": shape}, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(f"{header}\n".encode("ascii"))
     for images in parts:
@@ -282,7 +212,8 @@ def _check_image_size(name: str, image_size: int | None) -> None:
         )
 
 
-def _check_side(shape: tuple[int, ...], image_size: int | None, where: str) -> None:
+def check_side(shape: tuple[int, ...], image_size: int | None, where: str) -> None:
+    """Raise DataError where images `[N, 3, H, W]` have another side than was asked for."""
     height, width = shape[2:]
     if image_size is not None and (height, width) != (image_size, image_size):
         raise DataError(
@@ -311,7 +242,10 @@ def _read_digits(split: str, limit: int | None) -> Rows:
     return Rows(np.repeat(grey[:, None], 3, axis=1), labels, tuple(str(digit) for digit in range(10)))
 
 
-def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...], limit: int | None, where: str) -> None:
+def check_classes(
+    labels: NDArray[np.int64], classes: tuple[str, ...], limit: int | None, where: str, *, all_there: bool = True
+) -> None:
+    """Raise DataError for labels outside of the classes, names that clash, and, if all must be there, empty classes."""
     count = len(classes)
     if len(set(classes)) != count or "" in classes:
         repeated = {name for name in classes if not name or classes.count(name) > 1}
@@ -325,7 +259,7 @@ def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...], limit: i
             f"{labels[wrong[0]]}; rows out of range: {len(wrong)}; mend the labels, or name all classes"
         )
     empty = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
-    if len(empty):
+    if len(empty) and all_there:
         named = shown(f"class {label} ({classes[label]})" for label in empty)
         fix = "add images, or leave the class out"
         if limit is not None:

@@ -1,7 +1,8 @@
 """What every reader of a source returns, and the few rules that all readers share."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,27 @@ from darht.core.errors import DataError
 
 if TYPE_CHECKING:
     from darht.cache.sources.located import Located
+
+
+class LazyImages(ABC):
+    """Images that are read when they are wanted: `images[rows]` gives uint8 `[n, 3, H, W]`."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """N."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """`[N, 3, H, W]`, as of an array; `[N, 3]` where images differ in size."""
+
+    @abstractmethod
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pixels of some rows, for a slice or an array of row numbers."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[NDArray[np.uint8]]:
+        """All rows in order, some hundred at a time."""
 
 
 class Rows(NamedTuple):

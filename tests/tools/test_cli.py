@@ -10,9 +10,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from reseal import rewrite
 
+from darht.cache.read.reader import open_cache
 from darht.tools import report as report_module
 from darht.tools.cli import inspect
 from darht.tools.index import Indexes
+from darht.tools.predictions import read_predictions
+from darht.trainer.student.exclude import exclude_rows
 
 
 def run(*words: object) -> Result:
@@ -73,6 +76,23 @@ def test_rows_writes_list_and_gallery(copy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine-rows.png").is_file()
 
 
+def test_rows_are_chosen_by_entropy(blend: Path, tmp_path: Path) -> None:
+    result = run("rows", blend, "--by", "entropy", "--keep", "0.3", "--out", tmp_path / "rows.json")
+    assert result.exit_code == 0 and "21 of 70 rows are kept" in result.output
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["selection"] == {"by": "entropy", "keep": 0.3, "end": "lowest"} and len(written["rows"]) == 49
+    assert exclude_rows(open_cache(blend), tmp_path / "rows.json") == 49
+
+
+def test_rows_without_labels_are_looked_at_and_not_judged(blend: Path, tmp_path: Path) -> None:
+    predictions = read_predictions(open_cache(blend))
+    assert len(predictions.labels) == 60 and predictions.clean.shape == (1, 60) and predictions.labels.min() >= 0
+    shutil.copytree(blend, tmp_path / "mine")
+    result = run("neighbours", tmp_path / "mine", "--row", 100, "--k", 3)
+    assert result.exit_code == 0 and "no label" in result.output, result.output
+    assert run("rows", tmp_path / "mine").exit_code == 0
+
+
 def test_report_writes_one_page(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_module, "_umap", lambda vectors: None)
     assert run("index", copy, "--dim", 16).exit_code == 0
@@ -113,6 +133,8 @@ def test_a_folder_that_is_no_cache_or_is_not_sealed_is_refused(
         (("neighbours", "no.png"), "does not read as an image"),
         (("select", "--size", "3"), "--size must lie in 2..2"),
         (("rows", "--margin", "2"), "--margin is a difference of probabilities"),
+        (("rows", "--keep", "0.5"), "--keep and --end say which rows --by keeps"),
+        (("rows", "--by", "entropy", "--keep", "2"), "keep is a share in (0, 1]; got 2"),
         (("subspace", "--teacher", "cnn"), "--teacher reads NAME=FOLDER"),
     ],
 )

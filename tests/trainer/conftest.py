@@ -11,8 +11,8 @@ from torch import nn
 
 from darht.cache.format.apply_views import apply_views
 from darht.cache.format.views import crop_flip_offsets
-from darht.cache.read.loader import Jacobian, TrainingSet
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.training_set import Jacobian, TrainingSet
 from darht.trainer.student import checkpoints
 from darht.trainer.student.model import StudentOutput
 

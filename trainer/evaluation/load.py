@@ -11,7 +11,8 @@ from torch import nn
 
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.format.spec import RULES
-from darht.cache.sources.load import Source, content_sha256, load_centred, load_source
+from darht.cache.sources.load import Source, content_sha256, load_source
+from darht.cache.sources.open import load_centred
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError, DarhtError
 from darht.core.nets import check_pixels

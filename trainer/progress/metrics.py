@@ -76,13 +76,19 @@ class Metrics:
         self._late = LateCopy()
 
     @torch.no_grad()
-    def count(self, out: StudentOutput, batch: Batch) -> None:
-        """Count what the student said about `batch.x`; nothing waits for the device."""
+    def count(self, out: StudentOutput, batch: Batch, known: Tensor | None = None) -> None:
+        """Count what the student said about `batch.x`, of rows with labels; nothing waits for the device.
+
+        Args:
+            out: what it said.
+            batch: images and labels.
+            known: bool `[B]`, which rows have labels; None where all have.
+        """
         if batch.x is batch.clean:  # nothing to compare
-            self.counts[_CLEAN].add_(len(batch.y))
-            self.counts[_CLEAN_RIGHT].add_(_right(out.logits, batch.y))
+            self.counts[_CLEAN].add_(len(batch.y) if known is None else known.sum())
+            self.counts[_CLEAN_RIGHT].add_(_right(out.logits, batch.y, known))
             return
-        self.counts[_CLEAN:].add_(_right_of_both(out.logits, batch.y, batch.x, batch.clean))
+        self.counts[_CLEAN:].add_(_right_of_both(out.logits, batch.y, batch.x, batch.clean, known))
 
     def add(self, loss: Tensor, share: float = 1.0) -> None:
         """Count one step with its loss, a scalar on the device; or a share of a step, with the mean loss of that."""
@@ -107,19 +113,21 @@ class Metrics:
 
 
 @fused
-def _right(logits: Tensor, y: Tensor) -> Tensor:
+def _right(logits: Tensor, y: Tensor, known: Tensor | None) -> Tensor:
     """How many rows are right, int64 `[]`."""
-    return (logits.argmax(-1) == y).sum()
+    right = logits.argmax(-1) == y
+    return (right if known is None else right & known).sum()
 
 
 @fused
-def _right_of_both(logits: Tensor, y: Tensor, x: Tensor, clean: Tensor) -> Tensor:
+def _right_of_both(logits: Tensor, y: Tensor, x: Tensor, clean: Tensor, known: Tensor | None) -> Tensor:
     """Clean rows, right ones, adversarial rows, right ones, int64 `[4]`."""
     right = logits.argmax(-1) == y
     moved = (x != clean).flatten(1)
     # The largest byte of a row is found eighty times faster than `any` on a CPU.
     adversarial = moved.view(torch.uint8).amax(1).bool()
-    return torch.stack([~adversarial, right & ~adversarial, adversarial, right & adversarial]).sum(1)
+    found = torch.stack([~adversarial, right & ~adversarial, adversarial, right & adversarial])
+    return (found if known is None else found & known).sum(1)
 
 
 def _reading(counts: Tensor) -> Reading:

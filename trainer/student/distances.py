@@ -60,7 +60,9 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = 1.0) -
 
 
 @fused
-def correct_targets(logits: Tensor, y: Tensor, how: Correct) -> tuple[Tensor, Tensor | None]:
+def correct_targets(
+    logits: Tensor, y: Tensor, how: Correct, known: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """What to make of teachers that are wrong about a row; of one that is right nothing changes.
 
     `mix` raises the label's share until it wins: `(1 - a) p + a onehot(y)` with `a = g / (1 + g)`, g the lead of the
@@ -70,6 +72,7 @@ def correct_targets(logits: Tensor, y: Tensor, how: Correct) -> tuple[Tensor, Te
         logits: of teachers, `[B, C]` or `[B, T, C]`.
         y: labels `[B]`.
         how: one of both, or `none`.
+        known: bool `[B]`, which rows have labels; nothing changes in the others. None where all have.
 
     Returns:
         Logits of the same shape; and for `drop` 1 where a row is kept and 0 elsewhere, `[B]` or `[B, T]`.
@@ -79,6 +82,8 @@ def correct_targets(logits: Tensor, y: Tensor, how: Correct) -> tuple[Tensor, Te
     said = F.softmax(logits, dim=-1)
     label = y.view(-1, *[1] * (logits.dim() - 1)).expand(*logits.shape[:-1], 1)
     lead = said.amax(-1) - said.gather(-1, label).squeeze(-1)
+    if known is not None:
+        lead = lead * known.view(-1, *[1] * (lead.dim() - 1))
     if how == "drop":
         return logits, (lead <= 0).to(logits.dtype)
     gap = torch.where(lead > 0, lead + _MARGIN, torch.zeros_like(lead))[..., None]

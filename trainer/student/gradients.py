@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from darht.cache.read.loader import TrainingSet
+from darht.cache.read.training_set import TrainingSet
 from darht.core.device import device_of
 from darht.core.nets.compiled import begin_step
 from darht.trainer.config import TrainConfig, WarmConfig
@@ -141,9 +141,9 @@ def _add(
         (cost.value if weight == 1 else cost.value * weight).backward()
     if metrics is None:
         return
-    metrics.count(cost.out, step)
+    metrics.count(cost.out, step, step.known)
     if cost.clean is not None:
-        metrics.count(cost.clean, step._replace(x=step.clean))
+        metrics.count(cost.clean, step._replace(x=step.clean), step.known)
     metrics.add(cost.value, share)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from darht.attacks.pgd import PGD, ascend
 from darht.attacks.threat import LEVELS, to_pixels
 from darht.cache.read.draw import adversarial_levels, choose_attack, choose_views, draw_views, view_logits, view_pixels
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import coin
+from darht.cache.read.training_set import TrainingSet
 from darht.core.fused import fused
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
@@ -26,6 +26,7 @@ from darht.trainer.student.targets import (
     live_answer,
     nearest_answer,
     paired_answer,
+    pseudo_labels,
 )
 from darht.trainer.student.warm import WarmMemory, warm_step
 
@@ -65,8 +66,7 @@ class Examples:
             for old in [one for one in self._drawn if one[0] != epoch]:
                 del self._drawn[old]
             every = torch.arange(self.rows, device=at.device)
-            seed, together = self.config.seed, data.same_view
-            self._drawn[key] = draw_views(every, count, seed=seed, epoch=epoch, together=together)
+            self._drawn[key] = draw_views(data, every, count, seed=self.config.seed, epoch=epoch)
         return _look_up(self._drawn[key], data.rows, at)
 
     def _coins(self, keys: Tensor, epoch: int) -> Tensor:
@@ -144,15 +144,24 @@ class _Draw:
         """
         data, at = self.data, self.data.sent(at)
         views = self.examples.views(data, at, self.epoch)
-        x, targets = to_pixels(view_pixels(data, at, views)), view_logits(data, at, views)
+        x, said = to_pixels(view_pixels(data, at, views)), view_logits(data, at, views)
+        targets = said
         if ask and self.examples.teachers:
             with torch.no_grad():
                 targets = live_answer(self.examples.teachers)(x)
         supervises = _flags((True,) * len(data.robust), at.device).expand(len(at), -1)
         answer = clean_answer(targets)
-        y, offsets, rows = _of_rows(data.labels, data.offsets, data.rows, at, views)
-        step = Step(x, x, y, answer, targets, targets, supervises, data.robust, self.done)
+        labels, offsets, rows = _of_rows(data.labels, data.offsets, data.rows, at, views)
+        y, known = self._labels(labels, said)
+        step = Step(x, x, y, answer, targets, targets, supervises, data.robust, self.done, known=known)
         return step, offsets, rows
+
+    def _labels(self, labels: Tensor, said: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Labels `[B]` with pseudo-labels from what teachers `said` about clean views, and which are the rows' own."""
+        if self.data.labelled is None:
+            return labels, None
+        known = labels >= 0
+        return torch.where(known, labels, pseudo_labels(said, self.data.robust)), known
 
     def adversarial(self, student: nn.Module, at: Tensor) -> Step:
         """Stored adversarial images, or the student's own with what stands for the teachers' answers to them.
@@ -208,11 +217,12 @@ class _Draw:
         x = to_pixels(adversarial_levels(data, at, views, attack, pixels))
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
         seen, robust = to_pixels(pixels), self._robust(at)
+        y, known = self._labels(data.labels[at], clean)
         if data.boxes is None:
             answer = nearest_answer(data, at, data.offsets[views], seen, clean)
         else:
             answer = paired_answer(seen, clean, x, targets)
-        return Step(x, seen, data.labels[at], answer, targets, clean, robust, data.robust, self.done)
+        return Step(x, seen, y, answer, targets, clean, robust, data.robust, self.done, known=known)
 
     def _robust(self, at: Tensor) -> Tensor:
         """Bool `[B, T]`, the robust teachers."""
@@ -287,6 +297,7 @@ def _together(clean: Step, adversarial: Step) -> Step:
         x=torch.cat([clean.x, adversarial.x]),
         clean=torch.cat([clean.clean, adversarial.clean]),
         y=torch.cat([clean.y, adversarial.y]),
+        known=None if clean.known is None or adversarial.known is None else torch.cat([clean.known, adversarial.known]),
         answer=lambda x: torch.cat([clean.answer(x[:n]), adversarial.answer(x[n:])]),
         targets=torch.cat([clean.targets, adversarial.targets]),
         clean_targets=torch.cat([clean.clean_targets, adversarial.clean_targets]),

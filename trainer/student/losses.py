@@ -78,7 +78,7 @@ class Darht(LabelRecipe):
         if step.done < self.phases[0]:
             return Loss(self.label_loss(out.logits, step.y))
         how = self.kd, self.weights, self.correct
-        distillation = _distillation(step.targets, out.feature_map, step.y, step.supervises, how)
+        distillation = _distillation(step.targets, out.feature_map, step.y, step.supervises, how, known=step.known)
         if step.done < self.phases[1]:
             return Loss(self.label_loss(out.logits, step.y) + distillation)
         return Loss(distillation)
@@ -102,12 +102,18 @@ class Darht(LabelRecipe):
 
 @fused
 def _distillation(
-    targets: Tensor, feature_map: Tensor, y: Tensor, supervises: Tensor, how: tuple[str, Per, Correct]
+    targets: Tensor,
+    feature_map: Tensor,
+    y: Tensor,
+    supervises: Tensor,
+    how: tuple[str, Per, Correct],
+    *,
+    known: Tensor | None,
 ) -> Tensor:
     """`sum_t w_t KD_t` of teachers' logits and the student's map, both `[B, T, C]`, the mean over rows."""
     kd, per, correct = how
     weights = teacher_weights(targets, y, per) * supervises
-    corrected, kept = correct_targets(targets, y, correct)
+    corrected, kept = correct_targets(targets, y, correct, known)
     if kept is not None:
         weights = weights * kept
     distances = kl_rows(corrected, feature_map) if kd == "kl" else (targets - feature_map).square().mean(-1)
@@ -150,7 +156,8 @@ class Rslad(Recipe):
 
     def _target(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """The robust teachers' mean on the clean view, `[B, C]`, and which rows count."""
-        return correct_targets(mean_log_probabilities(step.only(step.clean_targets, robust=True)), step.y, self.correct)
+        said = mean_log_probabilities(step.only(step.clean_targets, robust=True))
+        return correct_targets(said, step.y, self.correct, step.known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +304,8 @@ class AdaAd(Recipe):
 
     def _target(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
         """The robust teachers' mean of answers `[B, T, C]`, `[B, C]`, and which rows count."""
-        return correct_targets(mean_log_probabilities(step.only(logits, robust=True)), step.y, self.correct)
+        said = mean_log_probabilities(step.only(logits, robust=True))
+        return correct_targets(said, step.y, self.correct, step.known)
 
     def compares_points(self) -> str:
         """IGDM's term, or the gradients', where there is one."""

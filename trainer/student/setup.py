@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from darht.cache.builder.known_teachers import load_known_teacher, teacher_folders
 from darht.cache.builder.teachers import load_teacher, read_card
-from darht.cache.read.loader import GIB, training_rows
+from darht.cache.read.feed_plan import FeedPlan, plan_feed
+from darht.cache.read.loader import GIB
+from darht.cache.read.mixture import steps_of, training_groups
 from darht.cache.read.reader import Cache
-from darht.cache.read.sampler import steps_in_epoch
-from darht.cache.read.stream import Feed, FeedPlan, plan_feed
+from darht.cache.read.stream import Feed
 from darht.core.bounded import short_json
 from darht.core.config import fingerprint, parse, to_plain
 from darht.core.errors import ConfigError, ModelError
@@ -49,7 +50,7 @@ def feed_plan(config: TrainConfig, cache: Cache, device: torch.device, memory_gi
         jacobians=config.targets == "first-order",
         batch=config.optim.batch_size,
         budget_gib=memory_gib,
-        one_view=config.inner.kind != "cached",
+        logits="all" if config.inner.kind == "cached" else "drawn",
     )
 
 
@@ -90,7 +91,7 @@ def settled_average(config: TrainConfig, cache: Cache) -> AverageConfig:
     """What is averaged in a run of this length."""
     if config.average is not None:
         return config.average
-    steps = max(1, steps_in_epoch(len(training_rows(cache)), config.optim.batch_size)) * config.optim.epochs
+    steps = steps_of(training_groups(cache, config.optim.batch_size)) * config.optim.epochs
     return default_average(config.objective(), steps)
 
 

@@ -25,7 +25,7 @@ class Step(NamedTuple):
     Attributes:
         x: what the student trains on, pixels `[B, 3, H, W]` in [0, 1]; clean or adversarial.
         clean: the views that `x` was made from.
-        y: labels `[B]`.
+        y: labels `[B]`; of a row that has none, what the robust teachers say together about `clean`.
         answer: the teachers' logits `[B, T, C]` on any pixels near `clean`, as well as they are known.
         targets: teachers' logits for `x`, `[B, T, C]`.
         clean_targets: teachers' logits for `clean`, `[B, T, C]`.
@@ -34,6 +34,7 @@ class Step(NamedTuple):
         done: share of the run that is done, in [0, 1).
         start: the student's logits where `x` was started from, for its last rows; None unless `inner: warm`.
         average: the averaged student's logits for `clean`, `[B, C]`; None for recipes that do not use them.
+        known: bool `[B]`, which rows have a label of their own; None where all do.
     """
 
     x: Tensor
@@ -47,6 +48,7 @@ class Step(NamedTuple):
     done: float
     start: Tensor | None = None
     average: Tensor | None = None
+    known: Tensor | None = None
 
     def only(self, logits: Tensor, *, robust: bool) -> Tensor:
         """Of teachers' logits `[B, T, C]` those of robust teachers, or of vanilla ones; a GPU is not waited for."""

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from darht.attacks.threat import LEVELS
 from darht.cache.format.apply_views import apply_views, inverse_offsets
 from darht.cache.read.draw import view_logits
-from darht.cache.read.loader import TrainingSet
+from darht.cache.read.training_set import TrainingSet
+from darht.core.device import constant
+from darht.trainer.student.distances import mean_log_probabilities
 
 Answer = Callable[[Tensor], Tensor]  # pixels [B, 3, H, W] in [0, 1] -> teachers' logits [B, T, C]
 
@@ -22,6 +24,15 @@ def clean_answer(clean_targets: Tensor) -> Answer:
 def live_answer(teachers: Sequence[nn.Module]) -> Answer:
     """The teachers themselves."""
     return lambda x: torch.stack([teacher(x) for teacher in teachers], dim=1).float()
+
+
+def pseudo_labels(targets: Tensor, robust: Tensor) -> Tensor:
+    """The class that teachers find most probable together, int64 `[B]`, from their logits `[B, T, C]` on clean views.
+
+    Only robust ones are asked where there are any (`robust`, bool `[T]` on the CPU): they are who recipes listen to.
+    """
+    chosen = tuple(t for t, role in enumerate(robust.tolist()) if role) or tuple(range(len(robust)))
+    return mean_log_probabilities(targets[:, constant(chosen, targets.device)]).argmax(1)
 
 
 def nearest_answer(data: TrainingSet, at: Tensor, offsets: Tensor, clean: Tensor, clean_targets: Tensor) -> Answer:

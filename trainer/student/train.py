@@ -13,11 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import torch
 from torch import nn
 
+from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.reader import Cache
-from darht.cache.read.stream import Feed, FeedPlan
+from darht.cache.read.select import select
+from darht.cache.read.stream import Feed
 from darht.cache.sources.load import Source
 from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
@@ -129,6 +132,7 @@ def train(
         CacheError: the folder cannot be used as asked.
     """
     check_recipe(config, cache)
+    cache = select(cache, config.select)
     config = with_average(config, cache, out)
     plan, live = feed_plan(config, cache, device, memory_gib), live_teachers(config, cache, teachers or {}, device)
     identity = run_identity(config, cache, plan)
@@ -139,11 +143,11 @@ def train(
         joined(device) as ranks,
         Feed(cache, plan, seed=config.seed, epochs=epochs, views=drawn_views(config, cache)) as feed,
     ):
-        config.optim.check_rows(len(feed.training))
+        config.optim.check_rows(len(feed.training), feed.groups[0].per_batch)
         if ranks.first:
             claim_run(out, identity, resume=resume)
         state = _start(config, cache, feed, identity)
-        check_parts(state.student, config, len(feed.training), ranks)
+        check_parts(state.student, config, sum(len(group.rows) for group in feed.groups), ranks)
         average = None if state.average is None else state.average.module
         examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
         state.shared = ranks.averaged(StepCost(state.forward, examples))
@@ -223,7 +227,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     if state.memory is not None:
         if isinstance(state.memory, WarmMemory) and _forgets(config.inner.warm.reset, epoch) and not pause.steps:
             state.memory.forget()
-        state.memory.look(torch.from_numpy(feed.training))
+        state.memory.look(torch.from_numpy(np.concatenate([group.rows for group in feed.groups])))
     with borrowed_generator(config.seed, "dropout", epoch, *ranks.own):
         pause.set_generators()
         for number, (data, batch) in islice(enumerate(feed.batches(epoch), start=first), pause.steps, None):

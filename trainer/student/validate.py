@@ -20,6 +20,11 @@ def check_recipe(config: TrainConfig, cache: Cache) -> None:
             f"recipe {config.recipe} learns from teachers, and {cache.folder} has none: use recipe at or trades, or "
             "add teachers with darht-cache extend"
         )
+    if not cache.spec.teachers and cache.spec.data.labelled < cache.rows:
+        raise ConfigError(
+            f"{cache.folder} has rows without labels and no teacher who says what they are: add teachers with "
+            "darht-cache extend"
+        )
     problems = [*_missing_parts(config, cache), *_missing_teachers(config, cache)]
     if problems:
         raise ConfigError("; ".join(problems))

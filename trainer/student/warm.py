@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from darht.attacks.threat import LEVELS, Threat
-from darht.cache.read.loader import TrainingSet
 from darht.cache.read.sampler import draw_choices
+from darht.cache.read.training_set import TrainingSet
 from darht.core.device import send
 from darht.core.fused import fused
 from darht.core.rng import RowRng

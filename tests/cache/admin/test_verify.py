@@ -19,8 +19,9 @@ from darht.cache.builder.seal import seal
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.commit import State
 from darht.cache.format.spec import AttackSpec
-from darht.cache.read.loader import TrainingSet, load_training_set
+from darht.cache.read.loader import load_training_set
 from darht.cache.read.reader import open_cache
+from darht.cache.read.training_set import TrainingSet
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import CacheError, CorruptError
 from darht.trainer.cli import train

@@ -20,10 +20,11 @@ from darht.cache.export.croissant import export_croissant
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format import images as format_images
 from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
-from darht.cache.sources.load import load_centred
+from darht.cache.sources.open import load_centred
 from darht.core.errors import ConfigError
 from darht.trainer.student.train import train
 

@@ -20,10 +20,11 @@ from darht.cache.builder.teachers import Card, load_teacher, save_teacher
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.layout import layouts
 from darht.cache.format.store import Store
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, load_training_set
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sizes import needed_bytes
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, ModelError
 from darht.core.nets import build as build_net

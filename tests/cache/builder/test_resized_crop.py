@@ -24,8 +24,9 @@ from darht.cache.builder.teachers import load_teacher
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.resample import resample
 from darht.cache.read.dataset import CacheDataset
-from darht.cache.read.loader import GIB, needed_bytes
+from darht.cache.read.loader import GIB
 from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError
 from darht.trainer.config import TrainConfig, WarmConfig

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from darht.cache.format.views import view_table
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.source import SourceCache
-from darht.cache.read.stream import Feed, plan_feed
+from darht.cache.read.stream import Feed
 from darht.cache.sources.load import Source
 from darht.core.errors import ConfigError
 from darht.trainer.teacher.config import TeachConfig

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.draw import view_logits, view_pixels
+from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, allocate, load_training_set
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sampler import draw_choices, epoch_order
 from darht.cache.read.sizes import needed_bytes, row_bytes
-from darht.cache.read.stream import Feed, level_counts, plan_feed
+from darht.cache.read.stream import Feed, level_counts
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import ConfigError, CorruptError
 

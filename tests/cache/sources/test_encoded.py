@@ -13,7 +13,8 @@ from PIL import Image
 
 from darht.cache.sources import scan as scanning
 from darht.cache.sources.encoded import EncodedImages, read_index, write_index
-from darht.cache.sources.load import FileSource, load_source, open_source
+from darht.cache.sources.load import FileSource, load_source
+from darht.cache.sources.open import open_source
 from darht.core.errors import DataError
 
 NAMES = [f"train/{label}/{number}.png" for label in ("cat", "dog") for number in range(3)]

@@ -79,6 +79,16 @@ def test_two_processes_train_the_student_of_one(alone: Path, two: Path):
     assert same > 0.98  # a gradient within rounding of zero may have either sign
 
 
+def test_two_processes_train_the_student_of_one_from_several_sources(ranks: RankServer, blend: Path, tmp_path: Path):
+    config = dataclasses.replace(
+        CONFIG, inner=InnerConfig(eps=32, steps=2), optim=OptimConfig(epochs=1, batch_size=16, lr=0.05)
+    )
+    train(config, open_cache(blend), tmp_path / "alone", device=CPU)
+    assert ranks.together(blend, tmp_path / "two", config) == [0, 0]
+    for name, expected in weights(tmp_path / "alone").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], expected, atol=2e-4, rtol=1e-3)
+
+
 def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(
     ranks: RankServer, tiny_cache: Path, two: Path, tmp_path: Path
 ):

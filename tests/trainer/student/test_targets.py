@@ -12,7 +12,7 @@ from torch import nn
 
 from darht.cache.builder.jacobian import jacobian_rows
 from darht.cache.format.apply_views import apply_views, inverse_offsets
-from darht.cache.read.loader import Jacobian
+from darht.cache.read.training_set import Jacobian
 from darht.trainer.student.targets import clean_answer, first_order_answer, live_answer, nearest_answer
 
 N, SIDE, C, T, V = 24, 4, 5, 2, 18

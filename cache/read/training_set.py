@@ -1,0 +1,171 @@
+"""Rows of a cache in memory, as tensors."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from darht.cache.read.more_views import MoreViews, look_up
+from darht.core.device import send
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """Rows of a teacher's Jacobian on view 0, as they are stored.
+
+    Attributes:
+        values: int8 `[n, K, 3, H, W]`.
+        scales: float32 `[n, K]`: `values * scales` is the change of a logit per pixel level.
+        classes: int16 `[n, K]`, of which logits.
+    """
+
+    values: Tensor
+    scales: Tensor
+    classes: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Jacobian":
+        """The same rows after a change of every tensor."""
+        return Jacobian(change(self.values), change(self.scales), change(self.classes))
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Rows of a cache in memory: n of them, all N or a part.
+
+    Attributes:
+        rows: int64 `[n]`, the source index of each row that is held; random draws are keyed by it.
+        keys: the same on the CPU wherever the rest is: what decides shapes is drawn there, and no GPU is waited for.
+        images: uint8 `[n, 3, H, W]`; `[n, 0]` where they are encoded.
+        labels: int64 `[n]`; -1 where a row has none.
+        offsets: int8 `[V, 3]`; zeros where views are boxes.
+        teachers: the names on axis T; none when their logits are not needed.
+        attacks: the names of `deltas` and `adversarial`, in order.
+        clean: float `[n, V, T, C]`, every teacher's logits on every view, or on those that all rows have; or
+            `[n, k, T, C]` on the views of `held`; where they are coded the main array of the code, `[n, V, T, ...]`.
+            `draw.view_logits` tells what was said.
+        deltas: by attack, int8 `[n, Va, 3, H, W]`.
+        scales: by attack, pixel levels for each integer of `deltas`.
+        adversarial: by attack, every teacher's logits on the stored adversarial images, `[n, Va, T, C]`; as `clean`.
+        jacobians: by teacher; empty when they are not needed.
+        robust: bool `[T]` on the CPU, false for teachers whose role is `vanilla`.
+        training: int64, rows of the cache to train on.
+        holdout: int64, rows of the cache kept for selection.
+        boxes: int32 `[n, V, 5]`, what each view shows, of resized crops; None of other views.
+        size: side of resized crops.
+        encoded: the bytes of each image, `[n]`, on the CPU wherever the rest is; None where pixels are stored.
+        more: the teachers' logits on views that only some rows have.
+        limits: pairs (rows, views), rows falling and views rising: rows of the cache below the one have the other;
+            empty where all rows have all views.
+        labelled: rows of the cache below this number have labels; None for all of them.
+        held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
+        companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
+        classes: C.
+        same_view: rows whose source indices have one quotient by this number show the same view in an epoch.
+    """
+
+    rows: Tensor
+    keys: Tensor
+    images: Tensor
+    labels: Tensor
+    offsets: Tensor
+    teachers: tuple[str, ...]
+    attacks: tuple[str, ...]
+    clean: Tensor
+    deltas: tuple[Tensor, ...]
+    scales: tuple[float, ...]
+    adversarial: tuple[Tensor, ...]
+    jacobians: tuple[Jacobian, ...]
+    robust: Tensor
+    training: np.ndarray
+    holdout: np.ndarray
+    boxes: Tensor | None = None
+    size: int = 0
+    encoded: NDArray[np.object_] | None = None
+    more: tuple[MoreViews, ...] = ()
+    limits: tuple[tuple[int, int], ...] = ()
+    labelled: int | None = None
+    held: Tensor | None = None
+    order: tuple[Tensor, Tensor] | None = None
+    companions: tuple[Tensor, ...] = ()
+    classes: int = 0
+    same_view: int = 1
+
+    def to(self, device: torch.device) -> "TrainingSet":
+        """The same on another device."""
+        moved = self._each(lambda tensor: tensor.to(device))
+        return dataclasses.replace(moved, offsets=self.offsets.to(device))
+
+    def send(self, device: torch.device) -> "TrainingSet":
+        """The same on another device, from pinned memory and without waiting for it: for the rows of a step."""
+        moved = self._each(lambda tensor: send(tensor, device))
+        return dataclasses.replace(moved, offsets=send(self.offsets, device))
+
+    def ordered(self, order: Tensor) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are."""
+        device = self.images.device
+        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+
+    def sent(self, at: Tensor) -> Tensor:
+        """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
+        if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
+            return send(at, self.images.device)
+        return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
+    def take(self, at: Tensor) -> "TrainingSet":
+        """Only the rows at positions `at`, int64 `[B]`, in that order."""
+        taken = dataclasses.replace(self, more=())._each(lambda tensor: tensor.index_select(0, at))
+        more = tuple(views.take(at) for views in self.more)
+        encoded = None if self.encoded is None else self.encoded[at.numpy()]
+        return dataclasses.replace(taken, keys=self.keys[at], more=more, order=None, encoded=encoded)
+
+    def take_views(self, at: Tensor, held: Tensor) -> "TrainingSet":
+        """As `take`, with the logits of some views of each row alone, int64 `[B, k]`."""
+        others = [part if number else part[:, :0] for number, part in enumerate(self.companions)]
+        few = dataclasses.replace(self, clean=self.clean[:, :0], more=(), companions=tuple(others)).take(at)
+        companions = (*(part[at[:, None], held] for part in self.companions[:1]), *few.companions[1:])
+        return dataclasses.replace(few, clean=self.logits(at[:, None], held), companions=companions, held=held)
+
+    def logits(self, at: Tensor, views: Tensor) -> Tensor:
+        """`clean` on views of the rows at positions `at`, of one shape (or one that becomes so)."""
+        return look_up(self.clean, self.more, at, views) if self.more else self.clean[at, views]
+
+    def copy_from(self, other: "TrainingSet", at: Tensor) -> None:
+        """Replace the first rows by those at positions `at` of another set of the same cache."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[: len(at)] = theirs.index_select(0, at)
+        if self.encoded is not None and other.encoded is not None:
+            self.encoded[: len(at)] = other.encoded[at.numpy()]
+        for my_views, their_views in zip(self.more, other.more, strict=True):
+            my_views.copy_from(their_views, other.rows, at)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that has a row for each row held, but for `more`."""
+        slopes = [tensor for jacobian in self.jacobians for tensor in vars(jacobian).values()]
+        optional = [tensor for tensor in (self.boxes, self.held) if tensor is not None]
+        said = [self.clean, *self.adversarial, *self.companions]
+        return [self.rows, self.images, self.labels, *said, *self.deltas, *slopes, *optional]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TrainingSet":
+        return dataclasses.replace(
+            self,
+            rows=change(self.rows),
+            images=change(self.images),
+            labels=change(self.labels),
+            clean=change(self.clean),
+            held=None if self.held is None else change(self.held),
+            deltas=tuple(map(change, self.deltas)),
+            adversarial=tuple(map(change, self.adversarial)),
+            companions=tuple(map(change, self.companions)),
+            jacobians=tuple(jacobian.each(change) for jacobian in self.jacobians),
+            boxes=None if self.boxes is None else change(self.boxes),
+            more=tuple(views.each(change) for views in self.more),
+        )
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
