@@ -121,11 +121,13 @@ def zoo_list() -> None:
     from darht.core.zoo import PREFIX, zoo
 
     table = Table("teacher", "network", "kB", "eps", "measured on", "clean", "PGD-20", header_style="bold")
+    table.columns[0].no_wrap = True
     for name, folder in zoo().items():
         card, size = read_card(folder), (folder / WEIGHTS).stat().st_size
         for what, found in card.accuracy.items():
             figures = (f"{found['clean']:.1f}", f"{found['pgd-20']:.1f}")
-            table.add_row(PREFIX + name, card.arch, f"{size / 1e3:,.0f}", f"{found['eps']:g}/255", what, *figures)
+            network = card.arch.rpartition(":")[2]  # timm:NAME, python:module:NAME
+            table.add_row(PREFIX + name, network, f"{size / 1e3:,.0f}", f"{found['eps']:g}/255", what, *figures)
     print_table(table)
 
 
