@@ -49,8 +49,8 @@ def student_facts(place: Path) -> dict[str, Any]:
             "preprocessing": parse(Preprocessing, said["preprocessing"], f"{path}: preprocessing"),
             "training": {
                 "algorithm": str(said["recipe"]["recipe"]),
-                "eps": float(said["recipe"]["inner"]["eps"]),
                 "cache_root_hash": str(said["cache_root_hash"]),
+                **{key: float(value) for key, value in said["recipe"].get("inner", {}).items() if key == "eps"},
             },
             "weights_sha256": sha256_file(place / WEIGHTS),
         }

@@ -33,7 +33,7 @@ def test_what_a_file_writes_is_what_the_paper_has(path):
 def test_a_file_says_what_it_needs_and_what_to_expect(path):
     head = "\n".join(itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines()))
     assert f"recipes/{path.name}" in head
-    assert "GPU" in head and "ot measured" in head
+    assert ("GPU" in head and "ot measured" in head) or "docs/results.md" in head
 
 
 def test_every_recipe_has_a_file():
