@@ -25,7 +25,7 @@ from darht.core.files import is_free
 from darht.core.preprocessing import Preprocessing
 from darht.core.trust import trusting
 from darht.trainer.config import StudentConfig
-from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, RUN
+from darht.trainer.state.checkpoint import BEST, CHECKPOINT, LAST, MEMORY, RUN
 from darht.trainer.student.distributed import rank_and_world
 from darht.trainer.student.setup import settled_average
 from darht.trainer.student.train import Callbacks, train
@@ -131,6 +131,8 @@ def finish(folder: Path) -> None:
     """Note that a teacher is measured, by removing what only a training needs; its log and curves stay."""
     run = folder / TRAINING
     (run / CHECKPOINT).unlink(missing_ok=True)  # first: without it the teacher is finished
+    for path in run.glob(MEMORY.format("*")):
+        path.unlink(missing_ok=True)
     for name in (BEST, LAST):
         shutil.rmtree(run / name, ignore_errors=True)
 

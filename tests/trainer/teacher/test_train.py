@@ -16,6 +16,7 @@ from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
 from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, StudentConfig, WarmConfig
 from darht.trainer.state.checkpoint import CHECKPOINT, RUN, cache_of
+from darht.trainer.student import checkpoints
 from darht.trainer.student.train import Callbacks, train
 from darht.trainer.teacher.config import TeachConfig, load_teaching
 from darht.trainer.teacher.train import TRAINING, check_free, expected_card, finish, is_finished, teach
@@ -92,6 +93,9 @@ def test_a_teacher_of_one_step_is_watched_for_collapse(kind, digits, tmp_path):
     config = load_teaching("pgd-at", kind, ("optim.epochs=2", "optim.batch_size=64", "views.padding=1"))
     teach(config, digits, NET, tmp_path, device=CPU)
     assert all("training_pgd" in row for row in log(tmp_path / TRAINING))
+    assert any(path.name.startswith("memory") for path in (tmp_path / TRAINING).iterdir()) == (kind == "warm")
+    finish(tmp_path)
+    assert sorted(path.name for path in (tmp_path / TRAINING).iterdir()) == ["log.csv", "log.jsonl", RUN]
 
 
 def test_what_a_command_line_says():
@@ -142,7 +146,8 @@ def test_a_stopped_training_goes_on_to_the_same_bits(digits, tmp_path):
         teach(replace(config, loss={"smoothing": 0.1}), digits, NET, tmp_path / "cut", device=CPU, resume=True)
 
 
-def test_a_training_that_is_killed_costs_its_epoch(digits, tmp_path):
+def test_a_training_that_is_killed_costs_its_epoch(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     config = settings("standard")
     made = []
 
