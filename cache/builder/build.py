@@ -278,12 +278,17 @@ def _check_teachers(out: Storage, plan: Plan) -> None:
 
 
 def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:
-    """Paths relative to the cache, so that a folder that holds data, teachers and cache can be moved as a whole."""
+    """Paths relative to the cache, so that a folder that holds data, teachers and cache can be moved as a whole.
+
+    Teachers that come with darht keep their names.
+    """
 
     def relative(value: object) -> object:
         if isinstance(value, dict):
             return {key: relative(item) for key, item in value.items()}
-        return os.path.relpath(value, out.resolve()) if isinstance(value, str) else value
+        if not isinstance(value, str) or in_zoo(value):
+            return value
+        return os.path.relpath(value, out.resolve())
 
     return {key: relative(value) for key, value in origin.items()}
 

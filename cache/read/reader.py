@@ -25,6 +25,7 @@ from darht.cache.read.steady import FileChanged, SteadyStorage
 from darht.core.errors import ConfigError, CorruptError, DataError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage
+from darht.core.zoo import in_zoo
 
 _CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
@@ -319,7 +320,7 @@ class Cache:
 def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _absolute(item, folder) for key, item in value.items()}
-    return str((folder / value).resolve()) if isinstance(value, str) else value
+    return str((folder / value).resolve()) if isinstance(value, str) and not in_zoo(value) else value
 
 
 def open_cache(location: Location, reach: Reach = Reach()) -> Cache:

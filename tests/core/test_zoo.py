@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from built import sealed_cache
 
 from darht.cache.builder.teachers import load_teacher, read_card
+from darht.cache.read.reader import open_cache
 from darht.core import zoo
 from darht.core.errors import ConfigError, ModelError
 from darht.core.zoo import absolute, teacher_at, teacher_path
@@ -33,6 +35,19 @@ def test_the_card_and_the_weights_are_the_folders(stocked):
     x = torch.rand(4, 1, 8, 8)
     assert card == again == read_card(stocked["cnn"])
     assert torch.equal(model(x), ours(x))
+
+
+def test_a_cache_remembers_its_teachers_by_their_names(stocked, tmp_path):
+    """As a path, a name would lead nowhere from the cache's folder, and its teachers could not be asked again."""
+    config = {
+        "data": {"source": "digits", "limit": 32, "holdout": 0.1},
+        "teachers": {"cnn": {"path": "zoo:digits-cnn"}},
+        "views": {"kind": "identity"},
+    }
+    cache = open_cache(sealed_cache(config, tmp_path))
+    origin = cache.origin()
+    assert origin["teachers"] == {"cnn": "zoo:digits-cnn"}
+    assert load_teacher(Path(origin["teachers"]["cnn"]), torch.device("cpu"))[1] == read_card(stocked["cnn"])
 
 
 def test_a_wrong_name_gets_the_nearest(stocked):
