@@ -40,7 +40,7 @@ def test_the_card_and_the_weights_are_the_folders(stocked):
 def test_a_cache_remembers_its_teachers_by_their_names(stocked, tmp_path):
     """As a path, a name would lead nowhere from the cache's folder, and its teachers could not be asked again."""
     config = {
-        "data": {"source": "digits", "limit": 32, "holdout": 0.1},
+        "data": {"source": "digits", "limit": 100, "holdout": 0.1},
         "teachers": {"cnn": {"path": "zoo:digits-cnn"}},
         "views": {"kind": "identity"},
     }
