@@ -81,6 +81,7 @@ def classes(folder: Path) -> Iterator[FileClass]:
     known: list[tuple[str, str, str]] = [
         ("run/checkpoint.pt", run, f"{resume} run"),
         ("paused/paused.pt", paused, f"{resume} paused"),
+        ("warm/memory-1.pt", "darht-train verify warm", f"{resume} warm --set inner.kind=warm"),
         ("run/run.json", run, f"{measure} run --out again"),
         ("run/student/config.json", run, f"{measure} run --out again"),
         ("run/student/model.safetensors", run, f"{measure} run --out again"),
@@ -137,6 +138,8 @@ def prepare(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     wanted = load_recipe(folder / "recipe.yaml", ())
     train(wanted, cache, folder / "run", device=CPU)
+    warm = load_recipe(folder / "recipe.yaml", ("inner.kind=warm",))
+    train(warm, cache, folder / "warm", device=CPU)
     _stopped(partial(train, wanted, cache, folder / "paused", device=CPU, callbacks=Callbacks(on_step=_stop)))
     evaluate(str(folder / "run"), EvalConfig(limit=60, teachers=None, queries=(10, 10)), device=CPU)
     export_run(folder / "run", folder / "exported", kind="plain")

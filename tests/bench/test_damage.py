@@ -23,7 +23,7 @@ def test_every_class_of_file(bench, tmp_path, monkeypatch):
     for number, kind in enumerate(kinds):  # of every third also the command that needs it, which costs more
         one = kind if number % 3 == 1 else dataclasses.replace(kind, command=())
         found[kind.name] = bench.measure(tmp_path, one, 1, rng)
-    assert len(found) == 20
+    assert len(found) == 21
     for name, count in found.items():
         assert (count.flips, count.noticed, count.tracebacks) == (1, 1, 0), name
 
