@@ -29,7 +29,7 @@ from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher
 from darht.cache.builder.writer import OnUnit, UnitWriter
 from darht.cache.format.commit import State, unit_state
 from darht.cache.format.layout import ArrayLayout, check_chunks, layouts
-from darht.cache.format.manifest import ORIGIN, SPEC, write_remote_origin
+from darht.cache.format.manifest import ORIGIN, SPEC, relative_origin, write_remote_origin
 from darht.cache.format.spec import RULES, CacheSpec
 from darht.cache.format.store import Store
 from darht.cache.format.views import view_table
@@ -235,7 +235,7 @@ def claim_folder(out: Storage, plan: Plan) -> None:
         _refuse_other_spec(out, found, plan.spec)
     Store(out).create(plan.arrays)
     if isinstance(out, LocalStorage):
-        out.write(ORIGIN, seal_json(_relative_origin(plan.origin, out.folder)))
+        out.write(ORIGIN, seal_json(relative_origin(plan.origin, out.folder)))
     else:
         write_remote_origin(out, plan.origin)
     for number, part in enumerate(plan.source.parts if isinstance(plan.source, MixedSource) else (plan.source,)):
@@ -275,22 +275,6 @@ def _check_teachers(out: Storage, plan: Plan) -> None:
     for array, shard in plan.units if absent else ():
         if array.teacher in absent and unit_state(out, array, shard)[0] is not State.DONE:
             raise ModelError(f"teacher '{array.teacher}' must compute {array.name} shard {shard}, {GONE}")
-
-
-def _relative_origin(origin: dict[str, object], out: Path) -> dict[str, object]:
-    """Paths relative to the cache, so that a folder that holds data, teachers and cache can be moved as a whole.
-
-    Teachers that come with darht keep their names.
-    """
-
-    def relative(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: relative(item) for key, item in value.items()}
-        if not isinstance(value, str) or in_zoo(value):
-            return value
-        return os.path.relpath(value, out.resolve())
-
-    return {key: relative(value) for key, value in origin.items()}
 
 
 def environment(device: torch.device, batch_size: int, *, engine: str = "local", worker: int = 0) -> dict[str, Any]:

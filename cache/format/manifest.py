@@ -1,6 +1,7 @@
 """The manifest of a sealed cache, whose root hash is its identity, and the spec that it belongs to."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError,
 from darht.core.files import is_inside, sha256_bytes, user_data_folder
 from darht.core.sealed import read_sealed, seal_json, tell_unhashed, unseal_json, write_sealed
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
+from darht.core.zoo import in_zoo
 
 MANIFEST, SPEC, ORIGIN = "manifest.json", "spec.json", "origin.json"
 
@@ -195,3 +197,22 @@ def read_origin(location: Location) -> dict[str, Any]:
     if not all(path is None or isinstance(path, str) for path in paths) or not isinstance(size, int | None):
         raise CorruptError(f"{name} must hold paths under data_root and teachers: {_ORIGIN_AGAIN}")
     return sealed.value
+
+
+def relative_origin(origin: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Paths relative to the cache, so that a folder that holds data, teachers and cache can be moved as a whole.
+
+    Teachers that come with darht keep their names.
+    """
+    return {key: _moved(value, lambda path: os.path.relpath(path, out.resolve())) for key, value in origin.items()}
+
+
+def absolute_origin(origin: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What `relative_origin` made relative to a cache's folder, as absolute paths."""
+    return {key: _moved(value, lambda path: str((folder / path).resolve())) for key, value in origin.items()}
+
+
+def _moved(value: Any, move: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(item, move) for key, item in value.items()}
+    return move(value) if isinstance(value, str) and not in_zoo(value) else value

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from darht.cache.format.commit import COMMITS
 from darht.cache.format.images import decode_views, decoder_identity
 from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts, shard_key
 from darht.cache.format.logit_codes import companion_suffix, decode
-from darht.cache.format.manifest import Manifest, read_manifest, read_origin, read_spec
+from darht.cache.format.manifest import Manifest, absolute_origin, read_manifest, read_origin, read_spec
 from darht.cache.format.resample import centred
 from darht.cache.format.shards import Index, plain_index
 from darht.cache.format.spec import CacheSpec
@@ -25,7 +24,6 @@ from darht.cache.read.steady import FileChanged, SteadyStorage
 from darht.core.errors import ConfigError, CorruptError, DataError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage
-from darht.core.zoo import in_zoo
 
 _CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
 
@@ -310,17 +308,11 @@ class Cache:
             CorruptError: `origin.json` is damaged.
         """
         found = read_origin(self.folder)
-        return _absolute(found, self.folder.folder) if isinstance(self.folder, LocalStorage) else found
+        return absolute_origin(found, self.folder.folder) if isinstance(self.folder, LocalStorage) else found
 
     def size(self, name: str) -> int:
         """The bytes of an array on disk."""
         return sum(shard.size for shard in self.manifest.shards if shard.array == name)
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _absolute(item, folder) for key, item in value.items()}
-    return str((folder / value).resolve()) if isinstance(value, str) and not in_zoo(value) else value
 
 
 def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
