@@ -7,8 +7,8 @@
 Teachers are adversarially trained networks, of CIFAR-10 those of the zoo in `--zoo`; on Tiny ImageNet those that
 `recipes/tiny-imagenet-small.yaml` left in OUT. Examples are those of PGD-10 on another network. A Jacobian has rows for
 the label and the teacher's strongest other classes, `--classes` of them. At half resolution it holds the mean of each
-gradient over 2x2 pixels, and stands for all four of them. That of the margin is the gradient of the label's logit minus the
-strongest other's; half of its change goes to either. Printed are the nats of KL from the live teacher's answer, how
+gradient over 2x2 pixels, and stands for all four of them. That of the margin is the gradient of the label's logit minus
+the strongest other's; half of its change goes to either. Printed are the nats of KL from the live teacher's answer, how
 often the argmax is its own, and the bytes of a row.
 """
 
