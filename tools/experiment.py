@@ -160,11 +160,11 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     limit = config.data.get("test_limit")
     cut = () if limit is None else ("--limit", str(limit))
     cut = cut if config.tier == "quick" else (*cut, "--tier", config.tier)
-    for name, recipe in config.students.items():
-        for k, run in enumerate(config.runs(name)):
+    for k in range(config.seeds):  # every way once before any twice: what is stopped has something to compare
+        for name, recipe in config.students.items():
+            run, cache = config.runs(name)[k], config.cache_of(name)
             file, folder = str(out / "recipes" / f"{name}.yaml"), str(out / "run" / run)
             seed = () if config.seeds == 1 else ("--set", f"seed={recipe.get('seed', 0) + k}")
-            cache = config.cache_of(name)
             words = ("darht-train", "--shards", str(out / cache), "--recipe", file, *seed, "--out", folder, "--resume")
             stages.append(Stage(f"train {run}", words, (cache,)))
             stages.append(Stage(f"eval {run}", ("darht-eval", folder, *cut), (f"train {run}",)))

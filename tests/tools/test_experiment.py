@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 from runs import write_student
 
 from darht.cache.builder.config import load_config
@@ -26,6 +27,7 @@ from darht.tools.experiment import (
     write_inputs,
 )
 from darht.tools.experiment_cli import call, experiment
+from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE
 from darht.tools.experiment_results import collect, gains, student_row
 from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
@@ -322,6 +324,13 @@ def test_the_main_job_on_a_handful_of_digits(tiny_recipe: Path, tmp_path: Path) 
     assert report["cache_root_hash"] == json.loads((out / "cache" / "manifest.json").read_text())["root_hash"]
     assert "$ darht-cache build" in result.output
     assert "root hash" in result.output
+    numbers = json.loads((out / NUMBERS).read_text())["ways"][0]
+    assert numbers["name"] == "cached" and numbers["cpu_seconds"] > 0 and numbers["gain"] is None
+    assert numbers["judged"]["low"] <= numbers["judged"]["mean"] <= numbers["judged"]["high"]
+    page = (out / PAGE).read_text()
+    assert f"]({PICTURE})" in page and "| cached | " in page
+    with Image.open(out / PICTURE) as picture:
+        assert picture.size[0] > 1000
 
 
 def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:

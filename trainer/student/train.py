@@ -223,6 +223,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     total, first = feed.steps * config.optim.epochs, epoch * feed.steps
     pause, state.pause, wishes = state.pause or Pause(), None, None
     start, metrics, images = time.perf_counter() - pause.seconds, pause.metrics(feed.plan.device), pause.images
+    cpu_start = time.process_time() - pause.cpu_seconds
     state.student.train()
     if state.memory is not None:
         if isinstance(state.memory, WarmMemory) and _forgets(config.inner.warm.reset, epoch) and not pause.steps:
@@ -243,7 +244,8 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
             except KeyboardInterrupt:
                 state.stopping = True
             if ranks.stop(state.stopping, before):  # between two steps: nothing is half done
-                state.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, metrics, ranks.world)
+                taken = time.perf_counter() - start, time.process_time() - cpu_start
+                state.pause = Pause.here(number + 1 - first, images, taken, metrics, ranks.world)
                 _stop_here(state, context)
     _average(state, config, step=False, done=(first + feed.steps) / total)
     ranks.share(state.student, state.memory, state.learned)
@@ -256,6 +258,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
         "lr": round(learning_rate(config.optim, (first + feed.steps - 1) / total), 8),
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(time.process_time() - cpu_start, 3),
     }
 
 
