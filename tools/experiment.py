@@ -72,6 +72,7 @@ class ExperimentConfig:
         seeds: how many students are trained by each recipe; they differ by their seed alone.
         baseline: the student that the others are compared with, image by image.
         tier: of `darht-eval`; with `standard` and `full` students are compared under AutoAttack.
+        transfer: attack students with the examples of their teachers too; large teachers make that the dearest part.
     """
 
     data: dict[str, Any]
@@ -83,6 +84,7 @@ class ExperimentConfig:
     seeds: int = 1
     baseline: str | None = None
     tier: Literal["quick", "standard", "full"] = "quick"
+    transfer: bool = True
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -160,6 +162,7 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     limit = config.data.get("test_limit")
     cut = () if limit is None else ("--limit", str(limit))
     cut = cut if config.tier == "quick" else (*cut, "--tier", config.tier)
+    cut = cut if config.transfer else (*cut, "--no-transfer")
     for k in range(config.seeds):  # every way once before any twice: what is stopped has something to compare
         for name, recipe in config.students.items():
             run, cache = config.runs(name)[k], config.cache_of(name)

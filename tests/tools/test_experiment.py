@@ -233,10 +233,12 @@ def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(
 ) -> None:
     students = {"no-teachers": TINY["students"]["cached"], "taught": {**TINY["students"]["cached"], "seed": 4}}
     wanted = {**TINY, "students": students, "seeds": 2, "baseline": "no-teachers", "tier": tier}
+    wanted["transfer"] = tier == "quick"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(wanted))
     config = load_experiment(tmp_path / "own.yaml")
     lines = {stage.name: stage.line for stage in plan_stages(config, tmp_path, root=None)}
-    assert ("--tier standard" in lines["eval taught-0"]) == (tier == "standard")
+    assert ("--tier standard --no-transfer" in lines["eval taught-0"]) == (tier == "standard")
+    assert ("--no-transfer" in lines["eval taught-0"]) == (tier == "standard")
     assert "--set seed=1 " in lines["train no-teachers-1"] and "--set seed=5 " in lines["train taught-1"]
     alive = {
         "no-teachers-0": [1, 0, 0, 0],
