@@ -141,8 +141,19 @@ def load_experiment(path: Path, assignments: tuple[str, ...] = ()) -> Experiment
     for seed in (one.get("seed") for one in settings):
         if isinstance(seed, int):
             check_seed(seed)
-    teachers = {name: _found(plan, path.parent) for name, plan in config.teachers.items()}
+    teachers = {
+        name: _found(replace(plan, set=_dotted(plan.set)), path.parent) for name, plan in config.teachers.items()
+    }
     return replace(config, teachers=teachers)
+
+
+def _dotted(settings: dict[str, Any], start: str = "") -> dict[str, Any]:
+    """Settings by their dotted keys: `optim: {epochs: 9}` is `optim.epochs: 9`, and the later of two wins."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and value
+        flat |= _dotted(value, f"{start}{key}.") if nested else {f"{start}{key}": value}
+    return flat
 
 
 def _found(plan: TeacherPlan, base: Path) -> TeacherPlan:

@@ -277,6 +277,15 @@ def test_an_experiment_of_ours_goes_by_its_name() -> None:
     assert load_experiment(Path("digits-demo")) == load_experiment(RECIPES / "digits-demo.yaml")
 
 
+def test_a_teachers_setting_is_changed_alone(tiny_recipe: Path, tmp_path: Path) -> None:
+    change = ("teachers.vit.set.optim.epochs=9", "teachers.resnet.set.optim.kind={}")
+    before, config = load_experiment(tiny_recipe), load_experiment(tiny_recipe, change)
+    assert before.teachers["vit"].set["optim.epochs"] != 9 and "optim.lr" not in before.teachers["resnet"].set
+    assert config.teachers["vit"].set == before.teachers["vit"].set | {"optim.epochs": 9}
+    line = {stage.name: stage.line for stage in plan_stages(config, tmp_path, root=None)}["teacher vit"]
+    assert "--set optim.epochs=9" in line and "--set optim=" not in line
+
+
 def test_a_finished_stage_is_not_run_again_but_a_changed_one_is(tiny_recipe: Path, tmp_path: Path) -> None:
     config, out, ran = load_experiment(tiny_recipe), tmp_path / "out", []
 
