@@ -28,6 +28,7 @@ from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
+from darht.core.stats import beyond_chance
 from darht.core.tensors import save_tensors
 from darht.trainer.config import TrainConfig
 from darht.trainer.export.model_card import teacher_notes
@@ -180,7 +181,7 @@ def _train(state: TrainState, context: TrainContext) -> None:
         row = _epoch(state, context)
         scores = _scores(state, held, collapse_probe, config, context.feed.plan.device) if ranks.first else {}
         row |= cast(dict[str, float], ranks.agree(scores))
-        if _collapsed(row, state.progress, len(cache.spec.data.classes)):
+        if _collapsed(row, state.progress, len(cache.spec.data.classes), len(collapse_probe.images)):
             callbacks.on_note(_go_back(state, context, row))
             continue
         best, card = advance(state.progress, row), student_card(config, cache, state.student, row, state.identity)
@@ -304,15 +305,17 @@ def _scores(
     return scores
 
 
-def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
+def _collapsed(row: dict[str, Any], progress: Progress, classes: int, rows: int) -> bool:
     """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
 
-    Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse.
+    Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse. Among so many `rows` the
+    fall must be one that chance makes less than once in 1,000 times: of few rows in many classes few are right.
     """
     before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
-    if not before or progress.pgd_share == 1 or max(before) < 200 / classes:
+    if not before or progress.pgd_share == 1 or max(before) < 200 / classes or row["training_pgd"] >= max(before) / 2:
         return False
-    return bool(row["training_pgd"] < max(before) / 2)
+    failing = min(max(1 - max(before) / 100, 0.5 / rows), 1 - 0.5 / rows)
+    return round(rows * (1 - float(row["training_pgd"]) / 100)) >= beyond_chance(rows, failing)
 
 
 def _go_back(state: TrainState, context: TrainContext, row: dict[str, Any]) -> str:
