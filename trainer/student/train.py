@@ -308,11 +308,14 @@ def _scores(
 def _collapsed(row: dict[str, Any], progress: Progress, classes: int, rows: int) -> bool:
     """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
 
-    Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse. Among so many `rows` the
-    fall must be one that chance makes less than once in 1,000 times: of few rows in many classes few are right.
+    There is nothing to fall from below twice chance, nor above it by what a network that names one class alone reaches on
+    so few `rows`. The fall must be one that chance makes less than once in 1,000 times. PGD steps everywhere cannot
+    collapse.
     """
     before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
-    if not before or progress.pgd_share == 1 or max(before) < 200 / classes or row["training_pgd"] >= max(before) / 2:
+    if not before or progress.pgd_share == 1 or row["training_pgd"] >= max(before) / 2:
+        return False
+    if round(rows * max(before) / 100) < beyond_chance(rows, min(2 / classes, 0.75)):
         return False
     failing = min(max(1 - max(before) / 100, 0.5 / rows), 1 - 0.5 / rows)
     return round(rows * (1 - float(row["training_pgd"]) / 100)) >= beyond_chance(rows, failing)
