@@ -55,6 +55,9 @@ def in_the_third_epoch(share_enough):
         ([1.5625], 0.78125, 200, 128, False),  # two rows right, then one
         ([6.25], 0.0, 200, 128, True),
         ([19.0], 0.0, 10, 512, False),
+        ([22.0], 2.0, 10, 64, False),  # a network that says one class of ten always
+        ([45.0], 2.0, 10, 64, True),
+        ([90.0], 20.0, 2, 512, True),
         ([], 0.0, 10, 512, False),
     ],
 )
