@@ -11,6 +11,7 @@ make it shorter, `--only` takes some of the students.
 import argparse
 import datetime
 import json
+import shlex
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,8 +153,9 @@ def page(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
     by_name: dict[str, dict[int, dict[str, Any]]] = {}
     for one in results:
         by_name.setdefault(one["name"], {})[one["seed"]] = one
+    names = {str(options.data): "DIR", str(options.work.parent): "WORK", str(options.out): "PAGE"}
     head = HEAD.format(
-        words=" ".join(sys.argv[1:]).replace(str(options.data), "DIR").replace(str(options.work.parent), "WORK"),
+        words=shlex.join(names.get(word, word) for word in sys.argv[1:]),
         date=datetime.date.today(), version=torch.__version__.split("+")[0],
         epochs=options.epochs, images=options.images, limit=options.limit,
     )  # fmt: skip
