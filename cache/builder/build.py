@@ -213,7 +213,7 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
             start = time.perf_counter()
             values = worker.compute(array, shard)
             writer.put(array, shard, values, time.perf_counter() - start)
-    give_back()  # or else a build grows with its first blocks, by what decoding left
+            give_back()  # or else a build grows with its first blocks, by what decoding left
 
 
 def claim_folder(out: Storage, plan: Plan) -> None:
