@@ -242,7 +242,8 @@ class Feed:
 
 
 def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:
-    return data, torch.arange(len(data.keys))
+    at = torch.arange(len(data.keys))
+    return data.ordered(at, torch.arange(len(at), device=data.images.device)), at
 
 
 def level_counts(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darht.cache.read.more_views import MoreViews, look_up
 from darht.core.device import send
+from darht.core.fused import fused
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,33 @@ class TrainingSet:
         moved = self._each(lambda tensor: send(tensor, device))
         return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
-    def ordered(self, order: Tensor) -> "TrainingSet":
-        """The same with positions `[m]` sent ahead to where its rows are."""
+    def ordered(self, order: Tensor, here: Tensor | None = None) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are, unless they are `here` already."""
         device = self.images.device
-        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+        if device.type == "cpu":
+            return self
+        return dataclasses.replace(self, order=(order, send(order, device) if here is None else here))
 
     def sent(self, at: Tensor) -> Tensor:
         """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
         if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
             return send(at, self.images.device)
         return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
+    def reordered(self, at: Tensor, first: Tensor, here: Tensor, first_here: Tensor) -> tuple["TrainingSet", Tensor]:
+        """Positions with those that come `first` before the others, each part in the order that it has.
+
+        Args:
+            at: int64 `[B]` on the CPU.
+            first: bool `[B]` on the CPU.
+            here: what `sent` gives of `at`; nothing more is sent.
+            first_here: the same flags where the rows are.
+
+        Returns:
+            The set, whose `sent` knows them and parts of them, and the positions on the CPU.
+        """
+        order = torch.cat([at[first], at[~first]])
+        return self.ordered(order, _first(here, first_here)), order
 
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
@@ -165,6 +183,11 @@ class TrainingSet:
             boxes=None if self.boxes is None else change(self.boxes),
             more=tuple(views.each(change) for views in self.more),
         )
+
+
+@fused
+def _first(at: Tensor, first: Tensor) -> Tensor:
+    return at[torch.argsort(first.logical_not().to(torch.int8), stable=True)]
 
 
 def _same_storage(one: Tensor, other: Tensor) -> bool:
