@@ -63,6 +63,9 @@ class TrainingSet:
             empty where all rows have all views.
         labelled: rows of the cache below this number have labels; None for all of them.
         held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        shown: int64 `[n, 1]`, the view of which the one attack that is held has perturbations and answers; None where
+            all attacks are held in all views that they ran on.
+        attack_views: by attack, the views that it ran on, where fewer are held; empty where all are.
         order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
         companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
         classes: C.
@@ -91,6 +94,8 @@ class TrainingSet:
     limits: tuple[tuple[int, int], ...] = ()
     labelled: int | None = None
     held: Tensor | None = None
+    shown: Tensor | None = None
+    attack_views: tuple[int, ...] = ()
     order: tuple[Tensor, Tensor] | None = None
     companions: tuple[Tensor, ...] = ()
     classes: int = 0
@@ -148,6 +153,36 @@ class TrainingSet:
         companions = (*(part[at[:, None], held] for part in self.companions[:1]), *few.companions[1:])
         return dataclasses.replace(few, clean=self.logits(at[:, None], held), companions=companions, held=held)
 
+    def without_attacks(self) -> "TrainingSet":
+        """The same with no view of perturbations and of answers to them."""
+        nothing = [part[:, :0] if number else part for number, part in enumerate(self.companions)]
+        return dataclasses.replace(
+            self,
+            deltas=tuple(part[:, :0] for part in self.deltas),
+            adversarial=tuple(part[:, :0] for part in self.adversarial),
+            companions=tuple(nothing),
+            attack_views=tuple(map(self.attack_count, range(len(self.deltas)))),
+        )
+
+    def with_attack(self, whole: "TrainingSet", at: Tensor, attack: int, views: Tensor) -> "TrainingSet":
+        """Rows taken `without_attacks`, with one attack in one view of each, int64 `[B]`, from the set they are of."""
+
+        def put(into: tuple[Tensor, ...], parts: tuple[Tensor, ...], place: int) -> tuple[Tensor, ...]:
+            drawn = [parts[place][at, views][:, None]] if place < len(parts) else []
+            return (*into[:place], *drawn, *into[place + 1 :])
+
+        return dataclasses.replace(
+            self,
+            deltas=put(self.deltas, whole.deltas, attack),
+            adversarial=put(self.adversarial, whole.adversarial, attack),
+            companions=put(self.companions, whole.companions, 1 + attack),
+            shown=views[:, None],
+        )
+
+    def attack_count(self, attack: int) -> int:
+        """How many views an attack ran on."""
+        return self.attack_views[attack] if self.attack_views else self.deltas[attack].shape[1]
+
     def logits(self, at: Tensor, views: Tensor) -> Tensor:
         """`clean` on views of the rows at positions `at`, of one shape (or one that becomes so)."""
         return look_up(self.clean, self.more, at, views) if self.more else self.clean[at, views]
@@ -176,6 +211,7 @@ class TrainingSet:
             labels=change(self.labels),
             clean=change(self.clean),
             held=None if self.held is None else change(self.held),
+            shown=None if self.shown is None else change(self.shown),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             companions=tuple(map(change, self.companions)),

@@ -67,7 +67,7 @@ class Examples:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
         if not self.rows:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
-        count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
+        count = len(data.offsets) if attack is None else data.attack_count(attack)
         key = (epoch, count, at.device)
         if key not in self._drawn:
             for old in [one for one in self._drawn if one[0] != epoch]:

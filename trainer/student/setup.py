@@ -73,6 +73,11 @@ def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:
     return tuple(dict.fromkeys([cache.spec.views.count, *(attack.views for attack in attacks)]))
 
 
+def shows_one_attack(config: TrainConfig) -> bool:
+    """Whether an adversarial step looks at one stored attack alone, in one view of each row."""
+    return config.inner.kind == "cached" and not config.objective().compares_points()
+
+
 def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:
     """The recipe with what `average: null` means: in a run that is gone on with what it began with, else the default.
 

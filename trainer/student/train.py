@@ -50,6 +50,7 @@ from darht.trainer.student.setup import (
     live_teachers,
     make_student,
     run_identity,
+    shows_one_attack,
     student_card,
     with_average,
 )
@@ -141,7 +142,14 @@ def train(
         arithmetic(device, deterministic=deterministic),
         fusing("cuda" if config.compute.compile else ""),  # a CPU has no launches to save, and compiles for minutes
         joined(device) as ranks,
-        Feed(cache, plan, seed=config.seed, epochs=epochs, views=drawn_views(config, cache)) as feed,
+        Feed(
+            cache,
+            plan,
+            seed=config.seed,
+            epochs=epochs,
+            views=drawn_views(config, cache),
+            one_attack=shows_one_attack(config),
+        ) as feed,
     ):
         config.optim.check_rows(len(feed.training), feed.groups[0].per_batch)
         if ranks.first:
