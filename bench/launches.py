@@ -71,7 +71,8 @@ Nothing in a step asks the device for a value: `tests/trainer/student/test_dry_r
 a run asks for outside of its steps. A cache on the device is read at positions that are sent once in an epoch; of one
 that is not, a thread gathers and sends two batches ahead, with the teachers' logits on the drawn view alone: on
 CIFAR-100 with four teachers and all 162 views 0.2 MB a step in place of 33 MB. Of stored perturbations those of the
-one attack that a batch of `inner: cached` shows are sent, in the drawn view: 0.8 MB, however many attacks and views.
+one attack that a batch of `inner: cached` shows are sent, in the drawn view: 0.8 MB, however many attacks and views;
+`warm` takes the first view of each, without answers.
 """
 MODES: dict[str, dict[str, Any]] = {
     "cached": {"inner": {"kind": "cached"}},

@@ -10,7 +10,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from darht.cache.read.sampler import Window, epoch_windows
 from darht.cache.read.training_set import TrainingSet
 
 _AHEAD = 2  # batches that are on their way to the device while one is used there
+Perturbations = Literal["all", "drawn", "first"]
 T = TypeVar("T")
 
 
@@ -33,8 +34,8 @@ class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
 
     With `views`, numbers of views among which a batch's own are drawn (`draw_choices`), rows that are sent to the
-    device take the logits of these alone along; with `one_attack` also the perturbations of the one attack that the
-    batch shows, and the answers to them, in the drawn view alone.
+    device take the logits of these alone along. Of the `perturbations` they take all, or those of the one attack that
+    the batch shows in the view that is drawn, with the answers to them, or those of the first view, without answers.
 
     Attributes:
         groups: what batches are made of: rows to train on, where no others are given.
@@ -53,9 +54,9 @@ class Feed:
         rows: np.ndarray | None = None,
         drop_last: bool = True,
         views: Sequence[int] = (),
-        one_attack: bool = False,
+        perturbations: Perturbations = "all",
     ) -> None:
-        self.cache, self.plan, self._views, self._one_attack = cache, plan, tuple(views), one_attack
+        self.cache, self.plan, self._views, self._perturbations = cache, plan, tuple(views), perturbations
         self._seed, self._epochs, self._drop_last = seed, epochs, drop_last
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
@@ -243,14 +244,14 @@ class Feed:
     def _gathered(self, data: TrainingSet, at: Tensor, epoch: int, number: int) -> TrainingSet:
         """Rows on their way to the device, with the views that this batch's draws show of them, or with all."""
         keys, how = data.keys[at], {"seed": self._seed, "epoch": epoch}
-        alone = self._one_attack and len(data.attacks) > 0
-        few = data.without_attacks() if alone else data
+        all_of_them = self._perturbations == "all" or not data.attacks
+        few = data if all_of_them else data.without_attacks(views=int(self._perturbations == "first"))
         if self._views and data.held is None:
             drawn = [draw_views(data, keys, count, **how) for count in self._views]
             taken = few.take_views(at, torch.stack(drawn, dim=1))
         else:
             taken = few.take(at)
-        if alone:
+        if self._perturbations == "drawn" and data.attacks:
             attack = choose_attack(len(data.attacks), seed=self._seed, number=number)
             views = draw_views(data, keys, data.attack_count(attack), **how)
             taken = taken.with_attack(data, at, attack, views)

@@ -153,12 +153,12 @@ class TrainingSet:
         companions = (*(part[at[:, None], held] for part in self.companions[:1]), *few.companions[1:])
         return dataclasses.replace(few, clean=self.logits(at[:, None], held), companions=companions, held=held)
 
-    def without_attacks(self) -> "TrainingSet":
-        """The same with no view of perturbations and of answers to them."""
+    def without_attacks(self, *, views: int = 0) -> "TrainingSet":
+        """The same with no answers to adversarial images, and perturbations in the first `views` views alone."""
         nothing = [part[:, :0] if number else part for number, part in enumerate(self.companions)]
         return dataclasses.replace(
             self,
-            deltas=tuple(part[:, :0] for part in self.deltas),
+            deltas=tuple(part[:, :views] for part in self.deltas),
             adversarial=tuple(part[:, :0] for part in self.adversarial),
             companions=tuple(nothing),
             attack_views=tuple(map(self.attack_count, range(len(self.deltas)))),

@@ -49,8 +49,8 @@ from darht.trainer.student.setup import (
     feed_plan,
     live_teachers,
     make_student,
+    needed_perturbations,
     run_identity,
-    shows_one_attack,
     student_card,
     with_average,
 )
@@ -148,7 +148,7 @@ def train(
             seed=config.seed,
             epochs=epochs,
             views=drawn_views(config, cache),
-            one_attack=shows_one_attack(config),
+            perturbations=needed_perturbations(config),
         ) as feed,
     ):
         config.optim.check_rows(len(feed.training), feed.groups[0].per_batch)

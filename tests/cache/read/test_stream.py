@@ -183,7 +183,7 @@ def test_only_the_drawn_views_of_the_teachers_answers_are_sent(cache):
 def test_of_the_perturbations_only_those_of_the_drawn_attack_and_view_are_sent(cache, kind):
     planned = dataclasses.replace(plan(cache, 2.0 if kind == "memory" else 0.8), device=torch.device("meta"))
     planned = dataclasses.replace(planned, kind=kind)
-    with Feed(cache, planned, seed=5, epochs=2, views=(2,), one_attack=True) as feed:
+    with Feed(cache, planned, seed=5, epochs=2, views=(2,), perturbations="drawn") as feed:
         found = [data for data, _ in feed.batches(1)]
     for number, data in enumerate(found, start=feed.steps):
         drawn = choose_attack(len(data.attacks), seed=5, number=number)
@@ -191,6 +191,13 @@ def test_of_the_perturbations_only_those_of_the_drawn_attack_and_view_are_sent(c
         assert [part.shape[1] for part in data.deltas] == [part.shape[1] for part in data.adversarial] == views
         assert data.shown.shape == (BATCH, 1) and data.images.device.type == data.shown.device.type == "meta"
     assert len(found) == feed.steps
+
+
+def test_where_rows_start_from_perturbations_their_first_view_is_sent_alone(cache):
+    planned = dataclasses.replace(plan(cache, 2.0), kind="memory", device=torch.device("meta"))
+    with Feed(cache, planned, seed=5, epochs=1, views=(2,), perturbations="first") as feed:
+        data, _ = next(feed.batches(0))
+    assert {part.shape[1] for part in data.deltas} == {1} and {part.shape[1] for part in data.adversarial} == {0}
 
 
 @pytest.mark.parametrize("attack", [0, 1])

@@ -109,8 +109,9 @@ def test_a_step_of_every_recipe_asks_for_no_value(case, mixed_cache, tmp_path):
     assert run(CASES[case], mixed_cache, tmp_path) == CASES[case].optim.epochs
 
 
-def test_rows_that_are_streamed_are_sent_and_never_asked_for(fine_cache, tmp_path):
-    config = recipe("at", loss=ROWS, inner=WARM, optim={"batch_size": 12})
+@pytest.mark.parametrize("inner", [WARM, {"kind": "cached", "eps": 32.0}], ids=["warm", "cached"])
+def test_rows_that_are_streamed_are_sent_and_never_asked_for(inner, fine_cache, tmp_path):
+    config = recipe("at", loss=ROWS, inner=inner, optim={"batch_size": 12})
     streamed = []
     note = trainer.Callbacks(on_note=streamed.append)
     trainer.train(config, open_cache(fine_cache), tmp_path, device=META, memory_gib=BUDGET, callbacks=note)
