@@ -316,8 +316,8 @@ def _scores(
 def _collapsed(row: dict[str, Any], progress: Progress, classes: int, rows: int) -> bool:
     """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
 
-    There is nothing to fall from below twice chance, nor above it by what a network that names one class alone reaches on
-    so few `rows`. The fall must be one that chance makes less than once in 1,000 times. PGD steps everywhere cannot
+    There is nothing to fall from below twice chance, nor above it by what a network that names one class alone reaches
+    on so few `rows`. The fall must be one that chance makes less than once in 1,000 times. PGD steps everywhere cannot
     collapse.
     """
     before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
