@@ -10,9 +10,7 @@ from darht.core.memory import give_back, share_one_heap
 
 def test_glibc_is_told_in_its_own_numbers(monkeypatch):
     told = []
-    libc = SimpleNamespace(
-        mallopt=lambda what, value: told.append((what, value)), malloc_trim=lambda kept: told.append(kept)
-    )
+    libc = SimpleNamespace(mallopt=lambda what, value: told.append((what, value)), malloc_trim=told.append)
     monkeypatch.setattr(memory, "_libc", lambda: libc)
     share_one_heap.__wrapped__()
     give_back()
