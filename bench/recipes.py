@@ -2,14 +2,16 @@
 
     python bench/recipes.py --data DIR --teacher resnet=zoo:cifar10-resnet --out docs/benchmarks-recipes.md
 
-Trains every student of `VARIANTS` from one cache by one `warm` step (8 epochs of the first 5,000 images of CIFAR-10, a
+Trains every student of `variants` from one cache by one `warm` step (8 epochs of the first 5,000 images of CIFAR-10, a
 ResNet of 78,000 parameters) and asks it 1,000 test images under two kinds of PGD-20. What is finished is not done
-again, so that a stopped run goes on; every student renews the page.
+again, so that a stopped run goes on; every student renews the page. `--seeds`, `--epochs`, `--limit` and `--images`
+make it shorter, `--only` takes some of the students.
 """
 
 import argparse
 import datetime
 import json
+import shlex
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +27,10 @@ from quality import PLAIN, STUDENT, build, call, darht, write
 from darht.attacks import PGD, Engine
 from darht.core.files import write_atomic
 from darht.core.rng import RowRng
+from darht.core.zoo import absolute, teacher_at
 from darht.trainer.evaluation.report.compare import paired_bootstrap
 from darht.trainer.state.checkpoint import load_student
 
-IMAGES = 1000
 WARM = {"kind": "warm", "eps": 8, "warm": {"start": "noise"}}
 AT = {"recipe": "at", "loss": {"clean_share": 0.0}, "student": PLAIN, "inner": WARM}
 DARHT = {"recipe": "darht", "loss": {"phases": [0.1, 0.8], "clean_share": 0.0}, "student": STUDENT, "inner": WARM}
@@ -80,8 +82,9 @@ def variants() -> dict[str, Variant]:
 
 def prepare(options: argparse.Namespace) -> None:
     """The caches with and without Jacobians, and a student of clean images to begin from."""
-    data = {"source": "cifar10", "root": str(options.data.resolve()), "limit": 5000, "holdout": 0.1}
-    teachers = {name: {"path": path} for name, path in (item.split("=", 1) for item in options.teacher)}
+    data = {"source": "cifar10", "root": str(options.data.resolve()), "limit": options.limit, "holdout": 0.1}
+    given = (item.split("=", 1) for item in options.teacher)
+    teachers = {name: {"path": absolute(teacher_at(path, Path.cwd()))} for name, path in given}
     spec = {"data": data, "teachers": teachers, "views": {"kind": "crop-flip", "padding": 4, "count": 16}}
     for name, more in (("cache", {}), ("jacobians", {"jacobians": {teacher: {} for teacher in teachers}})):
         if teachers and not (options.work / name / "manifest.json").is_file():
@@ -113,24 +116,25 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     slug = "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
     folder = options.work / "runs" / f"{slug}-{seed}"
     result = folder.with_suffix(".json")
-    if result.is_file() and (known := json.loads(result.read_text()))["epochs"] == options.epochs:
+    if result.is_file() and (known := json.loads(result.read_text()))["images"] == options.images:
         return known
     shutil.rmtree(folder, ignore_errors=True)
     cache = "jacobians" if variant.jacobians else "cache"
     seconds = train(variant.recipe | {"seed": seed}, folder, options, cache)
-    judged = json.loads(call(sys.executable, __file__, "--judge", str(folder), "--data", str(options.data))[0])
-    found = {"name": name, "seed": seed, "epochs": options.epochs, "seconds": seconds, **judged}
+    words = ("--judge", str(folder), "--data", str(options.data), "--images", str(options.images))
+    judged = json.loads(call(sys.executable, __file__, *words)[0])
+    found = {"name": name, "seed": seed, "images": options.images, "seconds": seconds, **judged}
     write_atomic(result, json.dumps(found).encode())
     robust = 100 * np.mean([int(one) for one in found["robust"]])
     print(f"{name}, seed {seed}: {robust:.1f} % robust, {seconds:.0f} CPU s", flush=True)
     return found
 
 
-def judge(run: Path, data: Path) -> dict[str, str]:
+def judge(run: Path, data: Path, images: int) -> dict[str, str]:
     """Which test images the run's student gets right, and keeps under PGD-20 by cross-entropy and by the margin."""
     torch.set_num_threads(1)
     net = load_student(run / "student", torch.device("cpu"))[0].fold().eval()
-    x, y = load_images(data, "test_batch", IMAGES)
+    x, y = load_images(data, "test_batch", images)
     robust = torch.ones(len(y), dtype=torch.bool)
     for objective in ("ce", "dlr"):
         generator = RowRng.create(0, f"pgd-{objective}", rows=torch.arange(len(y)))
@@ -149,9 +153,11 @@ def page(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
     by_name: dict[str, dict[int, dict[str, Any]]] = {}
     for one in results:
         by_name.setdefault(one["name"], {})[one["seed"]] = one
+    names = {str(options.data): "DIR", str(options.work.parent): "WORK", str(options.out): "PAGE"}
     head = HEAD.format(
-        words=" ".join(sys.argv[1:]).replace(str(options.data), "DIR").replace(str(options.work), "WORK"),
-        date=datetime.date.today(), version=torch.__version__.split("+")[0], epochs=options.epochs, images=IMAGES,
+        words=shlex.join(names.get(word, word) for word in sys.argv[1:]),
+        date=datetime.date.today(), version=torch.__version__.split("+")[0],
+        epochs=options.epochs, images=options.images, limit=options.limit,
     )  # fmt: skip
     rows = [_row(name, by_name, variant) for name, variant in variants().items() if name in by_name]
     return head + "\n".join(rows) + "\n"
@@ -184,12 +190,12 @@ HEAD = """# Settings of recipes, on and off
 
 `python bench/recipes.py {words}`, {date}, 2-core x86_64 CPU, torch {version}, no GPU.
 
-CIFAR-10, the first 5,000 training images (10 % held out for selection), {epochs} epochs in batches of 128, cosine
+CIFAR-10, the first {limit:,} training images (10 % held out for selection), {epochs} epochs in batches of 128, cosine
 schedule, one `warm` step from noise in every batch, no clean batches; the student is a ResNet of 78,000 parameters in
 bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the cross-entropy and on the margin (DLR), of the
-first {images} test images. Differences are points, paired by image, means over the seeds that both students have, with
-95 % bootstrap intervals over images; what another seed would give is not in them. CPU seconds are those of the whole
-`darht-train` on one thread.
+first {images:,} test images. Differences are points, paired by image, means over the seeds that both students have,
+with 95 % bootstrap intervals over images; what another seed would give is not in them. CPU seconds are those of the
+whole `darht-train` on one thread.
 
 | student | clean | robust | clean, difference | robust, difference | less that of | CPU s | seeds |
 |---|---|---|---|---|---|---|---|
@@ -204,13 +210,16 @@ def main() -> None:
     parser.add_argument("--teacher", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--limit", type=int, default=5000, help="training images")
+    parser.add_argument("--images", type=int, default=1000, help="test images")
     parser.add_argument("--jobs", type=int, default=2, help="students trained at once, one thread each")
     parser.add_argument("--only", action="append", choices=list(variants()))
     parser.add_argument("--judge", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.judge is not None:
-        print(json.dumps(judge(options.judge, options.data)))
+        print(json.dumps(judge(options.judge, options.data, options.images)))
         return
+    options.work /= f"{options.limit}-images-{options.epochs}-epochs"
     (options.work / "runs").mkdir(parents=True, exist_ok=True)
     prepare(options)
     results: list[dict[str, Any]] = []

@@ -38,6 +38,7 @@ from darht.cache.sources.mixture import MixedSource
 from darht.core.bounded import read_json
 from darht.core.config import canonical_json, parse_canonical, spec_diff, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, ModelError, SpecMismatchError
+from darht.core.memory import give_back
 from darht.core.nets import check_pixels
 from darht.core.nets.classifier import Classifier
 from darht.core.sealed import seal_json
@@ -212,6 +213,7 @@ def build_block(worker: "Worker", shard: int, *, on_unit: OnUnit, engine: str = 
             start = time.perf_counter()
             values = worker.compute(array, shard)
             writer.put(array, shard, values, time.perf_counter() - start)
+            give_back()  # or else a build grows with its first blocks, by what decoding left
 
 
 def claim_folder(out: Storage, plan: Plan) -> None:

@@ -19,6 +19,7 @@ from darht.cache.format.layout import ArrayLayout
 from darht.core.config import fingerprint
 from darht.core.device import pick_device
 from darht.core.errors import ConfigError
+from darht.core.memory import give_back
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 
 _INDEXES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "RANK")
@@ -165,6 +166,7 @@ def build_shared(
     """
     folder, chosen = _reachable(open_storage(out)), range(plan.shards) if shards is None else shards
     claim_folder(folder, plan)
+    give_back()  # what the first look at files left: from here on others compute
     report, seen = BuildReport(), set[tuple[str, int]]()
 
     def count(unit: UnitDone) -> None:

@@ -20,6 +20,7 @@ from darht.cache.sources.located import Located
 from darht.cache.sources.rows import LazyImages, one_line
 from darht.cache.sources.scan import THREADS, Scanned
 from darht.core.errors import DataError
+from darht.core.memory import share_one_heap
 
 T = TypeVar("T")
 _PART = 8  # images that a thread decodes in one go
@@ -134,6 +135,7 @@ def in_threads(action: Callable[[int], T], count: int) -> list[T]:
     def some(start: int) -> list[T]:
         return [action(at) for at in range(start, min(start + _PART, count))]
 
+    share_one_heap()
     with quiet(), ThreadPoolExecutor(THREADS) as threads:
         return [one for part in threads.map(some, range(0, count, _PART)) for one in part]
 

@@ -19,6 +19,7 @@ from darht.cache.sources.decode import Decoding, decode, quiet
 from darht.cache.sources.located import Located
 from darht.cache.sources.rows import one_line, rows_to_take, shown
 from darht.core.errors import DataError
+from darht.core.memory import share_one_heap
 
 THREADS = 4  # Pillow decodes without the interpreter lock; more threads wait for the disk
 _BLOCK = 32  # images that a thread decodes in one go: far fewer futures than files
@@ -102,6 +103,7 @@ def scan(
             and how many others do; there are fewer images than the limit.
     """
     wanted = rows_to_take(limit, len(located), where)
+    share_one_heap()
     found, numbers = _Found(), range(len(located) if how.skip_broken else wanted)
     with quiet():
         for number, seen in _look(located, numbers, how, keep, known):
