@@ -156,7 +156,7 @@ def write_data(folder: Path, rows: int, peers: Path | None) -> dict[str, int]:
 
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), np.arange(rows) % CLASSES
-    delta = random.integers(-8, 9, (1024, 1, 3, 32, 32), dtype=np.int8)
+    delta = random.integers(-8, 9, (rows, 1, 3, 32, 32), dtype=np.int8)
     write_cache(folder / "darht", images, labels, delta, views=1)
     sizes = {"darht": sum(shard.size for shard in open_cache(folder / "darht").manifest.shards)}
     for name in ("LitData", "MosaicML Streaming") if peers else ():

@@ -256,7 +256,7 @@ class RemoteStorage:
 
 
 def _tag(meta: Any) -> str:
-    return str(meta["e_tag"] or f"{meta['last_modified'].isoformat()} {meta['size']}")
+    return str(meta["e_tag"] or "").strip('"') or f"{meta['last_modified'].isoformat()} {meta['size']}"
 
 
 def _cause(text: str) -> str:

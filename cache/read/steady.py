@@ -27,6 +27,10 @@ class SteadyStorage:
             raise FileChanged(key)
         return found[0]
 
+    def tag(self, key: str) -> str:
+        """What told a file from others when it was read first; of one that was not read, nothing."""
+        return self._tags.get(key, "")
+
     def forget(self, key: str) -> None:
         """The next read of a file is the first again."""
         self._tags.pop(key, None)

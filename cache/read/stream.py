@@ -78,6 +78,7 @@ class Feed:
         self._sender.shutdown(cancel_futures=True)
         self._ahead.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
+        self.cache.stop_prefetch()
 
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
@@ -88,12 +89,13 @@ class Feed:
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
         """
-        windows = self._epoch_windows(epoch)
-        window, filled = next(windows), self._first(epoch)
+        windows = _with_next(self._epoch_windows(epoch))
+        (window, soon), filled = next(windows), self._first(epoch)
         while True:
-            data, after = filled.result(), next(windows, None)
+            data, after = filled.result(), soon
             if after is not None:
-                filled = self._fill_later(after, data, epoch)
+                _, soon = next(windows)
+                filled = self._fill_later(after, soon, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
             yield from self._delivered(data, torch.from_numpy(window.order), epoch)
@@ -185,25 +187,39 @@ class Feed:
             ready: Future[TrainingSet] = Future()
             ready.set_result(self._windows[0])
             return ready
-        window = next(self._epoch_windows(epoch))
-        return self._fill_later(window, before, epoch)
+        window, soon = next(_with_next(self._epoch_windows(epoch)))
+        return self._fill_later(window, soon, before, epoch)
 
-    def _fill_later(self, window: Window, before: TrainingSet | None, epoch: int) -> "Future[TrainingSet]":
-        """Fill the set that is not `before`."""
+    def _fill_later(
+        self, window: Window, soon: Window | None, before: TrainingSet | None, epoch: int
+    ) -> "Future[TrainingSet]":
+        """Fill the set that is not `before`, while shards of the window after are on their way into a local copy."""
         into = self._windows[1] if before is self._windows[0] else self._windows[0]
         if before is not None:
             into.copy_from(before, torch.from_numpy(window.carried))
-        return self._ahead.submit(self._fill, window, into, epoch)
+        return self._ahead.submit(self._fill, window, soon, into, epoch)
 
-    def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
-        blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
-        shards, names = np.unique(blocks[:, 0] // per_shard).tolist(), array_names(self.cache, into)
-        arrays = self.cache.arrays
-        apart = {name for name in names if into.held is not None and arrays[name].is_clean_answer}  # checked by view
-        whole = [name for name in names if name not in apart]
-        units = [(name, shard) for name in whole for shard in shards if shard < arrays[name].shards]
+    def _shards(self, window: Window) -> list[int]:
+        """The shards of rows that hold a window's blocks."""
+        firsts = self._blocks[window.blocks, 0]
+        return [int(shard) for shard in np.unique(firsts // self.cache.spec.store.rows_per_shard)]
+
+    def _ask_for(self, names: list[str], window: Window, soon: Window | None) -> list[int]:
+        """Have the shards of a window on their way, then those of the one after; gives the first."""
+        shards = self._shards(window)
         self.cache.prefetch(names, shards)
-        list(self._readers.map(lambda unit: self.cache.check(*unit), units))
+        if soon is not None:
+            self.cache.prefetch(names, self._shards(soon))
+        return shards
+
+    def _fill(self, window: Window, soon: Window | None, into: TrainingSet, epoch: int) -> TrainingSet:
+        names, arrays = array_names(self.cache, into), self.cache.arrays
+        shards = self._ask_for(names, window, soon)
+        apart = {name for name in names if into.held is not None and arrays[name].is_clean_answer}  # checked by view
+        units = [(name, shard) for name in names for shard in shards if shard < arrays[name].shards]
+        self.cache.look_up(units)
+        list(self._readers.map(lambda unit: self.cache.check(*unit), [unit for unit in units if unit[0] not in apart]))
+        blocks = self._blocks[window.blocks]
         sizes = blocks[:, 1] - blocks[:, 0]
         choose = functools.partial(draw_views, into, count=len(into.offsets), seed=self._seed, epoch=epoch)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
@@ -239,6 +255,15 @@ class Feed:
         keys, how = data.keys[at], {"seed": self._seed, "epoch": epoch}
         drawn = [draw_views(data, keys, count, **how) for count in self._views]
         return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
+
+
+def _with_next(windows: Iterator[Window]) -> Iterator[tuple[Window, Window | None]]:
+    """Each window with the one after it."""
+    window = next(windows)
+    for after in windows:
+        yield window, after
+        window = after
+    yield window, None
 
 
 def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:

@@ -1,8 +1,10 @@
 """What is served: caches and exports by name, and of each the files that its manifest names, with size and sha256."""
 
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from darht.cache.format.manifest import MANIFEST, SPEC
@@ -40,6 +42,7 @@ class Served:
         items: what may be read, by key.
         cache: what it holds.
         stamp: of the manifest's file, to notice that the cache has grown.
+        compared: size, time of change and inode of each file whose sha256 was compared.
     """
 
     name: str
@@ -47,6 +50,17 @@ class Served:
     items: Mapping[str, Item]
     cache: Cache
     stamp: tuple[int, int]
+    compared: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def holds(self, key: str, found: os.stat_result) -> bool:
+        """Whether a file has the sha256 that its manifest names; read once, and again when it is replaced."""
+        stamp = found.st_size, found.st_mtime_ns, found.st_ino
+        if self.compared.get(key) != stamp:
+            with (self.folder / key).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != self.items[key].sha256:
+                    return False
+            self.compared[key] = stamp
+        return True
 
     @property
     def size(self) -> int:
