@@ -1,7 +1,8 @@
 """Shards of a sealed cache, of which nothing is trusted before it was compared with its sha256.
 
-Who holds a file may have compared it: the local copy, on its way in, and `darht-cache serve`, before it sends it. Both
-then name the sha256 as the file's tag, and what has the tag of the sealed bytes is not fetched a second time for it.
+Who holds a file may know its sha256: the local copy compares it on its way in, `darht-cache serve` before it sends it,
+and object stores keep what the writer noted. Where that is the sha256 of the sealed bytes, nobody reads all of them for
+it once more.
 """
 
 import hashlib
@@ -96,13 +97,13 @@ class CheckedShards:
                 self._accept(name, shard, hashlib.file_digest(file, "sha256").hexdigest())
 
     def _is_known(self, name: str, shard: int) -> bool:
-        """Whether a shard was compared with its sha256: here, or by who sends it and names the sha256 as its tag.
+        """Whether a shard was compared with its sha256: here, or by who holds it and says so.
 
-        Reading in parts trusts the tag in any case: what is sent later is held against it alone.
+        Reading in parts takes the word of a server in any case: what it sends later is held against its tag alone.
         """
         if (name, shard) not in self._checked and not isinstance(self.folder, LocalStorage):
             self._chunks(self.arrays[name], shard)
-            if self._steady.tag(self._path(name, shard)) == self._sealed[name, shard].sha256:
+            if self._steady.sha256(self._path(name, shard)) == self._sealed[name, shard].sha256:
                 self._checked.add((name, shard))
         return (name, shard) in self._checked
 
