@@ -70,7 +70,7 @@ class CopiedStorage:
         self._coming: dict[str, Future[Path | None]] = {}
         self._fetchers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="darht-copies")
         self._room = _Room(self.copies, frozenset(sha256 for _, sha256 in self.files.values()))
-        self._process = os.getpid()
+        self._process, self._local = os.getpid(), LocalStorage(self.copies.folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"remote": self.remote, "copies": self.copies, "files": self.files}
@@ -99,12 +99,11 @@ class CopiedStorage:
             IncompleteError: it has no such file.
         """
         for _ in range(2 if key in self.files else 0):
-            path = self._copy(key)
-            if path is None:
+            if self._copy(key) is None:
                 break
-            data = LocalStorage(path.parent).read(path.name, start, stop)
+            sha256 = self.files[key][1]
+            data = self._local.read(f"{sha256[:2]}/{sha256}", start, stop)
             if data is not None:
-                sha256 = self.files[key][1]
                 return data, sha256 if key in self._fresh else f"{sha256} once"
             self._forget(key)  # another run needed the room
         return self.remote.read_tagged(key, start, stop)

@@ -101,7 +101,8 @@ class Cache(CheckedShards):
         """
         arrays = [self._array(name) for name in out]
         for array in arrays:
-            self.prefetch([array.name], array.shards_of(rows))
+            if len(shards := array.shards_of(rows)) > 1:  # blocks of a window are on their way
+                self.prefetch([array.name], shards)
 
         def take(array: ArrayLayout, shard: int) -> None:
             part, wanted = array.overlap(shard, rows)
