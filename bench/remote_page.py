@@ -73,6 +73,7 @@ def goals(lines: list[Line], stream: float, together: dict[str, float]) -> list[
     first = ", ".join(f"{line.first.rows_s / stream:.2f}" for line in worst)
     peers = [line.first.rows_s for line in copied if line.latency == LATENCIES[-1] and line not in own]
     ratio = f"{min(line.first.rows_s for line in worst) / max(peers):.1f}" if peers else "no peer was there"
+    most = f" (one stream of the bandwidth: {stream / max(peers):.1f})" if peers else ""
     without = max(line.worst_bytes for line in lines if "no copy" in line.name)
     asked = sum(epoch.requests for line in own for epochs in line.rounds for epoch in epochs[1:])
     return [
@@ -81,7 +82,7 @@ def goals(lines: list[Line], stream: float, together: dict[str, float]) -> list[
         f"| later epochs at least 0.95 of the disk | {later} |",
         f"| their requests | {asked} |",
         f"| the first at least 0.8 of one stream of the bandwidth, at {LATENCIES[-1]} ms (HTTP, S3) | {first} |",
-        f"| the first at least 2 times the better peer's, at {LATENCIES[-1]} ms | {ratio} |",
+        f"| the first at least 2 times the better peer's, at {LATENCIES[-1]} ms | {ratio}{most} |",
         f"| at most 1.05 bytes fetched for each needed in the first epoch, with a copy and without | "
         f"{max(line.worst_bytes for line in own):.3f}, {without:.3f} |",
         f"| {TRAINERS} trainers at once without an error, the server below 300 MB | {together['peak']:.0f} MB, "
