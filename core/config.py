@@ -3,7 +3,6 @@
 A mistake in a file is reported with the place, the numbers and the fix, and all mistakes are reported at once.
 """
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -230,7 +229,7 @@ def _diff_key(old: Mapping[str, Any], new: Mapping[str, Any], key: str, where: s
 def override(
     data: dict[str, Any], assignments: tuple[str, ...], cls: type | None = None, under: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
-    """Apply `a.b=value` assignments (the value is YAML) to a copy of a mapping.
+    """Apply `a.b=value` assignments (the value is YAML) to a copy of a mapping; what none reaches is shared with it.
 
     Args:
         data: the mapping.
@@ -243,7 +242,7 @@ def override(
         ConfigError: an assignment without `=`, one that descends into something that is not a mapping, or a value that
             is not YAML.
     """
-    result = copy.deepcopy(data)
+    result = dict(data)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
@@ -253,9 +252,12 @@ def override(
             raise ConfigError(f"{show(path)} descends {len(parents)} levels; an assignment may descend {MAX_DEPTH - 1}")
         node: Any = result
         for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
+            child = node.get(parent, {})
+            if not isinstance(child, dict):
                 raise ConfigError(f"{show(assignment)}: {show(parent)} is not a mapping")
+            copied = dict(child)  # through a YAML alias other keys may hold the same mapping
+            node[parent] = copied
+            node = copied
         value = read_yaml(text, f"{show(assignment)}: the value")
         if value is None and cls is not None and _null_is_default(cls, [*parents, last], under or {}):
             node.pop(last, None)

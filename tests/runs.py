@@ -13,7 +13,7 @@ from darht.trainer.student.model import Student
 
 CPU = torch.device("cpu")
 NETWORK = {"arch": "resnet18", "kwargs": {"width": 2, "blocks": [1, 1, 1, 1]}}
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "cpu_seconds", "images_per_second")
 CONFIG = TrainConfig(
     student=StudentConfig(arch="resnet18", kwargs={"width": 4, "blocks": [1, 1, 1, 1]}),
     inner=InnerConfig(eps=32, step=8, steps=2),

@@ -72,6 +72,7 @@ class ExperimentConfig:
         seeds: how many students are trained by each recipe; they differ by their seed alone.
         baseline: the student that the others are compared with, image by image.
         tier: of `darht-eval`; with `standard` and `full` students are compared under AutoAttack.
+        transfer: attack students with the examples of their teachers too; large teachers make that the dearest part.
     """
 
     data: dict[str, Any]
@@ -83,6 +84,7 @@ class ExperimentConfig:
     seeds: int = 1
     baseline: str | None = None
     tier: Literal["quick", "standard", "full"] = "quick"
+    transfer: bool = True
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -139,8 +141,19 @@ def load_experiment(path: Path, assignments: tuple[str, ...] = ()) -> Experiment
     for seed in (one.get("seed") for one in settings):
         if isinstance(seed, int):
             check_seed(seed)
-    teachers = {name: _found(plan, path.parent) for name, plan in config.teachers.items()}
+    teachers = {
+        name: _found(replace(plan, set=_dotted(plan.set)), path.parent) for name, plan in config.teachers.items()
+    }
     return replace(config, teachers=teachers)
+
+
+def _dotted(settings: dict[str, Any], start: str = "") -> dict[str, Any]:
+    """Settings by their dotted keys: `optim: {epochs: 9}` is `optim.epochs: 9`, and the later of two wins."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and value
+        flat |= _dotted(value, f"{start}{key}.") if nested else {f"{start}{key}": value}
+    return flat
 
 
 def _found(plan: TeacherPlan, base: Path) -> TeacherPlan:
@@ -160,11 +173,12 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     limit = config.data.get("test_limit")
     cut = () if limit is None else ("--limit", str(limit))
     cut = cut if config.tier == "quick" else (*cut, "--tier", config.tier)
-    for name, recipe in config.students.items():
-        for k, run in enumerate(config.runs(name)):
+    cut = cut if config.transfer else (*cut, "--no-transfer")
+    for k in range(config.seeds):  # every way once before any twice: what is stopped has something to compare
+        for name, recipe in config.students.items():
+            run, cache = config.runs(name)[k], config.cache_of(name)
             file, folder = str(out / "recipes" / f"{name}.yaml"), str(out / "run" / run)
             seed = () if config.seeds == 1 else ("--set", f"seed={recipe.get('seed', 0) + k}")
-            cache = config.cache_of(name)
             words = ("darht-train", "--shards", str(out / cache), "--recipe", file, *seed, "--out", folder, "--resume")
             stages.append(Stage(f"train {run}", words, (cache,)))
             stages.append(Stage(f"eval {run}", ("darht-eval", folder, *cut), (f"train {run}",)))

@@ -1,5 +1,6 @@
 """The command line of whole experiments: `darht-experiment RECIPE --out DIR`."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -44,11 +45,15 @@ def call(words: tuple[str, ...]) -> None:
 def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignments: tuple[str, ...]) -> None:
     """Run teachers, cache, inspection, students and evaluation from one file."""
     from darht.tools.experiment import load_experiment, run_experiment
+    from darht.tools.experiment_page import measure_ways, write_page
     from darht.tools.experiment_results import collect
 
     config = load_experiment(recipe, assignments)
     seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs)
     result = collect(config, out, seconds)
+    command = ["darht-experiment", str(recipe), "--out", str(out), *(["--root", "DIR"] if root else [])]
+    command += [word for assignment in assignments for word in ("--set", assignment)]
+    page = write_page(config, out, result, measure_ways(config, out, seconds), shlex.join(command))
     console = Console()
     table = Table(title="Teachers, per cent of test images", header_style="bold")
     for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
@@ -69,3 +74,4 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
     print_table(table)
     for fact in result.facts:
         console.print(fact, highlight=False, soft_wrap=True)
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)

@@ -90,20 +90,22 @@ class Gain:
         )
 
 
-def gains(config: ExperimentConfig, out: Path) -> dict[str, Gain]:
-    """The gain of every student but the baseline, by name; none without a baseline."""
+def gains(config: ExperimentConfig, out: Path, score: str | None = None) -> dict[str, Gain]:
+    """The gain of every student but the baseline, by name, in `score` or what they are judged by; none without one."""
     if config.baseline is None:
         return {}
+    score = score or config.score
     folders = {name: [out / "run" / run for run in config.runs(name)] for name in config.students}
     found = {}
     for name in config.students:
         if name != config.baseline:
-            points, interval, _ = compare_seeds(folders[name], folders[config.baseline], config.score)
-            found[name] = Gain(points, interval, int(_report(folders[name][0])["data"]["rows"]))
+            points, interval, _ = compare_seeds(folders[name], folders[config.baseline], score)
+            found[name] = Gain(points, interval, int(evaluation(folders[name][0])["data"]["rows"]))
     return found
 
 
-def _report(run: Path) -> dict[str, Any]:
+def evaluation(run: Path) -> dict[str, Any]:
+    """What `darht-eval` wrote into a run."""
     report: dict[str, Any] = read_sealed(run / "eval.json", "run darht-eval again").value
     return report
 
@@ -113,7 +115,7 @@ def student_row(
 ) -> tuple[str, ...]:
     """A row of `Result.students`."""
     runs = config.runs(name)
-    reports = [_report(out / "run" / run) for run in runs]
+    reports = [evaluation(out / "run" / run) for run in runs]
     figures = [_figures(report, config.score) for report in reports]
     columns = zip(*figures, strict=True)  # what was left out of one was left out of all, and stays empty
     texts = [

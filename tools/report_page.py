@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from darht.cache.format.mixture import describe_sources
 from darht.core.stats import wilson
 from darht.tools.report import CacheReport, Hard
 from darht.tools.report_figures import (
@@ -87,6 +88,7 @@ def _head(report: CacheReport) -> Section:
     height, width = spec.view_shape[1:]
     facts = {
         "images": f"{spec.data.rows:,} of {width}x{height} pixels, {held:,} of them held out for selection",
+        **{f"source {number}": text for number, text in enumerate(describe_sources(spec.data.sources))},
         "classes": f"{len(spec.data.classes)}: {', '.join(spec.data.classes[:12])}"
         + (" ..." if len(spec.data.classes) > 12 else ""),
         "views": f"{spec.views.count} of every image ({spec.views.kind})",

@@ -25,7 +25,17 @@ from darht.core.cli import (
 from darht.trainer.evaluation.cli import evaluate
 from darht.trainer.export.cli import export
 from darht.trainer.state.cli import verify
-from darht.trainer.teacher.cli import allow_option, check, images, pack, report_check, required_data, transfer, zoo_list
+from darht.trainer.teacher.cli import (
+    allow_option,
+    check,
+    images,
+    opened,
+    pack,
+    report_check,
+    required_data,
+    transfer,
+    zoo_list,
+)
 
 __all__ = ["evaluate", "teacher", "train"]
 
@@ -106,13 +116,13 @@ def teacher_train(
     network = StudentConfig(arch=arch, kwargs=options, resize=resize, feature_map=False)
     if rank == 0:
         teach.check_free(out, resume=resume)
-    training = images(data, root, "train", limit=limit, **reading)
+    training = opened(data, root, "train", limit=limit, **reading)
     if resume and teach.is_finished(out, teach.expected_card(config, training, network)):
         if rank == 0:
             teach.finish(out)
             click.echo(f"{out}: trained and measured before")
         return
-    test = images(data, root, "test", limit=test_limit, **reading)
+    test = opened(data, root, "test", limit=test_limit, **reading)
     check_class_names(training.classes, test.classes, "the training split", "the test split")
     monitor = Monitor(out / teach.TRAINING, config.optim.epochs, shown=rank == 0)
     try:

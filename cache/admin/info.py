@@ -5,6 +5,7 @@ from pathlib import Path
 
 from darht.cache.admin.cost import array_seconds, cost_facts, cost_of, run_cost
 from darht.cache.format.layout import ArrayLayout
+from darht.cache.format.mixture import describe_sources
 from darht.cache.format.spec import ViewSpec
 from darht.cache.read.reader import Cache
 
@@ -32,8 +33,10 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     total = sum(shard.size for shard in cache.manifest.shards)
     held = len(cache.manifest.holdout)
     left_out = f"; {spec.data.skipped} files that cannot be decoded were left out" if spec.data.skipped else ""
+    of = "several sources" if spec.data.sources else f"{spec.data.source} {spec.data.split}"
     facts = [
-        ("data", f"{spec.data.source} {spec.data.split}, {spec.data.rows} rows, {held} of them held out{left_out}"),
+        ("data", f"{of}, {spec.data.rows} rows, {held} of them held out{left_out}"),
+        *_sources(cache),
         ("classes", f"{len(spec.data.classes)}: {', '.join(spec.data.classes[:10])}"),
         ("views", _views(spec.views)),
     ]
@@ -46,6 +49,17 @@ def summarise(cache: Cache, run: Path | None = None) -> Summary:
     facts += cost_facts(cost_of(cache), None if run is None else run_cost(run, cache))
     facts.append(("root hash", cache.root_hash))
     return Summary(tuple(facts), tuple(_array_row(cache, array) for array in cache.arrays.values()))
+
+
+def _sources(cache: Cache) -> list[tuple[str, str]]:
+    """A line for each of several sources; of where it lies the last part alone, where this machine knows it."""
+    if not cache.spec.data.sources:
+        return []
+    origin = cache.origin()
+    roots = {"0": origin.get("data_root")} | origin.get("data_roots", {})
+    texts = describe_sources(cache.spec.data.sources)
+    lie = [f", from {Path(root).name}" if (root := roots.get(str(k))) else "" for k in range(len(texts))]
+    return [(f"source {k}", text + lie[k]) for k, text in enumerate(texts)]
 
 
 def _views(views: ViewSpec) -> str:

@@ -16,13 +16,12 @@ from darht.attacks.engine.engine import FULL, Engine
 from darht.cache.builder.fit import CPU_BATCH, CudaMemory, fitting_batch, measures
 from darht.cache.builder.history import History, read_history
 from darht.cache.builder.jacobian import as_arrays, jacobian_rows
-from darht.cache.builder.pixels import Pixels, pixels_of, sizes_of, stored_images
+from darht.cache.builder.pixels import ShardImages, stored_images
 from darht.cache.builder.plan import Plan
 from darht.cache.format.apply_views import apply_views
-from darht.cache.format.boxes import draw_boxes
 from darht.cache.format.layout import JACOBIAN_PARTS, ArrayLayout, label_dtype
 from darht.cache.format.logit_codes import encode_int8, encode_top
-from darht.cache.format.resample import resample_all, resample_batch
+from darht.cache.format.resample import resample_batch
 from darht.cache.format.spec import PrecisionSpec
 from darht.cache.format.store import Store
 from darht.core.device import send
@@ -41,8 +40,7 @@ class Worker:
         self.plan, self.store, self.device, self._batch_size = plan, store, device, batch_size
         self._slopes: tuple[tuple[str | None, int, int], tuple[np.ndarray, ...]] | None = None
         self._said: tuple[tuple[object, ...], tuple[np.ndarray, ...]] | None = None
-        self._decoded: tuple[slice, Pixels] = slice(0, 0), []
-        self._drawn: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0, dtype=np.int32)
+        self._images = ShardImages(plan.source.images, plan.spec)
         self._block: tuple[slice, Tensor | None, Tensor] | None = None
         self._stored: dict[str, Tensor] = {}  # perturbations of the block's rows, by attack
 
@@ -92,11 +90,11 @@ class Worker:
                 return self.plan.source.labels[rows].astype(array.dtype)
             case "image":
                 store, images = self.plan.spec.store, self.plan.source.images
-                return stored_images(images, rows, store) if store.encoded else np.asarray(self._pixels(rows))
+                return stored_images(images, rows, store) if store.encoded else np.asarray(self._images.pixels(rows))
             case "views":
                 return self.plan.offsets.numpy()[rows]
             case "boxes":
-                return self._boxes(rows)
+                return self._images.boxes(rows)
             case "delta":
                 return self._perturb(array, rows)
             case "jacobian" | "jacobian-scale" | "jacobian-class" as part:
@@ -217,9 +215,11 @@ class Worker:
         Images that differ in size stay where they are: None.
         """
         if self._block is None or self._block[0] != rows:
-            labels, pixels = torch.from_numpy(self.plan.source.labels[rows]), self._pixels(rows)
+            labels, pixels = torch.from_numpy(self.plan.source.labels[rows]), None
             self._block, self._stored = None, {}  # before more is sent
-            images = None if isinstance(pixels, list) else send(torch.from_numpy(pixels), self.device)
+            if not self._images.differ:
+                pixels = torch.from_numpy(np.asarray(self._images.pixels(rows)))
+            images = None if pixels is None else send(pixels, self.device)
             self._block = rows, images, send(labels, self.device)
         return self._block[1:]
 
@@ -231,38 +231,14 @@ class Worker:
             self._stored[attack] = send(torch.from_numpy(delta), self.device)
         return self._stored[attack]
 
-    def _boxes(self, rows: slice) -> np.ndarray:
-        """Where the resized crops of some rows lie, int32 `[n, V, 5]`."""
-        if self._drawn[0] != rows:
-            spec, every = self.plan.spec, np.arange(rows.start, rows.stop, dtype=np.int64)
-            sizes = sizes_of(self.plan.source.images, rows)
-            self._drawn = rows, draw_boxes(sizes, every, spec.views, spec.seed)
-        return self._drawn[1]
-
-    def _pixels(self, rows: slice) -> Pixels:
-        """Images of some rows, uint8 `[3, H, W]` each.
-
-        Those of a whole shard are decoded at once, and kept until another is wanted.
-        """
-        images = self.plan.source.images
-        if isinstance(images, np.ndarray):
-            return images[rows]
-        first, last = self._decoded[0].start, self._decoded[0].stop
-        if not first <= rows.start <= rows.stop <= last:
-            size = self.plan.spec.store.rows_per_shard
-            start = rows.start // size * size
-            wanted = slice(start, min(max(start + size, rows.stop), len(images)))
-            self._decoded = wanted, pixels_of(images, wanted)
-            first = start
-        return self._decoded[1][rows.start - first : rows.stop - first]
-
     def _views(self, rows: slice, at: slice, view: int) -> Tensor:
         images, size = self._resident(rows)[0], self.plan.spec.views.size
         if images is None:
-            shown = resample_all(self._pixels(rows)[at], self._boxes(rows)[at, view], size)
-            return send(torch.from_numpy(shown), self.device)
+            return send(torch.from_numpy(self._images.crops(rows, at, view)), self.device)
         if size:
-            return resample_batch(images[at], send(torch.from_numpy(self._boxes(rows)[at, view]), self.device), size)
+            return resample_batch(
+                images[at], send(torch.from_numpy(self._images.boxes(rows)[at, view]), self.device), size
+            )
         return apply_views(images[at], self._offsets[view].expand(len(images[at]), -1))
 
     @functools.cached_property

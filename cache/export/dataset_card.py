@@ -1,5 +1,6 @@
 """The dataset card of a cache: `README.md` as the Hugging Face hub shows it, YAML in front and Markdown behind."""
 
+from darht.cache.format.mixture import describe_sources
 from darht.cache.read.reader import Cache
 from darht.core.markdown import code, escape
 
@@ -26,6 +27,7 @@ def dataset_card(cache: Cache, address: str) -> str:
         f"{cache.spec.views.count} views each, with adversarial perturbations and the raw logits of the teachers. "
         "`croissant.json` describes every file and array.",
         "",
+        *_sources(cache),
         f"Root hash {code(cache.root_hash)}.",
         "",
         "```",
@@ -38,6 +40,11 @@ def dataset_card(cache: Cache, address: str) -> str:
         "The images are those of the data set named above; its licence holds for them.",
     ]
     return "\n".join(text) + "\n"
+
+
+def _sources(cache: Cache) -> list[str]:
+    lines = [f"- {escape(text)}" for text in describe_sources(cache.spec.data.sources)]
+    return ["The images are of several sources:", "", *lines, ""] if lines else []
 
 
 def _teachers(cache: Cache) -> list[str]:

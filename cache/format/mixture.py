@@ -118,3 +118,22 @@ def spans(sources: Sequence[SourceSpec], rows: int) -> tuple[slice, ...]:
     """The rows of each source; of a cache without several, all of them."""
     ends = list(itertools.accumulate(source.rows for source in sources)) or [rows]
     return tuple(map(slice, [0, *ends[:-1]], ends))
+
+
+def describe_sources(sources: Sequence[SourceSpec]) -> tuple[str, ...]:
+    """What each of several sources brings, in words: rows, labels, its part of a batch, views, and what is left out."""
+    left = 1 - sum(source.share or 0 for source in sources)
+    sharing = sum(source.rows for source in sources if source.share is None)
+    return tuple(
+        _describe(source, left * source.rows / sharing if source.share is None else source.share) for source in sources
+    )
+
+
+def _describe(source: SourceSpec, part: float) -> str:
+    held = f", {100 * source.holdout:.3g} % of them held out" if source.holdout else ""
+    left_out = f"; {source.skipped} files that cannot be decoded were left out" if source.skipped else ""
+    labels = f"{'with' if source.labelled else 'without'} labels{held}"
+    return (
+        f"{source.source} {source.split}, {source.rows:,} rows {labels}, "
+        f"{100 * part:.3g} % of a batch, {source.views} view{'' if source.views == 1 else 's'}{left_out}"
+    )

@@ -11,8 +11,11 @@ from darht.cache.format.manifest import Manifest, root_hash
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.views import view_table
 from darht.cache.read.reader import Cache
+from darht.cache.sources.rows import LazyImages
 from darht.core.config import fingerprint
 from darht.core.storage import LocalStorage
+
+_DECODED = 64  # images of files in memory on their way to those who asked
 
 
 class SourceCache(Cache):
@@ -21,7 +24,7 @@ class SourceCache(Cache):
     Args:
         spec: what such a cache would be made from, without teachers.
         holdout: rows kept from training, for selection.
-        images: uint8 `[N, 3, H, W]`, or what gives that for a slice of rows.
+        images: uint8 `[N, 3, H, W]`; those of files are decoded whenever their rows are read.
         labels: `[N]`.
     """
 
@@ -39,7 +42,13 @@ class SourceCache(Cache):
     def read_into(self, out: Mapping[str, np.ndarray], rows: slice) -> None:
         """The same rows of several arrays, into numpy arrays of their shape and type that are there already."""
         for name, values in out.items():
-            values[...] = self._held[self._array(name).name][rows]
+            held = self._held[self._array(name).name]
+            if not isinstance(held, LazyImages):
+                values[...] = held[rows]
+                continue
+            for start in range(0, len(values), _DECODED):
+                part = slice(start, min(start + _DECODED, len(values)))
+                values[part] = held[rows.start + part.start : rows.start + part.stop]
 
     def check(self, name: str, shard: int) -> None:
         """Nothing: there are no shards."""

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from darht.cache.format.mixture import describe_sources
 from darht.cache.serve.catalogue import Catalogue, Served
 from darht.core.errors import DarhtError
 
@@ -115,8 +116,10 @@ def _page(served: list[Served], url: str) -> str:
 def _row(served: Served, url: str) -> str:
     spec = served.cache.spec
     teachers = ", ".join(f"{name} ({teacher.arch})" for name, teacher in spec.teachers.items()) or "none"
+    of = "several sources" if spec.data.sources else f"{spec.data.source} {spec.data.split}"
     facts = {
-        "data": f"{spec.data.source} {spec.data.split}, {spec.data.rows:,} rows, {len(spec.data.classes)} classes",
+        "data": f"{of}, {spec.data.rows:,} rows, {len(spec.data.classes)} classes",
+        **{f"source {number}": text for number, text in enumerate(describe_sources(spec.data.sources))},
         "teachers": teachers,
         "attacks": ", ".join(spec.attacks) or "none",
         "size": f"{served.size / 1e6:,.1f} MB in {len(served.items):,} files",

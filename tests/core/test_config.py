@@ -218,6 +218,13 @@ def test_a_diff_cuts_long_values():
     assert line == 'a: "' + "x" * 56 + "... -> 1"
 
 
+def test_override_changes_one_of_two_keys_that_share_a_mapping():
+    shared = {"epochs": 3, "lr": 0.1}
+    data = {"a": {"optim": shared}, "b": {"optim": shared}}
+    assert override(data, ("a.optim.epochs=9",)) == {"a": {"optim": {"epochs": 9, "lr": 0.1}}, "b": {"optim": shared}}
+    assert shared == {"epochs": 3, "lr": 0.1}
+
+
 def test_override():
     data = {"a": {"b": 1}, "c": 2}
     assert override(data, ("a.b=3", "c=[1, x]", "d.e=true", "f=a=b", "g=")) == {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 from runs import write_student
 
 from darht.cache.builder.config import load_config
@@ -26,6 +27,7 @@ from darht.tools.experiment import (
     write_inputs,
 )
 from darht.tools.experiment_cli import call, experiment
+from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE
 from darht.tools.experiment_results import collect, gains, student_row
 from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
@@ -231,10 +233,12 @@ def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(
 ) -> None:
     students = {"no-teachers": TINY["students"]["cached"], "taught": {**TINY["students"]["cached"], "seed": 4}}
     wanted = {**TINY, "students": students, "seeds": 2, "baseline": "no-teachers", "tier": tier}
+    wanted["transfer"] = tier == "quick"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(wanted))
     config = load_experiment(tmp_path / "own.yaml")
     lines = {stage.name: stage.line for stage in plan_stages(config, tmp_path, root=None)}
-    assert ("--tier standard" in lines["eval taught-0"]) == (tier == "standard")
+    assert ("--tier standard --no-transfer" in lines["eval taught-0"]) == (tier == "standard")
+    assert ("--no-transfer" in lines["eval taught-0"]) == (tier == "standard")
     assert "--set seed=1 " in lines["train no-teachers-1"] and "--set seed=5 " in lines["train taught-1"]
     alive = {
         "no-teachers-0": [1, 0, 0, 0],
@@ -271,6 +275,15 @@ def test_seeds_and_baselines_that_are_not_there(change: dict[str, Any], message:
 
 def test_an_experiment_of_ours_goes_by_its_name() -> None:
     assert load_experiment(Path("digits-demo")) == load_experiment(RECIPES / "digits-demo.yaml")
+
+
+def test_a_teachers_setting_is_changed_alone(tiny_recipe: Path, tmp_path: Path) -> None:
+    change = ("teachers.vit.set.optim.epochs=9", "teachers.resnet.set.optim.kind={}")
+    before, config = load_experiment(tiny_recipe), load_experiment(tiny_recipe, change)
+    assert before.teachers["vit"].set["optim.epochs"] != 9 and "optim.lr" not in before.teachers["resnet"].set
+    assert config.teachers["vit"].set == before.teachers["vit"].set | {"optim.epochs": 9}
+    line = {stage.name: stage.line for stage in plan_stages(config, tmp_path, root=None)}["teacher vit"]
+    assert "--set optim.epochs=9" in line and "--set optim=" not in line
 
 
 def test_a_finished_stage_is_not_run_again_but_a_changed_one_is(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -322,6 +335,13 @@ def test_the_main_job_on_a_handful_of_digits(tiny_recipe: Path, tmp_path: Path) 
     assert report["cache_root_hash"] == json.loads((out / "cache" / "manifest.json").read_text())["root_hash"]
     assert "$ darht-cache build" in result.output
     assert "root hash" in result.output
+    numbers = json.loads((out / NUMBERS).read_text())["ways"][0]
+    assert numbers["name"] == "cached" and numbers["cpu_seconds"] > 0 and numbers["gain"] is None
+    assert numbers["judged"]["low"] <= numbers["judged"]["mean"] <= numbers["judged"]["high"]
+    page = (out / PAGE).read_text()
+    assert f"]({PICTURE})" in page and "| cached | " in page
+    with Image.open(out / PICTURE) as picture:
+        assert picture.size[0] > 1000
 
 
 def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:

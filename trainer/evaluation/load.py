@@ -11,7 +11,7 @@ from torch import nn
 
 from darht.cache.builder.teachers import load_teacher
 from darht.cache.format.spec import RULES
-from darht.cache.sources.load import Source, content_sha256, load_source
+from darht.cache.sources.load import FileSource, Source, content_sha256, load_source
 from darht.cache.sources.open import load_centred
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError, DarhtError
@@ -71,7 +71,7 @@ def _first(source: Source, count: int) -> Source:
                                sha256=content_sha256(images, labels, source.classes))  # fmt: skip
 
 
-def load_training_split(test: Source, target: Target, config: EvalConfig) -> Source | str:
+def load_training_split(test: Source | FileSource, target: Target, config: EvalConfig) -> Source | str:
     """The training images of the same data, or why they are not there."""
     same = config.data in (None, target.data)
     lay = target.origin.get("data_root") if same else None

@@ -17,7 +17,7 @@ from darht.attacks.engine.engine import FULL, Engine
 from darht.attacks.engine.query_model import NoGradientError
 from darht.attacks.engine.slots import forward_all
 from darht.attacks.threat import Threat
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import FileSource, Source
 from darht.core.rng import RowRng, borrowed_generator
 from darht.trainer.evaluation.ledger import Arrays, Entry, Ledger
 from darht.trainer.evaluation.score import EVERYONE, Score
@@ -81,7 +81,7 @@ class EvalSetup:
     """
 
     model: nn.Module
-    source: Source
+    source: Source | FileSource
     threat: Threat
     device: torch.device
     seed: int = 0

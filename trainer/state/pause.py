@@ -17,6 +17,7 @@ class Pause:
         steps: of the epoch that are done; which rows they saw follows from seed and epoch.
         images: that these saw.
         seconds: that they took.
+        cpu_seconds: of this process, in all its threads, that they took.
         counts: of the metrics, float64 `[6]`; None at the beginning.
         generators: states of torch's global generators, the CPU's and then each GPU's; they draw dropout.
         world: how many processes trained together; each has a pause of its own.
@@ -25,18 +26,24 @@ class Pause:
     steps: int = 0
     images: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     counts: Tensor | None = None
     generators: tuple[Tensor, ...] = ()
     world: int = 1
 
     @classmethod
     def here(
-        cls, steps: int, images: int = 0, seconds: float = 0.0, metrics: Metrics | None = None, world: int = 1
+        cls,
+        steps: int,
+        images: int = 0,
+        taken: tuple[float, float] = (0.0, 0.0),
+        metrics: Metrics | None = None,
+        world: int = 1,
     ) -> Self:
-        """The moment between two steps."""
+        """The moment between two steps; `taken` are seconds and CPU seconds."""
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         counts = None if metrics is None else metrics.counts.clone()
-        return cls(steps, images, seconds, counts, (torch.get_rng_state(), *gpus), world)
+        return cls(steps, images, *taken, counts, (torch.get_rng_state(), *gpus), world)
 
     @classmethod
     def read(cls, state: dict[str, Any]) -> Self:

@@ -28,6 +28,7 @@ from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
 from darht.core.nets.layout import layout_note
 from darht.core.rng import borrowed_generator
+from darht.core.stats import beyond_chance
 from darht.core.tensors import save_tensors
 from darht.trainer.config import TrainConfig
 from darht.trainer.export.model_card import teacher_notes
@@ -180,7 +181,7 @@ def _train(state: TrainState, context: TrainContext) -> None:
         row = _epoch(state, context)
         scores = _scores(state, held, collapse_probe, config, context.feed.plan.device) if ranks.first else {}
         row |= cast(dict[str, float], ranks.agree(scores))
-        if _collapsed(row, state.progress, len(cache.spec.data.classes)):
+        if _collapsed(row, state.progress, len(cache.spec.data.classes), len(collapse_probe.images)):
             callbacks.on_note(_go_back(state, context, row))
             continue
         best, card = advance(state.progress, row), student_card(config, cache, state.student, row, state.identity)
@@ -223,6 +224,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
     total, first = feed.steps * config.optim.epochs, epoch * feed.steps
     pause, state.pause, wishes = state.pause or Pause(), None, None
     start, metrics, images = time.perf_counter() - pause.seconds, pause.metrics(feed.plan.device), pause.images
+    cpu_start = time.process_time() - pause.cpu_seconds
     state.student.train()
     if state.memory is not None:
         if isinstance(state.memory, WarmMemory) and _forgets(config.inner.warm.reset, epoch) and not pause.steps:
@@ -243,7 +245,8 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
             except KeyboardInterrupt:
                 state.stopping = True
             if ranks.stop(state.stopping, before):  # between two steps: nothing is half done
-                state.pause = Pause.here(number + 1 - first, images, time.perf_counter() - start, metrics, ranks.world)
+                taken = time.perf_counter() - start, time.process_time() - cpu_start
+                state.pause = Pause.here(number + 1 - first, images, taken, metrics, ranks.world)
                 _stop_here(state, context)
     _average(state, config, step=False, done=(first + feed.steps) / total)
     ranks.share(state.student, state.memory, state.learned)
@@ -256,6 +259,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
         "lr": round(learning_rate(config.optim, (first + feed.steps - 1) / total), 8),
         "images_per_second": round(images / seconds, 1),
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(time.process_time() - cpu_start, 3),
     }
 
 
@@ -301,15 +305,20 @@ def _scores(
     return scores
 
 
-def _collapsed(row: dict[str, Any], progress: Progress, classes: int) -> bool:
+def _collapsed(row: dict[str, Any], progress: Progress, classes: int, rows: int) -> bool:
     """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
 
-    Below twice chance there is nothing to fall from, and PGD steps everywhere cannot collapse.
+    There is nothing to fall from below twice chance, nor above it by what a network that names one class alone reaches on
+    so few `rows`. The fall must be one that chance makes less than once in 1,000 times. PGD steps everywhere cannot
+    collapse.
     """
     before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]
-    if not before or progress.pgd_share == 1 or max(before) < 200 / classes:
+    if not before or progress.pgd_share == 1 or row["training_pgd"] >= max(before) / 2:
         return False
-    return bool(row["training_pgd"] < max(before) / 2)
+    if round(rows * max(before) / 100) < beyond_chance(rows, min(2 / classes, 0.75)):
+        return False
+    failing = min(max(1 - max(before) / 100, 0.5 / rows), 1 - 0.5 / rows)
+    return round(rows * (1 - float(row["training_pgd"]) / 100)) >= beyond_chance(rows, failing)
 
 
 def _go_back(state: TrainState, context: TrainContext, row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from darht.attacks import ATTACKS, Threat, parse_eps
 from darht.attacks.engine.engine import FULL
 from darht.attacks.transfer import TransferMatrix, transfer_matrix
 from darht.cache.builder.teachers import is_teacher_folder, load_teacher, read_card, write_card
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import FileSource, Source
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError
 from darht.core.nets import check_pixels
@@ -39,7 +39,9 @@ class TeacherCheck:
     images_per_second: float
 
 
-def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float, device: torch.device) -> TeacherCheck:
+def check_teacher(
+    folder: Path, model: Classifier, source: Source | FileSource, *, eps: float, device: torch.device
+) -> TeacherCheck:
     """Clean and PGD-20 accuracy on a split, written into the card of `folder` where it has one, and forward speed.
 
     Raises:
@@ -69,7 +71,7 @@ def check_teacher(folder: Path, model: Classifier, source: Source, *, eps: float
 
 
 @torch.no_grad()
-def forward_speed(model: Classifier, source: Source, device: torch.device, repeats: int = 3) -> float:
+def forward_speed(model: Classifier, source: Source | FileSource, device: torch.device, repeats: int = 3) -> float:
     """Images per second of a forward pass, the best of some repeats after a warm-up."""
     x = torch.from_numpy(source.images[:250]).to(device).float() / 255
     times = []

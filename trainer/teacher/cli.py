@@ -51,7 +51,7 @@ def check(
     where = pick_device(device)
     model, card = load_teacher(folder, where)
     radius = float(card.training.get("eps", 8)) if eps is None else parse_eps(eps)
-    source = images(data, root, split, limit=limit, **reading)
+    source = opened(data, root, split, limit=limit, **reading)
     click.echo(describe_eps(radius))
     check_sense(folder, model, source, eps=radius, device=where, allow=allow, on_line=click.echo)
     report_check(folder, model, source, eps=radius, device=where)
@@ -129,6 +129,19 @@ def zoo_list() -> None:
             network = card.arch.rpartition(":")[2]  # timm:NAME, python:module:NAME
             table.add_row(PREFIX + name, network, f"{size / 1e3:,.0f}", f"{found['eps']:g}/255", what, *figures)
     print_table(table)
+
+
+def opened(data: str, root: Path | None, split: str, **options: Any) -> Any:
+    """As `images`, but pixels of image files stay there until they are wanted."""
+    from darht.cache.format.spec import PIXEL_RULES
+    from darht.cache.sources.load import OF_FILES
+    from darht.cache.sources.open import open_source
+
+    if data not in OF_FILES:
+        return images(data, root, split, **options)
+    source = open_source(data, root, split, rules=PIXEL_RULES, **options)
+    echo_notes(source.notes)
+    return source
 
 
 def images(data: str, root: Path | None, split: str, **options: Any) -> Any:

@@ -24,7 +24,7 @@ from darht.cache.builder.teachers import (
     read_card,
     write_card,
 )
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import FileSource, Source
 from darht.core.class_names import check_class_names
 from darht.core.errors import ConfigError, DarhtError, ModelError
 from darht.core.nets import check_pixels
@@ -37,7 +37,7 @@ OnLine = Callable[[str], None]
 def check_sense(
     folder: Path,
     model: Classifier,
-    source: Source,
+    source: Source | FileSource,
     *,
     eps: float = 8.0,
     device: torch.device,
@@ -76,7 +76,9 @@ def check_sense(
     return probe
 
 
-def check_import(folder: Path, source: Source | None, *, allow: Collection[str] = (), on_line: OnLine) -> None:
+def check_import(
+    folder: Path, source: Source | FileSource | None, *, allow: Collection[str] = (), on_line: OnLine
+) -> None:
     """Ask a teacher that was just imported; the folder of one that is refused is emptied.
 
     Without images it is asked about noise: only whether its answers depend on batch, order, time or chance.

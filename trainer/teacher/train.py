@@ -18,7 +18,7 @@ from darht.cache.builder.seal import holdout_rows
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher, read_card, save_teacher
 from darht.cache.format.views import view_table
 from darht.cache.read.source import SourceCache
-from darht.cache.sources.load import Source
+from darht.cache.sources.load import FileSource, Source
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.errors import CacheError, SpecMismatchError
 from darht.core.files import is_free
@@ -36,7 +36,7 @@ TRAINING = "training"
 
 def teach(
     config: TeachConfig,
-    source: Source,
+    source: Source | FileSource,
     network: StudentConfig,
     out: Path,
     *,
@@ -74,7 +74,7 @@ def teach(
     return save_teacher(out, model.net, replace(card, preprocessing=said.preprocessing))
 
 
-def source_cache(config: TeachConfig, source: Source) -> SourceCache:
+def source_cache(config: TeachConfig, source: Source | FileSource) -> SourceCache:
     """The rows of a source in the views that a training draws from.
 
     Raises:
@@ -87,7 +87,7 @@ def source_cache(config: TeachConfig, source: Source) -> SourceCache:
     return SourceCache(spec, held, source.images, source.labels)
 
 
-def expected_card(config: TeachConfig, source: Source, network: StudentConfig) -> Card:
+def expected_card(config: TeachConfig, source: Source | FileSource, network: StudentConfig) -> Card:
     """What is known of a teacher before its training: all but normalisation, weights hash and accuracies."""
     average = settled_average(config.recipe(network), source_cache(config, source))
     return Card(

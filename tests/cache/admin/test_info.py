@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from starlette.testclient import TestClient
+
 from darht.cache.admin.info import summarise
+from darht.cache.export.dataset_card import dataset_card
+from darht.cache.format.mixture import SourceSpec, describe_sources
 from darht.cache.read.reader import open_cache
+from darht.cache.serve.app import make_app
+from darht.cache.serve.catalogue import Catalogue
 
 
 def test_the_facts(tiny_cache: Path):
@@ -21,6 +27,31 @@ def test_the_facts(tiny_cache: Path):
     )
     assert facts["size"] == f"{total / 1e6:.2f} MB, {total / 100:.0f} bytes a row"
     assert facts["root hash"] == cache.root_hash
+
+
+def test_each_of_several_sources_has_a_line_everywhere(blend: Path):
+    cache = open_cache(blend)
+    facts, held = dict(summarise(cache).facts), len(cache.manifest.holdout)
+    assert facts["data"] == f"several sources, 130 rows, {held} of them held out"
+    digits = "digits train, 60 rows with labels, 10 % of them held out, 50 % of a batch, 9 views"
+    generated = "npz train, 70 rows without labels, 50 % of a batch, 1 view"
+    assert facts["source 0"] == digits
+    assert facts["source 1"] == f"{generated}, from generated.npz"
+    card = dataset_card(cache, "hf://a/b")
+    page = TestClient(make_app(Catalogue([blend]))).get("/").text
+    assert f"- {digits}" in card and f"- {generated}\n" in card
+    assert digits in page and f"{generated}<" in page and "generated.npz" not in card + page
+
+
+def test_sources_without_a_share_have_theirs_by_their_rows():
+    def source(rows, share=None, labelled=True):
+        return SourceSpec("npz", "train", rows, "0" * 64, labelled, share, 0.0, 2, skipped=0 if labelled else 3)
+
+    first, second, third = describe_sources([source(300), source(100), source(9, 0.6, labelled=False)])
+    assert "300 rows with labels, 30 % of a batch" in first and "10 % of a batch" in second
+    assert third == (
+        "npz train, 9 rows without labels, 60 % of a batch, 2 views; 3 files that cannot be decoded were left out"
+    )
 
 
 def test_a_line_for_every_array(tiny_cache: Path):

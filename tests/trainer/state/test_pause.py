@@ -113,7 +113,7 @@ def test_generators_go_on_where_they_stood():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         torch.rand(5)
-        kept = Pause.read(vars(Pause.here(1, 8, 0.5, Metrics(CPU))))
+        kept = Pause.read(vars(Pause.here(1, 8, (0.5, 0.4), Metrics(CPU))))
         expected = torch.rand(5)
         torch.manual_seed(4)
         kept.set_generators()

@@ -8,14 +8,14 @@ from runs import CPU, Stopped, assert_same_bits, changed, log, stop_after
 
 import darht.trainer.student.train as trainer
 from darht.trainer.config import AverageConfig, WarmConfig
-from darht.trainer.state.checkpoint import CHECKPOINT, PAUSED
+from darht.trainer.state.checkpoint import CHECKPOINT, PAUSED, Progress
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.train import Callbacks, train
 
 CONFIG = changed(
     recipe="at",
     loss={"clean_share": 0.25},
-    inner={"kind": "warm", "warm": WarmConfig(check_rows=16)},
+    inner={"kind": "warm", "warm": WarmConfig(check_rows=40)},
     optim={"epochs": 4, "batch_size": 20},
 )
 
@@ -43,6 +43,27 @@ def plant(monkeypatch):
 
 def in_the_third_epoch(share_enough):
     return lambda epoch, pgd_share: 10 if epoch == 2 and pgd_share < share_enough else 60
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "classes", "rows", "expected"),
+    [
+        ([60.0, 50.0], 29.0, 10, 512, True),
+        ([60.0, 50.0], 31.0, 10, 512, False),
+        ([100.0], 0.0, 10, 8, True),
+        ([10.0, 30.0], 0.0, 10, 4, False),  # of 4 rows at 30 % chance leaves none right once in 4 times
+        ([1.5625], 0.78125, 200, 128, False),  # two rows right, then one
+        ([6.25], 0.0, 200, 128, True),
+        ([19.0], 0.0, 10, 512, False),
+        ([22.0], 2.0, 10, 64, False),  # a network that says one class of ten always
+        ([45.0], 2.0, 10, 64, True),
+        ([90.0], 20.0, 2, 512, True),
+        ([], 0.0, 10, 512, False),
+    ],
+)
+def test_a_fall_counts_where_chance_does_not_make_it(before, now, classes, rows, expected):
+    progress = Progress(epoch=len(before), history=[{"training_pgd": value} for value in before])
+    assert trainer._collapsed({"training_pgd": now}, progress, classes, rows) is expected
 
 
 def run(cache, out, callbacks=None, **options):
@@ -156,8 +177,8 @@ def test_the_check_is_pgd_10_on_the_first_rows_that_are_trained_on(mixed_cache, 
     (held, _), (collapse_probe, attack) = asked
     assert (attack.steps, attack.step, attack.eps) == (10, 8, 32)
     training = sorted(set(range(60)) - set(mixed_cache.manifest.holdout))
-    assert (collapse_probe.images == mixed_cache.read("image")[training[:16]]).all()
-    assert (collapse_probe.labels == mixed_cache.read("label")[training[:16]]).all()
+    assert (collapse_probe.images == mixed_cache.read("image")[training[:40]]).all()
+    assert (collapse_probe.labels == mixed_cache.read("label")[training[:40]]).all()
     assert len(held.images) == len(mixed_cache.manifest.holdout)
 
 

@@ -1,11 +1,22 @@
 """Students trained on labelled rows beside generated ones, about which only teachers say something."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from runs import CPU, assert_same_bits, changed, log
 
+from darht.cache.builder.build import build, plan_build
+from darht.cache.builder.extend import grow
+from darht.cache.builder.seal import seal
+from darht.cache.format.commit import COMMITS
+from darht.cache.format.manifest import MANIFEST
 from darht.cache.read.draw import choose_views, view_logits
 from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB
@@ -97,6 +108,37 @@ def test_a_streamed_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(c
         train(config, cache, tmp_path / "killed", callbacks=Callbacks(on_step=kill), **options)
     train(config, cache, tmp_path / "killed", resume=True, **options)
     assert_same_bits(tmp_path / "one", tmp_path / "killed")
+
+
+def test_a_build_that_is_killed_goes_on_grows_and_is_trained_from(blend, blend_config, tmp_path):
+    """SIGKILL in the middle; the same root hashes as of builds that nobody killed."""
+    out, quiet = tmp_path / "cache", {"device": CPU, "on_unit": lambda array, shard, seconds: None}
+    command = [sys.executable, "-c", "from darht.cache.cli import cache; cache()", "build", blend_config, "--out", out]
+    with subprocess.Popen([*command, "--device", "cpu", "--allow", "cnn"], stdout=subprocess.DEVNULL) as builder:
+        while builder.poll() is None and len(list((out / COMMITS).rglob("*.json"))) < 5:
+            time.sleep(0.01)
+        builder.kill()
+    assert builder.returncode == -signal.SIGKILL and not (out / MANIFEST).exists()
+    report = build(plan_build(blend_config, device=CPU), out, **quiet)
+    assert report.reused >= 5 and report.computed > 0
+    assert seal(out).root_hash == open_cache(blend).root_hash
+
+    config: dict[str, Any] = yaml.safe_load(blend_config.read_text())
+    config["data"][1]["views"] = 4
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump(config, sort_keys=False))
+    plan = plan_build(more, device=CPU)
+    grow(out, plan.spec)
+    for folder in (out, tmp_path / "once"):
+        build(plan, folder, **quiet)
+    assert seal(out).root_hash == seal(tmp_path / "once").root_hash
+
+    grown = open_cache(out)
+    options = {"device": CPU, "memory_gib": 0.9 * needed_bytes(grown, adversarial=False) / GIB}
+    short = changed(recipe="rslad", inner={"steps": 1}, optim={"epochs": 1, "batch_size": 4, "lr": 0.05})
+    train(short, grown, tmp_path / "run", **options)
+    assert "streamed" in json.loads((tmp_path / "run" / "run.json").read_text())["feed"]
+    assert "holdout_pgd" in log(tmp_path / "run")[-1]
 
 
 def test_a_recipe_chooses_rows_and_says_so(cache, tmp_path):

@@ -163,7 +163,16 @@ def test_hooks_are_told_every_step_and_epoch(cache, tmp_path):
     assert steps == [(n, 3 * per_epoch, 32) for n in range(1, 3 * per_epoch + 1)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert all(0 <= row[key] <= 100 for row in rows for key in ("train_clean", "train_adversarial") if row[key])
-    expected = ["epoch", "loss", "train_clean", "train_adversarial", "lr", "images_per_second", "seconds"]
+    expected = [
+        "epoch",
+        "loss",
+        "train_clean",
+        "train_adversarial",
+        "lr",
+        "images_per_second",
+        "seconds",
+        "cpu_seconds",
+    ]
     expected += ["holdout_clean", "holdout_pgd"]
     assert list(rows[0]) == expected
     assert (tmp_path / "log.csv").read_text().splitlines()[0] == ",".join(expected)

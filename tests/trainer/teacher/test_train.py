@@ -1,16 +1,19 @@
 """Teachers: trained by the loop of students, from a source that nobody built a cache of."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from built import sealed_cache
+from PIL import Image
 from runs import log
 
 from darht.cache.builder.config import ViewConfig
 from darht.cache.builder.teachers import CARD, WEIGHTS, load_teacher, read_card, save_teacher
 from darht.cache.read.reader import open_cache
+from darht.cache.sources.encoded import EncodedImages
 from darht.cache.sources.load import load_source
 from darht.core.config import to_plain
 from darht.core.errors import CacheError, ConfigError, ModelError, SpecMismatchError
@@ -18,6 +21,7 @@ from darht.trainer.config import AverageConfig, InnerConfig, OptimConfig, Studen
 from darht.trainer.state.checkpoint import CHECKPOINT, RUN, cache_of
 from darht.trainer.student import checkpoints
 from darht.trainer.student.train import Callbacks, train
+from darht.trainer.teacher.cli import opened
 from darht.trainer.teacher.config import TeachConfig, load_teaching
 from darht.trainer.teacher.train import TRAINING, check_free, expected_card, finish, is_finished, teach
 
@@ -57,6 +61,41 @@ def test_every_algorithm_lowers_its_loss(algorithm, digits, tmp_path):
     assert (rows[0]["train_adversarial"] is None) == (algorithm == "standard")
     assert card.training["algorithm"] == algorithm
     assert card.training["average"]["kind"] == ("none" if algorithm == "standard" else "ema")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """1,000 digits as PNG files."""
+    source = load_source("digits", None, "train", limit=1000)
+    root = tmp_path_factory.mktemp("digits")
+    for number, (image, label) in enumerate(zip(source.images, source.labels, strict=True)):
+        path = root / "train" / str(label) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    return root
+
+
+def test_a_teacher_of_files_that_are_read_is_that_of_files_that_are_loaded(folder, tmp_path):
+    config = settings("standard", optim=replace(OPTIM, epochs=1))
+    sources = (load_source("imagefolder", folder, "train"), opened("imagefolder", folder, "train"))
+    cards = [teach(config, one, NET, tmp_path / str(k), device=CPU) for k, one in enumerate(sources)]
+    assert cards[0] == cards[1]
+    assert_same(tmp_path / "0", tmp_path / "1")
+
+
+def test_files_above_the_memory_are_decoded_in_pieces_and_never_all_held(folder, tmp_path, monkeypatch):
+    source, decoded, read = opened("imagefolder", folder, "train"), [], EncodedImages.__getitem__
+
+    def spy(images, rows):
+        decoded.append(len(range(*rows.indices(len(images)))))
+        return read(images, rows)
+
+    monkeypatch.setattr(EncodedImages, "__getitem__", spy)
+    config = settings("standard", optim=replace(OPTIM, epochs=2), holdout=0.1)
+    teach(config, source, NET, tmp_path, device=CPU, memory_gib=0.95 * 1000 * 200 / 2**30)
+    assert "streamed" in json.loads((tmp_path / TRAINING / RUN).read_text())["feed"]
+    assert max(decoded) <= 64
+    assert log(tmp_path / TRAINING)[-1]["holdout_clean"] > 10
 
 
 def test_a_teacher_is_the_student_of_a_cache_without_teachers(digits, tmp_path):

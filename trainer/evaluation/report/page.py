@@ -79,7 +79,7 @@ def _gallery(m: Measurement) -> list[dict[str, Any]]:
 
 
 def _shown(m: Measurement, example: Example) -> dict[str, Any]:
-    clean, names = m.setup.source.images[example.row], m.setup.source.classes
+    clean, names = m.setup.source.images[np.array([example.row])][0], m.setup.source.classes
     largest = float(np.abs(example.delta).max())
     amplified = 127.5 + example.delta * (127.5 / max(largest, 1e-6))
     attacked = np.clip(clean.astype(np.float32) + example.delta, 0, 255)
