@@ -64,10 +64,12 @@ class CheckedShards:
             self.folder.cancel()
 
     def look_up(self, units: Sequence[tuple[str, int]]) -> None:
-        """Ask where the chunks of shards of arrays lie that are read in parts: behind a URL all at once."""
-        together(
-            self.folder, lambda name, shard: self._steadily(name, shard, lambda: self._is_known(name, shard)), units
-        )
+        """Ask a server where the chunks of shards lie that are read in parts, and what it knows of their sha256."""
+        if not isinstance(self.folder, LocalStorage):
+            together(self.folder, self._ask, units)
+
+    def _ask(self, name: str, shard: int) -> None:
+        self._steadily(name, shard, lambda: self._is_known(name, shard))
 
     def _path(self, name: str, shard: int) -> str:
         """The key of the file that holds a shard of an array."""

@@ -270,8 +270,9 @@ class _Room:
 
     def give_up(self, reason: str) -> None:
         """Copy nothing from now on."""
-        if not self.closed:
-            self.closed = True
+        with self._lock:
+            first, self.closed = not self.closed, True
+        if first:
             LOG.warning(f"no further local copies ({reason}); what is not copied yet is streamed in every epoch")
 
     def _count(self, size: int) -> None:

@@ -129,6 +129,7 @@ def test_what_is_no_longer_wanted_is_not_fetched(server: FileServer, reach: Reac
     cache.stop_prefetch()
     assert len(cache.folder._coming) <= storage_remote.IN_FLIGHT < len(cache.manifest.shards)
     assert cache.read("label").shape == (100,)
+    cache.folder._fetchers.shutdown()
 
 
 def test_tars_are_copied_too(server: FileServer, fine_cache: Path, reach: Reach):
