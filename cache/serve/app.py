@@ -80,12 +80,12 @@ async def _send(
     path, tag = served.folder / key, f'"{item.sha256}"'
     try:
         found = path.stat()
+        if found.st_size != item.size:
+            return PlainTextResponse(f"{key} has {found.st_size} bytes, its manifest says {item.size}\n", 503)
+        if not await anyio.to_thread.run_sync(served.holds, key, found, limiter=comparing):
+            return PlainTextResponse(f"{key} does not have the sha256 that its manifest names\n", 503)
     except OSError:
         return PlainTextResponse(f"{key} is gone from the disk\n", 503)
-    if found.st_size != item.size:
-        return PlainTextResponse(f"{key} has {found.st_size} bytes, its manifest says {item.size}\n", 503)
-    if not await anyio.to_thread.run_sync(served.holds, key, found, limiter=comparing):
-        return PlainTextResponse(f"{key} does not have the sha256 that its manifest names\n", 503)
     reach = "private" if private else "public"
     headers = {
         "etag": tag,

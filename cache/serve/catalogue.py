@@ -1,6 +1,5 @@
 """What is served: caches and exports by name, and of each the files that its manifest names, with size and sha256."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from darht.cache.format.tar_index import INDEX
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, ConfigError
-from darht.core.files import sha256_bytes
+from darht.core.files import sha256_bytes, sha256_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -56,9 +55,8 @@ class Served:
         """Whether a file has the sha256 that its manifest names; read once, and again when it is replaced."""
         stamp = found.st_size, found.st_mtime_ns, found.st_ino
         if self.compared.get(key) != stamp:
-            with (self.folder / key).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != self.items[key].sha256:
-                    return False
+            if sha256_file(self.folder / key) != self.items[key].sha256:
+                return False
             self.compared[key] = stamp
         return True
 
