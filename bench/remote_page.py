@@ -117,9 +117,10 @@ without worker processes, of which two made them slower on these cores.
 {table}
 
 Opening counts as a part of the first epoch. `later` is the fastest of {EPOCHS - 1} epochs, of {FEW - 1} without a copy
-and of the peers. `of the disk`: darht's later epochs with a copy alternate with epochs from the disk in one process;
-the others are held against the line of the disk. At {LATENCIES[-1]} ms each reader with a copy begins with an empty one
-{arguments.rounds} times, and the fastest first epoch counts. Bytes are those of an epoch over those of the reader's
-data. Shards are fetched in pieces of 1 MiB, 32 at a time. `no copy` is `--cache-size 0`. The server names a file's
-sha256 as `darht-cache serve` does (HTTP) and as objects that darht wrote have it (S3).
+and of the peers. `of the disk`: darht's later epochs with a copy alternate with epochs from the disk in one process,
+each when the first window of its next epoch has been read ahead; the others are held against the line of the disk. At
+{LATENCIES[-1]} ms each reader with a copy begins with an empty one {arguments.rounds} times, and the fastest first
+epoch counts. Bytes are those of an epoch over those of the reader's data. Shards are fetched in pieces of 1 MiB, 32 at
+a time. `no copy` is `--cache-size 0`. The server names a file's sha256 as `darht-cache serve` does (HTTP) and as
+objects that darht wrote have it (S3).
 """

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import row_blocks
+from darht.cache.format.layout import OFFSETS, row_blocks
 from darht.cache.read.draw import draw_views, view_pixels
 from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.loader import GIB, allocate, array_names, fill, load_training_set
 from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
 from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import Window, epoch_windows
+from darht.cache.read.sizes import held_arrays
 from darht.cache.read.training_set import TrainingSet
 
 _AHEAD = 2  # batches that are on their way to the device while one is used there
@@ -60,15 +61,19 @@ class Feed:
         self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits != "none"}
+        self.groups = feed_groups(cache, plan.batch, rows)
+        self.training = self.groups[0].rows
         if plan.kind == "streamed":
+            cache.prefetch([OFFSETS] if OFFSETS in cache.arrays else [], [0])  # what `allocate` waits for
+            names = [array.name for array in held_arrays(cache, **wanted)]
+            cache.prefetch(names, self._shards(next(self._epoch_windows(0))))  # those of a resumed run are there
             wanted["one_view"] = plan.logits == "drawn" and cache.spec.store.by_view
             self._windows = [allocate(cache, plan.room[0], having=plan.room[1:], **wanted) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
             self._windows = [load_training_set(cache, device=where, budget_gib=budget, **wanted)]
-        self.groups = feed_groups(cache, plan.batch, rows)
-        self.training, self.holdout = self.groups[0].rows, self._windows[0].holdout
+        self.holdout = self._windows[0].holdout
         self.steps = steps_of(self.groups, drop_last=drop_last)
 
     def __enter__(self) -> Self:
