@@ -1,15 +1,11 @@
 """What a run keeps between two epochs, and how long the next one waits for it: 50,000 rows of 32x32, on the CPU.
 
-    python bench/epoch_end.py                                the table
-    python bench/epoch_end.py --out docs/benchmarks-gpu.md   and into the page, after its heading
+    python bench/epoch_end.py      the table
 
 A ResNet-18 with SGD's momentum, the mean of its weights and the rows' memory of `warm` are kept as a run keeps them.
 """
 
 import argparse
-import datetime
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -20,7 +16,6 @@ from pathlib import Path
 import torch
 
 from darht.core.config import parse, to_plain
-from darht.core.files import write_atomic
 from darht.core.preprocessing import Preprocessing
 from darht.trainer.config import AverageConfig, TrainConfig
 from darht.trainer.schedule import make_optimizer
@@ -34,12 +29,11 @@ from darht.trainer.student.score import _folded
 from darht.trainer.student.warm import WarmMemory
 
 CPU, ROWS, TEACHERS, CLASSES, ROUNDS = torch.device("cpu"), 50_000, 3, 10, 3
-TITLE = "\n## Between two epochs\n"
-ABOUT = f"""
+TITLE = "What is kept between two epochs"
+ABOUT = f"""\
 ResNet-18 with momentum, the mean of its weights and the memory of {ROWS:,} rows of 32x32 (`inner: warm`), on a CPU. The
 first line is what every epoch cost before checkpoints were written by a thread; an epoch whose end is not written
-yet is copied where a collapse may go back to it, and costs nothing elsewhere.
-"""
+yet is copied where a collapse may go back to it, and costs nothing elsewhere."""
 
 
 def run_state() -> tuple[TrainState, StudentCard]:
@@ -99,18 +93,16 @@ def page(rows: dict[str, list[float]]) -> str:
     return "\n".join([*lines, "", *(f"{name}." for name, values in rows.items() if not values)])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, help="put it into this page too, after its heading")
-    out = parser.parse_args().out
+def section() -> str:
+    """The page's section, measured now."""
     with tempfile.TemporaryDirectory() as folder:
-        text = page(measured(Path(folder) / "run"))
-    print(text)
-    if out is not None:
-        before = out.read_text().split(TITLE)[0]
-        where = f"{os.cpu_count()}-core {platform.machine()} CPU, torch {torch.__version__.split('+')[0]}"
-        made = f"\n`python bench/epoch_end.py --out {out}`, {datetime.date.today()}, {where}."
-        write_atomic(out, f"{before}{TITLE}{made}{ABOUT}\n{text}\n".encode())
+        return f"{ABOUT}\n\n{page(measured(Path(folder) / 'run'))}\n"
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(page(measured(Path(folder) / "run")))
     return 0
 
 

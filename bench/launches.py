@@ -1,7 +1,6 @@
 """How many kernels a training step would launch on a GPU, counted on torch's `meta` device: no GPU is needed.
 
-    python bench/launches.py                      the table, for ResNet-18 and 50,000 images of 32x32
-    python bench/launches.py --out docs/benchmarks-gpu.md
+    python bench/launches.py      the table, for ResNet-18 and 50,000 images of 32x32
 
 An operator on tensors of the device counts as one launch; views and empty tensors as none. What is marked `fused`
 counts as one where it is compiled, and one on the way back. What a fused optimizer or a compiled network would save is
@@ -9,12 +8,10 @@ not in these figures.
 """
 
 import argparse
-import datetime
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -29,37 +26,42 @@ import darht.core.fused
 from darht.cache.format.views import crop_flip_offsets
 from darht.cache.read.training_set import TrainingSet
 from darht.core.config import parse
-from darht.core.files import write_atomic
 from darht.core.fused import fusing
+from darht.core.nets.batch_norm import FoldedConvs
 from darht.core.preprocessing import Preprocessing
 from darht.core.rng import RowRng
 from darht.trainer.config import TrainConfig
 from darht.trainer.progress.metrics import Metrics
 from darht.trainer.schedule import make_optimizer
 from darht.trainer.student import train as trainer
+from darht.trainer.student import twin as twins
 from darht.trainer.student.averaging import averaged_model
 from darht.trainer.student.distributed import Ranks
 from darht.trainer.student.gradients import compute_gradients
 from darht.trainer.student.inner import Examples
 from darht.trainer.student.model import Student
 from darht.trainer.student.run import TrainState
+from darht.trainer.student.twin import Twin
 from darht.trainer.student.warm import WarmMemory
 
 META = torch.device("meta")
 ROWS, SIDE, TEACHERS, CLASSES, BATCH = 50_000, 32, 3, 10, 256
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view"}
+FOLDING = "student, batch norm folded"
 REST, OPTIMIZER, AVERAGE = "rest", "optimizer, not fused", "average of the weights"
-HEAD, EPOCHS = "# Launches of a training step", "\n## Between two epochs\n"
-ABOUT = """ResNet-18, batches of 256 images
-of 32x32 from a cache that lies on the device, one adversarial step of `darht` with three teachers and averaged weights,
-not an epoch's first. It is counted on torch's `meta` device: nothing here was measured on a GPU. An operator counts as
-one launch, a view as none. At about 5 microseconds each, 1,000 launches are 5 ms of the host's time."""
+TITLE = "A training step"
+ABOUT = """\
+ResNet-18, batches of 256 images of 32x32 from a cache that lies on the device, one adversarial step of `darht` with
+three teachers and averaged weights, not an epoch's first. It is counted on torch's `meta` device: nothing here was
+measured on a GPU. An operator counts as one launch, a view as none. At about 5 microseconds each, 1,000 launches are
+5 ms of the host's time."""
 AFTER = """
 `fused` is what `compute.compile` does on a GPU with the functions around the student's passes (`core/fused.py`: random
 draws, crop and flip, the rows' memory, the move of a step of PGD, distances, metrics): each is one launch, and one on
 the way back. The passes themselves stand uncompiled in both columns, so that what surrounds them can be compared;
 compiled, each is one graph, which a CUDA graph launches at once where shapes are constant. The optimizer is one fused
-launch on a GPU, which `meta` does not have.
+launch on a GPU, which `meta` does not have. Steps of PGD ascend on a twin of the student that has BatchNorm folded into
+its convolutions, once for each batch: before, their passes had 400 launches more.
 
 Wanted around student and optimizer are 40 launches, and 10 more for each step of PGD. `tests/bench/test_launches.py`
 holds the counts. Before the views of an epoch were drawn at once and the metrics summed together, a
@@ -68,7 +70,9 @@ whole step had 639 launches (`cached`), 1,010 (`warm`) and 2,318 (`pgd:10`).
 Nothing in a step asks the device for a value: `tests/trainer/student/test_dry_run.py` trains on `meta`, and names what
 a run asks for outside of its steps. A cache on the device is read at positions that are sent once in an epoch; of one
 that is not, a thread gathers and sends two batches ahead, with the teachers' logits on the drawn view alone: on
-CIFAR-100 with four teachers and all 162 views 0.2 MB a step in place of 33 MB.
+CIFAR-100 with four teachers and all 162 views 0.2 MB a step in place of 33 MB. Of stored perturbations those of the
+one attack that a batch of `inner: cached` shows are sent, in the drawn view: 0.8 MB, however many attacks and views;
+`warm` takes the first view of each, without answers.
 """
 MODES: dict[str, dict[str, Any]] = {
     "cached": {"inner": {"kind": "cached"}},
@@ -204,6 +208,7 @@ def parts(launches: Launches) -> Iterator[None]:
         (Student, "forward", launches.student(Student.forward)),
         (torch.autograd, "grad", launches.backward("student, back to the pixels", torch.autograd.grad)),
         (Tensor, "backward", launches.backward("student, back to the weights", Tensor.backward)),
+        (FoldedConvs, "refresh", count(FOLDING, FoldedConvs.refresh)),
         (RowRng, "integers", count("random numbers", RowRng.integers)),
         (RowRng, "uniform", count("random numbers", RowRng.uniform)),
         (Metrics, "count", count("metrics", Metrics.count)),
@@ -238,7 +243,9 @@ def count(mode: str, kwargs: dict[str, Any] | None = None, *, fused: bool = True
         memory.complete = True
     average = averaged_model(student, config.average)
     state = TrainState(student, student, make_optimizer(student, config.optim), memory, average)
-    examples = Examples(config, config.objective(), memory, rows=ROWS, twin=trainer._twin(config, state))
+    with mock.patch.object(twins, "_agrees", lambda student, probe: True):  # compares two answers, once in a run
+        twin = Twin(student, torch.empty(2, 3, SIDE, SIDE, device=META))
+    examples = Examples(config, config.objective(), memory, rows=ROWS, twin=twin)
     metrics = Metrics(META)
     with parts(launches), fusing("meta" if fused else ""):
         for number, at in enumerate(order.split(BATCH)[:2]):  # the first makes the momenta and the epoch's draws
@@ -270,18 +277,14 @@ def measured() -> dict[str, Counter[str]]:
     return {f"{mode}{name}": count(mode, fused=on) for mode in MODES for name, on in (("", False), (", fused", True))}
 
 
+def section() -> str:
+    """The page's section, counted now."""
+    return f"{ABOUT}\n\n{page(measured())}\n{AFTER}"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, help="write the page here too")
-    out, text = parser.parse_args().out, page(measured())
-    print(text)
-    if out is not None:
-        made = (
-            f"`python bench/launches.py --out {out}`, {datetime.date.today()}, torch {torch.__version__.split('+')[0]}."
-        )
-        rest = out.read_text().partition(EPOCHS)[2] if out.is_file() else ""  # which bench/epoch_end.py writes
-        page_text = f"{HEAD}\n\n{made} {ABOUT}\n\n{text}\n{AFTER}" + (EPOCHS + rest if rest else "")
-        write_atomic(out, page_text.encode())
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
+    print(page(measured()))
     return 0
 
 

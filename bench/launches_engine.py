@@ -1,7 +1,6 @@
 """How many kernels a look of the attack engine would launch on a GPU, and how often it would wait for one.
 
-    python bench/launches_engine.py                                    the table, for PGD, Auto-PGD and a ResNet-18
-    python bench/launches_engine.py --into docs/benchmarks-gpu.md      puts its section there, in place of an older one
+    python bench/launches_engine.py      the table, for PGD, Auto-PGD and a ResNet-18
 
 Counted on the CPU with the engine's loop as it is on a GPU: constant batches, seldom asked. An operator that makes or
 changes a tensor counts as one launch, a view as none. What is read on the host, and every tensor whose size depends on
@@ -9,11 +8,8 @@ values, counts as waiting.
 """
 
 import argparse
-import datetime
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,11 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from darht.attacks import APGD, PGD, Engine
 from darht.attacks.engine import queue
-from darht.core.files import write_atomic
 from darht.core.nets import build
 from darht.core.rng import RowRng
 
-HEAD = "## Attacks"
+TITLE = "Attacks"
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view"}
 WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "masked_select", "is_nonzero"}
 LOOKS = (8, 24)  # steps of the two runs whose difference is what a step costs
@@ -104,16 +99,14 @@ def page(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def section(rows: dict[str, dict[str, float]], command: str) -> str:
-    made = f"`{command}`, {datetime.date.today()}, torch {torch.__version__.split('+')[0]}."
-    return f"""{HEAD}
-
-{made}
+def section() -> str:
+    """The page's section, counted now."""
+    return f"""\
 ResNet-18 (of a sixteenth of its width, which changes no count) in eval mode, rows that are not fooled; counted on a CPU
-by the engine's loop as it is on a GPU. `full` is what builds a cache, `first_hit` what evaluates. Rows that may leave
-are asked for once in {queue.PATIENCE} looks, and where a budget ends.
+by the engine's loop as it is on a GPU. `full` is what builds a cache, `first_hit` what evaluates; the network is not
+folded here. Rows that may leave are asked for once in {queue.PATIENCE} looks, and where a budget ends.
 
-{page(rows)}
+{page(count())}
 
 Before, every look asked: for what is not finite, for rows that are fooled, done or overtaken, and for empty slots. A
 build sends the images and labels of a shard once, each stored perturbation once for all teachers, and fetches the
@@ -121,22 +114,9 @@ answers of a unit once; `tests/cache/builder/test_build.py` counts that.
 """
 
 
-def put_into(text: str, part: str) -> str:
-    """The page with this section, in place of one of the same heading or at its end."""
-    old = re.compile(rf"^{re.escape(HEAD)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    if old.search(text):
-        return old.sub(lambda match: part + ("\n" if match.end() < len(text) else ""), text)
-    return f"{text.rstrip()}\n\n{part}"
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--into", type=Path, help="put the section into this page")
-    into, rows = parser.parse_args().into, count()
-    print(page(rows))
-    if into is not None:
-        part = section(rows, f"python bench/launches_engine.py --into {into}")
-        write_atomic(into, put_into(into.read_text(), part).encode())
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
+    print(page(count()))
     return 0
 
 

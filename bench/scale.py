@@ -31,7 +31,7 @@ from darht.cache.format.layout import layouts, shard_key
 from darht.cache.format.manifest import MANIFEST, SPEC, Manifest, ShardRecord, root_hash
 from darht.cache.format.spec import AttackSpec, CacheSpec, DataSpec, PrecisionSpec, StoreSpec, TeacherSpec, ViewSpec
 from darht.cache.format.views import view_table
-from darht.cache.read.feed_plan import plan_feed
+from darht.cache.read.feed_plan import _SCRATCH, plan_feed
 from darht.cache.read.loader import GIB
 from darht.cache.read.reader import open_cache
 from darht.cache.read.sizes import row_bytes
@@ -42,7 +42,8 @@ from darht.core.preprocessing import Preprocessing
 CPU = torch.device("cpu")
 SHAPE, CLASSES, VIEWS, TEACHERS = (3, 8, 8), 10, 3, ("one", "two")
 STEPS = ("build", "status", "seal", "verify", "open", "stream", "inspect")
-WINDOW_ROWS = 8192  # that streaming may hold at a time, so that its memory does not depend on the rows
+PASSES = {"stream": 3}  # of which the quickest counts; it is the shortest step, and threads disturb one another
+WINDOW_ROWS = 2048  # that streaming may hold twice, so that its memory does not depend on the rows; 1,000 are resident
 
 
 class Images:
@@ -106,9 +107,10 @@ def measured(found: dict[str, float], name: str) -> Iterator[None]:
 
 
 def stream(folder: Path) -> None:
-    """One epoch in windows of one size."""
+    """One epoch in windows of one size, whatever the held-out rows, which are in memory too, take beside them."""
     cache = open_cache(folder)
-    budget = 2.5 * WINDOW_ROWS * row_bytes(cache, adversarial=True) / GIB
+    held = len(cache.manifest.holdout) * (int(np.prod(SHAPE)) + 8)
+    budget = (2 * WINDOW_ROWS * row_bytes(cache, adversarial=True) + held) * _SCRATCH / (_SCRATCH - 1) / GIB
     feed = plan_feed(cache, device=CPU, adversarial=True, batch=256, budget_gib=budget)
     with Feed(cache, feed, seed=0, epochs=1) as batches:
         for _ in batches.batches(0):
@@ -143,8 +145,12 @@ def measure(rows: int, folder: Path, steps: list[str]) -> dict[str, float]:
         "inspect": lambda: inspect(folder),
     }
     for name in steps:
-        with measured(found, name):
-            actions[name]()
+        for _ in range(PASSES.get(name, 1)):
+            once: dict[str, float] = {}
+            with measured(once, name):
+                actions[name]()
+            if once[f"{name} s"] < found.get(f"{name} s", float("inf")):
+                found |= once
     files = [path for path in folder.rglob("*") if path.is_file()]
     found["bytes"], found["files"] = sum(path.stat().st_size for path in files) / rows, len(files)
     found["manifest"] = (folder / "manifest.json").stat().st_size / 1e3

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from darht.attacks.objectives import Model
 from darht.core.device import keep_memory
+from darht.core.nets.batch_norm import pairs, replace, trace
 from darht.core.nets.layout import has_hooks
 
 _TOLERANCE = 1e-3  # of the largest logit: float32 folding stays below 1e-5, a trace that froze a branch is far above
@@ -37,7 +38,7 @@ def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
     if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
         return None
     try:
-        fused = _fold(fx.symbolic_trace(copy.deepcopy(model))).requires_grad_(False).eval()
+        fused = _fold(trace(copy.deepcopy(model))).requires_grad_(False).eval()
         with torch.no_grad():
             want, got = model(probe.clone()), fused(probe.clone())
     except Exception:  # tracing runs foreign code with proxies: whatever it raises means "not traceable"
@@ -46,17 +47,7 @@ def folded(model: nn.Module, probe: Tensor) -> nn.Module | None:
 
 
 def _fold(traced: fx.GraphModule) -> fx.GraphModule:
-    for node in list(traced.graph.nodes):
-        before = node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
-            continue
-        norm, conv = traced.get_submodule(str(node.target)), traced.get_submodule(str(before.target))
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-            traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
+    replace(traced, [(pair, fuse_conv_bn_eval(*pair.modules(traced))) for pair in pairs(traced)])
     return traced
 
 

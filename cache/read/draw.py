@@ -30,7 +30,7 @@ def choose_views(data: TrainingSet, at: Tensor, *, seed: int, epoch: int, attack
         epoch: as well.
         attack: a position in `data.attacks`.
     """
-    count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
+    count = len(data.offsets) if attack is None else data.attack_count(attack)
     return draw_views(data, data.rows[at], count, seed=seed, epoch=epoch)
 
 
@@ -57,7 +57,7 @@ def view_pixels(data: TrainingSet, at: Tensor, views: Tensor) -> Tensor:
 def view_logits(data: TrainingSet, at: Tensor, views: Tensor, attack: int | None = None) -> Tensor:
     """Every teacher's logits on the rows in these views, or on an attack's images of them, float32 `[B, T, C]`."""
     stored = data.clean if attack is None else data.adversarial[attack]
-    held = data.held if attack is None else None
+    held = data.held if attack is None else data.shown
     if attack is None and data.more:
         return data.logits(at, views).float()
     if not data.companions:
@@ -86,7 +86,8 @@ def adversarial_levels(data: TrainingSet, at: Tensor, views: Tensor, attack: int
         attack: a position in `data.attacks`.
         pixels: what `view_pixels` gave.
     """
-    return _moved(pixels, data.deltas[attack], at, views, data.scales[attack])
+    places = views if data.shown is None else _places(data.shown, at, views)
+    return _moved(pixels, data.deltas[attack], at, places, data.scales[attack])
 
 
 @fused

@@ -29,7 +29,9 @@ def reading_threads(cache: Cache) -> int:
 
 def training_rows(cache: Cache) -> np.ndarray:
     """The rows to train on, int64, in order: those that are neither held out nor excluded."""
-    return np.setdiff1d(np.arange(cache.rows), [*cache.manifest.holdout, *cache.excluded])
+    trained = np.ones(cache.rows, dtype=bool)
+    trained[np.array([*cache.manifest.holdout, *cache.excluded], dtype=np.int64)] = False
+    return np.flatnonzero(trained)
 
 
 def allocate(

@@ -10,14 +10,14 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from darht.cache.format.layout import OFFSETS, row_blocks
-from darht.cache.read.draw import draw_views, view_pixels
+from darht.cache.read.draw import choose_attack, draw_views, view_pixels
 from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.loader import GIB, allocate, array_names, fill, load_training_set
 from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
@@ -27,6 +27,7 @@ from darht.cache.read.sizes import held_arrays
 from darht.cache.read.training_set import TrainingSet
 
 _AHEAD = 2  # batches that are on their way to the device while one is used there
+Perturbations = Literal["all", "drawn", "first"]
 T = TypeVar("T")
 
 
@@ -34,7 +35,8 @@ class Feed:
     """The batches of a run, epoch by epoch; a context manager, which ends its threads.
 
     With `views`, numbers of views among which a batch's own are drawn (`draw_choices`), rows that are sent to the
-    device take the logits of these alone along.
+    device take the logits of these alone along. Of the `perturbations` they take all, or those of the one attack that
+    the batch shows in the view that is drawn, with the answers to them, or those of the first view, without answers.
 
     Attributes:
         groups: what batches are made of: rows to train on, where no others are given.
@@ -53,8 +55,9 @@ class Feed:
         rows: np.ndarray | None = None,
         drop_last: bool = True,
         views: Sequence[int] = (),
+        perturbations: Perturbations = "all",
     ) -> None:
-        self.cache, self.plan, self._views = cache, plan, tuple(views)
+        self.cache, self.plan, self._views, self._perturbations = cache, plan, tuple(views), perturbations
         self._seed, self._epochs, self._drop_last = seed, epochs, drop_last
         self._blocks = row_blocks(cache.spec)
         self._readers, self._ahead = ThreadPoolExecutor(plan.threads), ThreadPoolExecutor(1)
@@ -94,7 +97,7 @@ class Feed:
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
         """
-        windows = _with_next(self._epoch_windows(epoch))
+        windows, first = _with_next(self._epoch_windows(epoch)), epoch * self.steps
         (window, soon), filled = next(windows), self._first(epoch)
         while True:
             data, after = filled.result(), soon
@@ -103,7 +106,8 @@ class Feed:
                 filled = self._fill_later(after, soon, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
-            yield from self._delivered(data, torch.from_numpy(window.order), epoch)
+            yield from self._delivered(data, torch.from_numpy(window.order), epoch, first)
+            first += -(-len(window.order) // self.plan.batch)
             if after is None:
                 return
             window = after
@@ -238,28 +242,41 @@ class Feed:
             job.result()
         return into
 
-    def _delivered(self, data: TrainingSet, order: Tensor, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
-        """The batches of a window, which a thread gathers and sends ahead where the rows are not on the device."""
+    def _delivered(
+        self, data: TrainingSet, order: Tensor, epoch: int, first: int
+    ) -> Iterator[tuple[TrainingSet, Tensor]]:
+        """The batches of a window, which a thread gathers and sends ahead where the rows are not on the device.
+
+        `first` is the number of its first batch in the whole run.
+        """
         batches = order.split(self.plan.batch) if len(order) else ()
         if data.images.device.type == self.plan.device.type:
             data = data.ordered(order)
             yield from ((data, at) for at in batches)
             return
         coming: deque[Future[TrainingSet]] = deque()
-        for at in batches:
-            coming.append(self._sender.submit(self._gathered, data, at, epoch))
+        for number, at in enumerate(batches, start=first):
+            coming.append(self._sender.submit(self._gathered, data, at, epoch, number))
             if len(coming) > _AHEAD:
                 yield _all_of(coming.popleft().result())
         while coming:
             yield _all_of(coming.popleft().result())
 
-    def _gathered(self, data: TrainingSet, at: Tensor, epoch: int) -> TrainingSet:
-        """Rows on their way to the device, with the views that a draw of this epoch shows of them, or with all."""
-        if not self._views or data.held is not None:
-            return data.take(at).send(self.plan.device)
+    def _gathered(self, data: TrainingSet, at: Tensor, epoch: int, number: int) -> TrainingSet:
+        """Rows on their way to the device, with the views that this batch's draws show of them, or with all."""
         keys, how = data.keys[at], {"seed": self._seed, "epoch": epoch}
-        drawn = [draw_views(data, keys, count, **how) for count in self._views]
-        return data.take_views(at, torch.stack(drawn, dim=1)).send(self.plan.device)
+        all_of_them = self._perturbations == "all" or not data.attacks
+        few = data if all_of_them else data.without_attacks(views=int(self._perturbations == "first"))
+        if self._views and data.held is None:
+            drawn = [draw_views(data, keys, count, **how) for count in self._views]
+            taken = few.take_views(at, torch.stack(drawn, dim=1))
+        else:
+            taken = few.take(at)
+        if self._perturbations == "drawn" and data.attacks:
+            attack = choose_attack(len(data.attacks), seed=self._seed, number=number)
+            views = draw_views(data, keys, data.attack_count(attack), **how)
+            taken = taken.with_attack(data, at, attack, views)
+        return taken.send(self.plan.device)
 
 
 def _with_next(windows: Iterator[Window]) -> Iterator[tuple[Window, Window | None]]:
@@ -272,7 +289,8 @@ def _with_next(windows: Iterator[Window]) -> Iterator[tuple[Window, Window | Non
 
 
 def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:
-    return data, torch.arange(len(data.keys))
+    at = torch.arange(len(data.keys))
+    return data.ordered(at, torch.arange(len(at), device=data.images.device)), at
 
 
 def level_counts(images: Tensor) -> Tensor:

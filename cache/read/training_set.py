@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darht.cache.read.more_views import MoreViews, look_up
 from darht.core.device import send
+from darht.core.fused import fused
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class TrainingSet:
             empty where all rows have all views.
         labelled: rows of the cache below this number have labels; None for all of them.
         held: int64 `[n, k]`, the views of which `clean` holds the logits; None for all of them.
+        shown: int64 `[n, 1]`, the view of which the one attack that is held has perturbations and answers; None where
+            all attacks are held in all views that they ran on.
+        attack_views: by attack, the views that it ran on, where fewer are held; empty where all are.
         order: positions that are needed in parts, on the CPU and again where the rows are; None on the CPU.
         companions: of `clean` and then of each of `adversarial`, `[n, V, T, ...]`; empty where logits are not coded.
         classes: C.
@@ -90,6 +94,8 @@ class TrainingSet:
     limits: tuple[tuple[int, int], ...] = ()
     labelled: int | None = None
     held: Tensor | None = None
+    shown: Tensor | None = None
+    attack_views: tuple[int, ...] = ()
     order: tuple[Tensor, Tensor] | None = None
     companions: tuple[Tensor, ...] = ()
     classes: int = 0
@@ -105,16 +111,33 @@ class TrainingSet:
         moved = self._each(lambda tensor: send(tensor, device))
         return dataclasses.replace(moved, offsets=send(self.offsets, device))
 
-    def ordered(self, order: Tensor) -> "TrainingSet":
-        """The same with positions `[m]` sent ahead to where its rows are."""
+    def ordered(self, order: Tensor, here: Tensor | None = None) -> "TrainingSet":
+        """The same with positions `[m]` sent ahead to where its rows are, unless they are `here` already."""
         device = self.images.device
-        return self if device.type == "cpu" else dataclasses.replace(self, order=(order, send(order, device)))
+        if device.type == "cpu":
+            return self
+        return dataclasses.replace(self, order=(order, send(order, device) if here is None else here))
 
     def sent(self, at: Tensor) -> Tensor:
         """Positions where the rows are; a part of those that were sent ahead is a view and no copy."""
         if self.order is None or at.device.type != "cpu" or not _same_storage(at, self.order[0]):
             return send(at, self.images.device)
         return self.order[1].as_strided(at.shape, at.stride(), at.storage_offset())
+
+    def reordered(self, at: Tensor, first: Tensor, here: Tensor, first_here: Tensor) -> tuple["TrainingSet", Tensor]:
+        """Positions with those that come `first` before the others, each part in the order that it has.
+
+        Args:
+            at: int64 `[B]` on the CPU.
+            first: bool `[B]` on the CPU.
+            here: what `sent` gives of `at`; nothing more is sent.
+            first_here: the same flags where the rows are.
+
+        Returns:
+            The set, whose `sent` knows them and parts of them, and the positions on the CPU.
+        """
+        order = torch.cat([at[first], at[~first]])
+        return self.ordered(order, _first(here, first_here)), order
 
     def take(self, at: Tensor) -> "TrainingSet":
         """Only the rows at positions `at`, int64 `[B]`, in that order."""
@@ -129,6 +152,36 @@ class TrainingSet:
         few = dataclasses.replace(self, clean=self.clean[:, :0], more=(), companions=tuple(others)).take(at)
         companions = (*(part[at[:, None], held] for part in self.companions[:1]), *few.companions[1:])
         return dataclasses.replace(few, clean=self.logits(at[:, None], held), companions=companions, held=held)
+
+    def without_attacks(self, *, views: int = 0) -> "TrainingSet":
+        """The same with no answers to adversarial images, and perturbations in the first `views` views alone."""
+        nothing = [part[:, :0] if number else part for number, part in enumerate(self.companions)]
+        return dataclasses.replace(
+            self,
+            deltas=tuple(part[:, :views] for part in self.deltas),
+            adversarial=tuple(part[:, :0] for part in self.adversarial),
+            companions=tuple(nothing),
+            attack_views=tuple(map(self.attack_count, range(len(self.deltas)))),
+        )
+
+    def with_attack(self, whole: "TrainingSet", at: Tensor, attack: int, views: Tensor) -> "TrainingSet":
+        """Rows taken `without_attacks`, with one attack in one view of each, int64 `[B]`, from the set they are of."""
+
+        def put(into: tuple[Tensor, ...], parts: tuple[Tensor, ...], place: int) -> tuple[Tensor, ...]:
+            drawn = [parts[place][at, views][:, None]] if place < len(parts) else []
+            return (*into[:place], *drawn, *into[place + 1 :])
+
+        return dataclasses.replace(
+            self,
+            deltas=put(self.deltas, whole.deltas, attack),
+            adversarial=put(self.adversarial, whole.adversarial, attack),
+            companions=put(self.companions, whole.companions, 1 + attack),
+            shown=views[:, None],
+        )
+
+    def attack_count(self, attack: int) -> int:
+        """How many views an attack ran on."""
+        return self.attack_views[attack] if self.attack_views else self.deltas[attack].shape[1]
 
     def logits(self, at: Tensor, views: Tensor) -> Tensor:
         """`clean` on views of the rows at positions `at`, of one shape (or one that becomes so)."""
@@ -158,6 +211,7 @@ class TrainingSet:
             labels=change(self.labels),
             clean=change(self.clean),
             held=None if self.held is None else change(self.held),
+            shown=None if self.shown is None else change(self.shown),
             deltas=tuple(map(change, self.deltas)),
             adversarial=tuple(map(change, self.adversarial)),
             companions=tuple(map(change, self.companions)),
@@ -165,6 +219,11 @@ class TrainingSet:
             boxes=None if self.boxes is None else change(self.boxes),
             more=tuple(views.each(change) for views in self.more),
         )
+
+
+@fused
+def _first(at: Tensor, first: Tensor) -> Tensor:
+    return at[torch.argsort(first.logical_not().to(torch.int8), stable=True)]
 
 
 def _same_storage(one: Tensor, other: Tensor) -> bool:

@@ -59,6 +59,18 @@ def to_channels_last(model: nn.Module, probe: Tensor) -> bool:
             part.training = training
 
 
+def pixel_layout(model: nn.Module) -> torch.memory_format:
+    """The layout of pixels that a network's first layer need not turn.
+
+    On a CPU that is contiguous whatever the weights: passes are as fast, and what treats channels apart is faster.
+    """
+    convs = [part.weight for part in model.modules() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)]
+    if not convs or convs[0].device.type == "cpu":
+        return torch.contiguous_format
+    turned = convs[0].is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if turned else torch.contiguous_format
+
+
 def layout_note(model: nn.Module) -> str:
     """What a person who asked for channels-last should know of a network after `to_channels_last`; "" for nothing."""
     weights = [part for part in model.parameters() if part.ndim == 4 and min(part.shape[1:]) > 1]

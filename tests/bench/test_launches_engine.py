@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from scripts import load_script
 
 LAUNCHES = load_script(Path("bench/launches_engine.py"))
@@ -16,10 +15,3 @@ def test_a_step_launches_and_waits_seldom():
     for name, (launches, waits) in LIMITS.items():
         assert found[name]["around"] <= launches and found[name]["waits"] <= waits, (name, found[name])
         assert found[name]["network"] > 50
-
-
-@pytest.mark.parametrize("after", ["", "## More\n\nText.\n"])
-def test_a_section_takes_the_place_of_its_older_self(after):
-    page = LAUNCHES.put_into(f"# Page\n\nText.\n{after}", f"{LAUNCHES.HEAD}\n\nfirst\n")
-    again = LAUNCHES.put_into(page, f"{LAUNCHES.HEAD}\n\nsecond\n")
-    assert again == page.replace("first", "second") and "# Page\n\nText.\n" in again and after.strip() in again

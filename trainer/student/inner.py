@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from darht.trainer.student.targets import (
     paired_answer,
     pseudo_labels,
 )
+from darht.trainer.student.twin import Twin
 from darht.trainer.student.warm import WarmMemory, warm_step
 
 RECOVERY_STEPS = 2  # of PGD, in steps that are to cure a collapsed warm student
@@ -45,6 +46,7 @@ class Examples:
         average: of the student, in eval mode, for recipes that ask it.
         rows: of the cache; where it is known, the views of all rows are drawn once in an epoch and then looked up.
         twin: of the student, which PGD steps ascend on; the student itself where there is none.
+        layout: of the pixels that the student is shown, which each pass would else turn into its own.
     """
 
     config: TrainConfig
@@ -53,14 +55,19 @@ class Examples:
     teachers: Sequence[nn.Module] = ()
     average: nn.Module | None = None
     rows: int = 0
-    twin: nn.Module | None = None
+    twin: Twin | None = None
+    layout: torch.memory_format = torch.contiguous_format
     _drawn: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
+
+    def attacked(self, student: nn.Module) -> nn.Module:
+        """The network that PGD ascends on until the student changes."""
+        return student if self.twin is None else self.twin.current()
 
     def views(self, data: TrainingSet, at: Tensor, epoch: int, attack: int | None = None) -> Tensor:
         """As `choose_views` draws them, int64 `[B]`; one draw takes over a hundred launches of a GPU."""
         if not self.rows:
             return choose_views(data, at, seed=self.config.seed, epoch=epoch, attack=attack)
-        count = len(data.offsets) if attack is None else data.deltas[attack].shape[1]
+        count = len(data.offsets) if attack is None else data.attack_count(attack)
         key = (epoch, count, at.device)
         if key not in self._drawn:
             for old in [one for one in self._drawn if one[0] != epoch]:
@@ -69,15 +76,15 @@ class Examples:
             self._drawn[key] = draw_views(data, every, count, seed=self.config.seed, epoch=epoch)
         return _look_up(self._drawn[key], data.rows, at)
 
-    def _coins(self, keys: Tensor, epoch: int) -> Tensor:
-        """A number in [0, 1) for each row, on the CPU, where it decides shapes; drawn for all rows at once."""
+    def _coins(self, rows: Tensor, epoch: int) -> Tensor:
+        """A number in [0, 1) for each source index, where these are; drawn for all rows at once, of the same bits."""
         if not self.rows:
-            return RowRng.create(self.config.seed, "coin", epoch, rows=keys).uniform((1,))[:, 0]
-        key = (epoch, 0, keys.device)
+            return RowRng.create(self.config.seed, "coin", epoch, rows=rows).uniform((1,))[:, 0]
+        key = (epoch, 0, rows.device)
         if key not in self._drawn:
-            every = torch.arange(self.rows)
+            every = torch.arange(self.rows, device=rows.device)
             self._drawn[key] = RowRng.create(self.config.seed, "coin", epoch, rows=every).uniform((1,))[:, 0]
-        return self._drawn[key][keys]
+        return self._drawn[key][rows]
 
     def draw(
         self,
@@ -110,12 +117,17 @@ class Examples:
         share, per = self.recipe.clean_mix()
         if per == "batch":
             return draw.clean(at) if coin(share, self.config.seed, number) else draw.adversarial(student, at)
-        clean = self._coins(data.keys[at], epoch) < share
+        clean = self._coins(data.keys[at], epoch) < share  # on the CPU, where it decides shapes
         others = int((~clean).sum())
         if others <= int(self.config.inner.single_step):  # one step on one row would have no batch statistics
             return draw.clean(at)
-        adversarial = draw.adversarial(student, at[~clean])
-        return adversarial if others == len(at) else _together(draw.clean(at[clean]), adversarial)
+        if others == len(at):
+            return draw.adversarial(student, at)
+        here = data.sent(at)
+        data, at = data.reordered(at, clean, here, self._coins(data.rows[here], epoch) < share)
+        draw, count = replace(draw, data=data), len(at) - others
+        adversarial = draw.adversarial(student, at[count:])
+        return _together(draw.clean(at[:count]), adversarial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +156,7 @@ class _Draw:
         """
         data, at = self.data, self.data.sent(at)
         views = self.examples.views(data, at, self.epoch)
-        x, said = to_pixels(view_pixels(data, at, views)), view_logits(data, at, views)
+        x, said = _pixels(view_pixels(data, at, views), self.examples.layout), view_logits(data, at, views)
         targets = said
         if ask and self.examples.teachers:
             with torch.no_grad():
@@ -188,7 +200,7 @@ class _Draw:
         else:
             generator = RowRng.create(self.config.seed, "inner", self.epoch, rows=rows)
             attack = inner.pgd(RECOVERY_STEPS) if inner.single_step else inner.pgd()
-            frozen, tau = self.examples.twin or student, inner.tau if inner.kind == "fat" else None
+            frozen, tau = self.examples.attacked(student), inner.tau if inner.kind == "fat" else None
             step = step._replace(x=maximise(frozen, step, attack, self.examples.recipe, generator, tau=tau))
         if not uses_adversarial_logits:
             return step
@@ -204,7 +216,8 @@ class _Draw:
         generator = RowRng.create(self.config.seed, "single", self.epoch, rows=rows)
         if memory is None:
             return noise_step(student, step, recipe=recipe, inner=inner, generator=generator)
-        memory.refresh(self.examples.twin or student, self.number)
+        if memory.is_due(self.number):
+            memory.refresh(self.examples.attacked(student), self.number)
         return label_step(student, step, memory, recipe=recipe, inner=inner, generator=generator)
 
     def _cached(self, at: Tensor) -> Step:
@@ -214,9 +227,10 @@ class _Draw:
         at = data.sent(at)
         views = self.examples.views(data, at, self.epoch, attack)
         pixels = view_pixels(data, at, views)
-        x = to_pixels(adversarial_levels(data, at, views, attack, pixels))
+        layout = self.examples.layout
+        x = _pixels(adversarial_levels(data, at, views, attack, pixels), layout)
         clean, targets = view_logits(data, at, views), view_logits(data, at, views, attack)
-        seen, robust = to_pixels(pixels), self._robust(at)
+        seen, robust = _pixels(pixels, layout), self._robust(at)
         y, known = self._labels(data.labels[at], clean)
         if data.boxes is None:
             answer = nearest_answer(data, at, data.offsets[views], seen, clean)
@@ -264,6 +278,12 @@ def maximise(
     finally:
         student.train(was_training)
     return _whole_levels(step.clean, delta)
+
+
+@fused
+def _pixels(levels: Tensor, layout: torch.memory_format) -> Tensor:
+    """Levels in [0, 255] to pixels in [0, 1], float32, in the layout that the student works in."""
+    return to_pixels(levels).contiguous(memory_format=layout)
 
 
 @fused

@@ -16,7 +16,7 @@ from darht.cache.read.feed_plan import FeedPlan, plan_feed
 from darht.cache.read.loader import GIB
 from darht.cache.read.mixture import steps_of, training_groups
 from darht.cache.read.reader import Cache
-from darht.cache.read.stream import Feed
+from darht.cache.read.stream import Feed, Perturbations
 from darht.core.bounded import short_json
 from darht.core.config import fingerprint, parse, to_plain
 from darht.core.errors import ConfigError, ModelError
@@ -71,6 +71,13 @@ def drawn_views(config: TrainConfig, cache: Cache) -> tuple[int, ...]:
     """The numbers of views among which the steps of this recipe draw: all, and with `cached` those of each attack."""
     attacks = cache.spec.attacks.values() if config.inner.kind == "cached" else ()
     return tuple(dict.fromkeys([cache.spec.views.count, *(attack.views for attack in attacks)]))
+
+
+def needed_perturbations(config: TrainConfig) -> Perturbations:
+    """Which stored perturbations a step looks at: of one attack in one view of each row, or as rows start from them."""
+    if config.inner.kind == "cached":
+        return "all" if config.objective().compares_points() else "drawn"
+    return "all" if config.targets == "nearest" else "first"
 
 
 def with_average(config: TrainConfig, cache: Cache, out: Path) -> TrainConfig:

@@ -35,10 +35,12 @@ class LabelPatterns:
         """None yet, for `classes` labels and images of `image_shape`."""
         return cls(torch.zeros(classes, *image_shape, dtype=torch.int8, device=device))
 
+    def is_due(self, number: int) -> bool:
+        """Whether they are not there yet, or `EVERY` steps old."""
+        return self.step < 0 or number - self.step >= EVERY
+
     def refresh(self, student: nn.Module, number: int) -> None:
-        """Take them anew where they are `EVERY` steps old: one pass over C grey images, in eval mode."""
-        if self.step >= 0 and number - self.step < EVERY:
-            return
+        """Take them anew: one pass over C grey images, in eval mode."""
         was_training = student.training
         student.eval()
         try:

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.reader import Cache
@@ -26,7 +25,7 @@ from darht.core.device import arithmetic, keep_memory, repeatability
 from darht.core.errors import DarhtError
 from darht.core.fused import fusing
 from darht.core.nets.compiled import Compiled
-from darht.core.nets.layout import layout_note
+from darht.core.nets.layout import layout_note, pixel_layout
 from darht.core.rng import borrowed_generator
 from darht.core.stats import beyond_chance
 from darht.core.tensors import save_tensors
@@ -50,12 +49,13 @@ from darht.trainer.student.setup import (
     feed_plan,
     live_teachers,
     make_student,
+    needed_perturbations,
     run_identity,
     student_card,
     with_average,
 )
 from darht.trainer.student.single_step import LabelPatterns
-from darht.trainer.student.twin import frozen_twin
+from darht.trainer.student.twin import Twin
 from darht.trainer.student.validate import check_parts, check_recipe, short_phases
 from darht.trainer.student.warm import WarmMemory
 
@@ -142,7 +142,14 @@ def train(
         arithmetic(device, deterministic=deterministic),
         fusing("cuda" if config.compute.compile else ""),  # a CPU has no launches to save, and compiles for minutes
         joined(device) as ranks,
-        Feed(cache, plan, seed=config.seed, epochs=epochs, views=drawn_views(config, cache)) as feed,
+        Feed(
+            cache,
+            plan,
+            seed=config.seed,
+            epochs=epochs,
+            views=drawn_views(config, cache),
+            perturbations=needed_perturbations(config),
+        ) as feed,
     ):
         config.optim.check_rows(len(feed.training), feed.groups[0].per_batch)
         if ranks.first:
@@ -150,7 +157,8 @@ def train(
         state = _start(config, cache, feed, identity)
         check_parts(state.student, config, sum(len(group.rows) for group in feed.groups), ranks)
         average = None if state.average is None else state.average.module
-        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, _twin(config, state))
+        layout, twin = pixel_layout(state.student), _twin(config, state, feed)
+        examples = Examples(config, config.objective(), state.memory, live, average, cache.rows, twin, layout)
         state.shared = ranks.averaged(StepCost(state.forward, examples))
         checkpoints = Checkpoints(out, writes=ranks.first, goes_back=bool(config.inner.probed_rows))
         context = TrainContext(
@@ -159,8 +167,8 @@ def train(
         if ranks.first:
             notes = {"repeats": repeatability(device, deterministic=deterministic)}
             write_run(out, identity, _notes(cache, out, plan) | notes)
-        layout = layout_note(state.student) if config.compute.channels_last else ""
-        for note in filter(None, (str(plan), layout, short_phases(config), load_furthest(state, ranks, out))):
+        turned = layout_note(state.student) if config.compute.channels_last else ""
+        for note in filter(None, (str(plan), turned, short_phases(config), load_furthest(state, ranks, out))):
             callbacks.on_note(note)
         with checkpoints:
             _train(state, context)
@@ -210,12 +218,12 @@ def _start(config: TrainConfig, cache: Cache, feed: Feed, identity: dict[str, An
     return TrainState(student, forward, make_optimizer(student, config.optim), memory, average, identity=identity)
 
 
-def _twin(config: TrainConfig, state: TrainState) -> nn.Module | None:
+def _twin(config: TrainConfig, state: TrainState, feed: Feed) -> Twin | None:
     """What PGD ascends on, where some steps do; compiled where the student is."""
     if config.inner.kind == "cached" or config.objective().adversarial_when == "never":
         return None
-    twin = frozen_twin(state.student)
-    return Compiled(twin).eval() if config.compute.compile else twin
+    probe = feed.fetch(feed.training[:2])[0].to(feed.plan.device).float() / 255
+    return Twin(state.student, probe, compiled=config.compute.compile)
 
 
 def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
@@ -308,8 +316,8 @@ def _scores(
 def _collapsed(row: dict[str, Any], progress: Progress, classes: int, rows: int) -> bool:
     """Whether PGD accuracy fell below half of its best within two epochs, as single-step training does when it breaks.
 
-    There is nothing to fall from below twice chance, nor above it by what a network that names one class alone reaches on
-    so few `rows`. The fall must be one that chance makes less than once in 1,000 times. PGD steps everywhere cannot
+    There is nothing to fall from below twice chance, nor above it by what a network that names one class alone reaches
+    on so few `rows`. The fall must be one that chance makes less than once in 1,000 times. PGD steps everywhere cannot
     collapse.
     """
     before = [old["training_pgd"] for old in progress.history[-2:] if "training_pgd" in old]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darht.cache.export.webdataset import export_webdataset
-from darht.cache.read.draw import view_logits, view_pixels
+from darht.cache.read.draw import adversarial_levels, choose_attack, view_logits, view_pixels
 from darht.cache.read.feed_plan import plan_feed
 from darht.cache.read.loader import GIB, allocate, load_training_set
 from darht.cache.read.reader import Cache, open_cache
@@ -172,11 +172,53 @@ def test_only_the_drawn_views_of_the_teachers_answers_are_sent(cache):
         assert {data.clean.shape[1] for data, _ in found} == {2} and len(found) == feed.steps
         whole, at = feed._windows[0], torch.arange(30, 30 + BATCH)
         feed.plan = dataclasses.replace(planned, device=CPU)
-        few, here = feed._gathered(whole, at, 3), torch.arange(BATCH)
+        few, here = feed._gathered(whole, at, 3, number=0), torch.arange(BATCH)
     for count in counts:
         views = draw_choices(whole.rows[at], count, 5, 3, "view")
         assert torch.equal(view_logits(few, here, views), view_logits(whole, at, views))
         assert torch.equal(view_pixels(few, here, views), view_pixels(whole, at, views))
+
+
+@pytest.mark.parametrize("kind", ["memory", "streamed"])
+def test_of_the_perturbations_only_those_of_the_drawn_attack_and_view_are_sent(cache, kind):
+    planned = dataclasses.replace(plan(cache, 2.0 if kind == "memory" else 0.8), device=torch.device("meta"))
+    planned = dataclasses.replace(planned, kind=kind)
+    with Feed(cache, planned, seed=5, epochs=2, views=(2,), perturbations="drawn") as feed:
+        found = [data for data, _ in feed.batches(1)]
+    for number, data in enumerate(found, start=feed.steps):
+        drawn = choose_attack(len(data.attacks), seed=5, number=number)
+        views = [int(name == data.attacks[drawn]) for name in data.attacks]
+        assert [part.shape[1] for part in data.deltas] == [part.shape[1] for part in data.adversarial] == views
+        assert data.shown.shape == (BATCH, 1) and data.images.device.type == data.shown.device.type == "meta"
+    assert len(found) == feed.steps
+
+
+def test_where_rows_start_from_perturbations_their_first_view_is_sent_alone(cache):
+    planned = dataclasses.replace(plan(cache, 2.0), kind="memory", device=torch.device("meta"))
+    with Feed(cache, planned, seed=5, epochs=1, views=(2,), perturbations="first") as feed:
+        data, _ = next(feed.batches(0))
+    assert {part.shape[1] for part in data.deltas} == {1} and {part.shape[1] for part in data.adversarial} == {0}
+
+
+@pytest.mark.parametrize("attack", [0, 1])
+def test_what_is_sent_of_an_attack_is_what_the_whole_set_shows(cache, attack):
+    whole, at, here = (
+        load_training_set(cache, device=CPU, adversarial=True, budget_gib=1),
+        torch.arange(40, 48),
+        torch.arange(8),
+    )
+    deltas, answers = whole.deltas[0], whole.adversarial[0]
+    whole = dataclasses.replace(
+        whole, attacks=("a", "b"), deltas=(deltas, deltas * 2), scales=(1.0, 1.0), adversarial=(answers, answers + 1)
+    )
+    views = torch.arange(8) % whole.attack_count(attack)
+    few = whole.without_attacks().take(at).with_attack(whole, at, attack, views)
+    assert [few.attack_count(number) for number in (0, 1)] == [whole.attack_count(number) for number in (0, 1)]
+    assert sum(part.numel() for part in few.deltas) == few.images.numel()
+    pixels = view_pixels(whole, at, views)
+    assert torch.equal(view_logits(few, here, views, attack), view_logits(whole, at, views, attack))
+    expected = adversarial_levels(whole, at, views, attack, pixels)
+    assert torch.equal(adversarial_levels(few, here, views, attack, pixels), expected)
 
 
 @pytest.mark.parametrize("kind", ["zarr", "blocks", "samples"])

@@ -12,8 +12,10 @@ import pytest
 import torch
 from runs import changed
 
+import darht.cache.read.training_set as training_set
 import darht.trainer.student.setup as setup
 import darht.trainer.student.train as trainer
+import darht.trainer.student.twin as twin
 from darht.cache.read.reader import open_cache
 from darht.cache.read.stream import Feed
 from darht.cache.sources.load import Source
@@ -26,6 +28,7 @@ from darht.trainer.config import (
 )
 from darht.trainer.progress.metrics import Metrics, Reading
 from darht.trainer.student.losses import RECIPES
+from darht.trainer.student.model import Student
 from darht.trainer.teacher.config import load_teaching
 from darht.trainer.teacher.train import source_cache
 
@@ -48,6 +51,7 @@ def outside_of_the_steps(monkeypatch):
     monkeypatch.setattr(Feed, "fetch", fetch)
     monkeypatch.setattr(Feed, "pixel_counts", lambda feed: torch.ones(3, 256))  # mean and deviation, once in a run
     monkeypatch.setattr(setup, "check_folds", lambda student, pixels: None)  # compares two answers, once in a run
+    monkeypatch.setattr(twin, "_agrees", lambda student, pixels: True)  # compares two answers too, once in a run
     monkeypatch.setattr(setup, "to_channels_last", lambda net, pixels: net.to(memory_format=torch.channels_last))  # so
     monkeypatch.setattr(Metrics, "reading", lambda metrics: Reading(0.0, None, None))  # once in an epoch
     monkeypatch.setattr(trainer, "_scores", lambda *_: {})  # between two epochs: a program of its own
@@ -105,12 +109,38 @@ def test_a_step_of_every_recipe_asks_for_no_value(case, mixed_cache, tmp_path):
     assert run(CASES[case], mixed_cache, tmp_path) == CASES[case].optim.epochs
 
 
-def test_rows_that_are_streamed_are_sent_and_never_asked_for(fine_cache, tmp_path):
-    config = recipe("at", loss=ROWS, inner=WARM, optim={"batch_size": 12})
+@pytest.mark.parametrize("inner", [WARM, {"kind": "cached", "eps": 32.0}], ids=["warm", "cached"])
+def test_rows_that_are_streamed_are_sent_and_never_asked_for(inner, fine_cache, tmp_path):
+    config = recipe("at", loss=ROWS, inner=inner, optim={"batch_size": 12})
     streamed = []
     note = trainer.Callbacks(on_note=streamed.append)
     trainer.train(config, open_cache(fine_cache), tmp_path, device=META, memory_gib=BUDGET, callbacks=note)
     assert "streamed" in streamed[0]
+
+
+@pytest.mark.parametrize("kind", ["warm", "pgd", "cached"])
+def test_pixels_lie_as_the_weights_do_and_coins_of_rows_send_nothing(kind, mixed_cache, tmp_path, monkeypatch):
+    """Positions go to the device once in an epoch, however a step's rows are parted."""
+    forward, send = Student.forward, training_set.send
+    last, sent = [], []
+
+    def noted(student, x):
+        last.append(x.is_contiguous(memory_format=torch.channels_last))
+        return forward(student, x)
+
+    monkeypatch.setattr(Student, "forward", noted)
+
+    def counted(tensor, device):
+        sent.extend([len(tensor)] if tensor.device.type == "cpu" else [])
+        return send(tensor, device)
+
+    monkeypatch.setattr(training_set, "send", counted)
+    inner = {"kind": kind, "eps": 32.0, "step": None}
+    compute = ComputeConfig(channels_last=True, accumulate=2)
+    config = recipe("at", loss=ROWS, inner=inner, compute=compute, optim={"epochs": 2, "batch_size": 16})
+    steps = run(config, mixed_cache, tmp_path)
+    assert len(sent) == 2 and sum(sent) == 16 * steps
+    assert all(last[2:]) and len(last) > 2 * steps
 
 
 def test_a_step_that_asks_is_found(mixed_cache, tmp_path, monkeypatch):

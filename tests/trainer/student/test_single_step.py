@@ -51,7 +51,8 @@ def test_a_label_s_pattern_is_the_sign_of_its_gradient_on_grey(student):
 def test_patterns_are_taken_every_twenty_steps(student):
     found, taken = patterns(), []
     for number in range(3, 3 + 2 * EVERY + 1):
-        found.refresh(student, number)
+        if found.is_due(number):
+            found.refresh(student, number)
         taken.append(found.step)
     assert taken == [3] * EVERY + [3 + EVERY] * EVERY + [3 + 2 * EVERY]
     other = patterns()

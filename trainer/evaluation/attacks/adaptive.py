@@ -20,6 +20,7 @@ from darht.trainer.evaluation.attacks.suite import for_dlr, from_other, logit_ra
 from darht.trainer.evaluation.measure import AttackStep, Measurement
 from darht.trainer.student.distances import kl_rows
 from darht.trainer.student.model import Student, StudentOutput
+from darht.trainer.student.twin import Twin
 
 ALIVE = "the images still alive"
 STEPS, STARTS = 40, 2
@@ -38,12 +39,14 @@ class Climb:
         loss: from output, labels and extra rows to a loss for each row, `[B]`.
         threat: the ball.
         samples: draws of a random student that each gradient is the mean of.
+        fast: the same network for less (`fast_student`), which is climbed on; the student itself confirms what fools.
     """
 
     student: Student
     loss: Loss
     threat: Threat
     samples: int = 1
+    fast: nn.Module | None = None
 
     def __call__(self, x: Tensor, y: Tensor, generator: RowRng, extra: Tensor) -> Tensor:
         """Adversarial pixels `[B, 3, H, W]`; rows that nothing fools end at their last point."""
@@ -71,17 +74,32 @@ class Climb:
             step = step_of(threat, share=4.0 if k < STEPS // 2 else 8.0)
             moved = climb(clean[going], delta[going], threat.direction(gradient), threat=threat, step=step)
             delta[going] = moved
-            with torch.no_grad():
-                answers = self._mean(((clean + delta) / LEVELS)[going]).logits
-            fooled[going] = answers.argmax(1) != y[going]
+            fooled[going] = self._fooled(((clean + delta) / LEVELS)[going], y[going])
         return (clean + delta) / LEVELS, fooled
 
     def _loss_of(self, y: Tensor, extra: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda z: torch.stack([self.loss(self.student(z), y, extra) for _ in range(self.samples)]).mean(0)
+        return lambda z: torch.stack([self.loss(self._net(z), y, extra) for _ in range(self.samples)]).mean(0)
 
-    def _mean(self, x: Tensor) -> StudentOutput:
-        outputs = [self.student(x) for _ in range(self.samples)]
-        return StudentOutput(*(torch.stack(part).mean(0) for part in zip(*outputs, strict=True)))
+    @property
+    def _net(self) -> nn.Module:
+        return self.student if self.fast is None else self.fast
+
+    @torch.no_grad()
+    def _fooled(self, x: Tensor, y: Tensor) -> Tensor:
+        fooled = self._answers(self._net, x) != y
+        if self.fast is not None and bool(fooled.any()):
+            fooled[fooled.clone()] = self._answers(self.student, x[fooled]) != y[fooled]
+        return fooled
+
+    def _answers(self, net: nn.Module, x: Tensor) -> Tensor:
+        return torch.stack([net(x).logits for _ in range(self.samples)]).mean(0).argmax(1)
+
+
+def fast_student(student: Student, probe: Tensor) -> nn.Module | None:
+    """The student with BatchNorm folded, checked on pixels `[B, 3, H, W]`; None for one that draws random numbers."""
+    if student.dropout.p:  # who confirms would draw too
+        return None
+    return Twin(student, probe).current()
 
 
 def row_losses(teachers: int, classes: int) -> dict[str, Loss]:
@@ -137,10 +155,11 @@ def run_adaptive(
     """  # fmt: skip
     nothing = torch.zeros(m.count, 0, device=m.setup.device)
     losses = row_losses(len(names), student.num_classes) if names else {}
+    fast = fast_student(student, m.setup.tensors(np.arange(min(2, m.count)))[0]) if names else None
     for label, loss in losses.items():
-        _ask(m, _climb_step(m, _named(label, names), Climb(student, loss, m.setup.threat, samples), nothing))
+        _ask(m, _climb_step(m, _named(label, names), Climb(student, loss, m.setup.threat, samples, fast), nothing))
     if said is not None:
-        climb_away = Climb(student, away_from_teachers, m.setup.threat, samples)
+        climb_away = Climb(student, away_from_teachers, m.setup.threat, samples, fast)
         _ask(m, _climb_step(m, "kl away from teachers", climb_away, said))
     elif names:
         m.left_out["adaptive:kl away from teachers"] = (

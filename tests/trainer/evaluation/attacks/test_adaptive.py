@@ -80,6 +80,21 @@ def test_a_climb_stays_in_the_ball_and_fools_z(student, source):
     assert torch.equal(x_adv, climb(x, y, generator, torch.zeros(24, 0)))
 
 
+def test_the_student_itself_confirms_what_fools_its_faster_twin(student, source):
+    x, y = torch.from_numpy(source.images).float() / 255, torch.from_numpy(source.labels)
+    fast, loss = adaptive.fast_student(student, x[:2]), adaptive.row_losses(2, 5)["z, ce"]
+    noisy = (x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    want = student(noisy).logits.argmax(1) != y
+
+    def always_fooled(z):
+        return StudentOutput(torch.nn.functional.one_hot((y + 1) % 5).float(), z)
+
+    for net in (fast, always_fooled):
+        climb = adaptive.Climb(student, loss, Threat(eps=24), fast=net)
+        assert int(want.sum()) > 0 and torch.equal(climb._fooled(noisy, y), want)
+    torch.testing.assert_close(fast(x).feature_map, student(x).feature_map, rtol=1e-4, atol=1e-5)
+
+
 def test_all_of_them_run_and_count(student, source, monkeypatch):
     monkeypatch.setattr(adaptive, "STEPS", 4)
     m = measurement(student, source)
