@@ -34,6 +34,7 @@ from darht.core.storage import Location, open_storage
 from darht.tools.experiment import load_experiment, plan_stages, write_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT, STUDENT = ROOT / "recipes" / "digits-demo.yaml", "darht"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def units(out: Location) -> list[str]:
 def prepare(work: Path) -> Demo:
     """The demo's teachers, its spec, and its cache as one process builds it."""
     folder = work / "demo"
-    config = load_experiment(ROOT / "recipes" / "digits-demo.yaml")
+    config = load_experiment(EXPERIMENT)
     write_inputs(config, folder, None)
     for stage in plan_stages(config, folder, None) if not (folder / "cache" / "manifest.json").is_file() else ():
         if stage.name.startswith("teacher ") or stage.name == "cache":
@@ -188,7 +189,7 @@ def torchrun_nodes(demo: Demo, work: Path) -> tuple[list[str], bool]:
     with started(words, work / "serve.log"):
         wait_for("the server", lambda: answers(f"http://127.0.0.1:{port}/healthz"))
         shards = f"http://127.0.0.1:{port}/cache"
-        train = program("darht-train", "--shards", shards, "--recipe", demo.folder / "recipes" / "darht-pgd.yaml")
+        train = program("darht-train", "--shards", shards, "--recipe", demo.folder / "recipes" / "darht.yaml")
         train += ["--set", "optim.epochs=4", "--device", "cpu", "--cache-dir", str(fresh(work / "copies"))]
         environment = {"DARHT_TOKEN": token.read_text(), "OMP_NUM_THREADS": "1"}
 

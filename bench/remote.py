@@ -4,7 +4,8 @@
 
 One server process per latency answers both protocols and sends at most so many bytes a second over all connections.
 From it read darht, and LitData and MosaicML Streaming where PYTHON has them, each in a process of its own and with a
-copy of its own on the disk; the same cache from the disk is the limit. Every epoch draws all batches and trains
+copy of its own on the disk. The same cache from the disk is the limit: darht's later epochs alternate with epochs from
+the disk in the same process, so that a busy machine disturbs both alike. Every epoch draws all batches and trains
 nothing. Beside that 32 readers at once from one `darht-cache serve`.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from cache_readers import BATCH, CLASSES, CPU, PACKAGES, litdata_write, mosaicml_write, stand_in
-from remote_page import CHUNK, EPOCHS, LATENCIES, TRAINERS, Epoch, Line, page
+from remote_page import CHUNK, EPOCHS, FEW, LATENCIES, TRAINERS, Epoch, Line, page
 from remote_server import counts, served
 
 KEYS = {
@@ -34,6 +35,7 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+SETTLED = 0.03  # seconds in which the first window of a next epoch is read ahead, and disturbs the other reader no more
 
 
 # ------------------------------------------------------------------------------- what reads, in a process of its own
@@ -54,7 +56,7 @@ def darht(arguments: argparse.Namespace) -> Callable[[int], Iterator[int]]:
     budget = 0.6 * needed_bytes(cache, adversarial=True) / GIB
     plan = plan_feed(cache, device=CPU, adversarial=True, batch=BATCH, budget_gib=budget)
     assert plan.kind == "streamed", plan
-    feed = Feed(cache, plan, seed=0, epochs=EPOCHS)
+    feed = Feed(cache, plan, seed=0, epochs=arguments.epochs)
     return lambda number: (len(positions) for _, positions in feed.batches(number))
 
 
@@ -80,26 +82,34 @@ READERS = {"darht": darht, "LitData": litdata, "MosaicML Streaming": mosaicml}
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Each epoch; opening counts as a part of the first, imports do not."""
+    """Each epoch, and beside it one from the disk; opening counts as a part of the first, imports do not."""
     torch.set_num_threads(1)
     stand_in()
     importlib.import_module(PACKAGES.get(arguments.one, "darht.cache.read.webdataset"))
     at, start, found = counts(arguments.server), time.perf_counter(), []
-    epoch = READERS[arguments.one](arguments)
-    for number in range(EPOCHS):
+    epoch, disk = READERS[arguments.one](arguments), None
+    for number in range(arguments.epochs):
         rows, now = sum(epoch(number)), time.perf_counter()
         told = counts(arguments.server)
         found.append({"rows_s": rows / (now - start), "requests": told[0] - at[0], "bytes": told[1] - at[1]})
         assert rows == arguments.rows, (rows, arguments.rows)
+        if arguments.beside:
+            disk = disk or darht(argparse.Namespace(**{**vars(arguments), "location": arguments.beside, "copies": ""}))
+            time.sleep(SETTLED)
+            start = time.perf_counter()
+            found[-1]["disk"] = sum(disk(number)) / (time.perf_counter() - start)
+            time.sleep(SETTLED)
         at, start = told, time.perf_counter()
     return found
 
 
-def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int
+def apart(python: Path, one: str, location: str | Path, copies: Path | None, server: str, rows: int, disk: Path
           ) -> list[Epoch]:  # fmt: skip
     """`measure` in a process of its own; nothing where the library is not there or fails."""
     words = [str(python), "-W", "ignore", __file__, "--one", one, "--location", str(location), "--server", server]
     words += ["--copies", str(copies or ""), "--rows", str(rows)]
+    if one == "darht" and (copies or not server):
+        words += ["--epochs", str(EPOCHS), "--beside", str(disk)]
     environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": server, "S3_ENDPOINT_URL": server, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=900)
     if done.returncode:
@@ -115,7 +125,7 @@ def apart(python: Path, one: str, location: str | Path, copies: Path | None, ser
 
 def read_all(url: str) -> int:
     """Every row of a cache once, without a copy, as a trainer does in an epoch."""
-    arguments = argparse.Namespace(location=url, copies="")
+    arguments = argparse.Namespace(location=url, copies="", epochs=1)
     torch.set_num_threads(1)
     return sum(darht(arguments)(0))
 
@@ -156,7 +166,7 @@ def write_data(folder: Path, rows: int, peers: Path | None) -> dict[str, int]:
 
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), np.arange(rows) % CLASSES
-    delta = random.integers(-8, 9, (1024, 1, 3, 32, 32), dtype=np.int8)
+    delta = random.integers(-8, 9, (rows, 1, 3, 32, 32), dtype=np.int8)
     write_cache(folder / "darht", images, labels, delta, views=1)
     sizes = {"darht": sum(shard.size for shard in open_cache(folder / "darht").manifest.shards)}
     for name in ("LitData", "MosaicML Streaming") if peers else ():
@@ -177,25 +187,25 @@ def write_peer(name: str, folder: Path) -> None:
 
 
 def lines_at(latency: int, work: Path, sizes: dict[str, int], arguments: argparse.Namespace) -> list[Line]:
-    """All readers at one latency, the disk first and last: what the machine does besides disturbs all alike."""
-    data, own, rows = work / "data", Path(sys.executable), arguments.rows
-    found = []
+    """All readers at one latency, in rounds of which the fastest first epoch and the fastest later one count."""
+    data, own = work / "data", Path(sys.executable)
     with served(work, latency / 1000, arguments.rate * 1e6) as url:
-        where = {"HTTP, local copy": f"{url}/data/darht", "S3, local copy": "s3://data/darht",
-                 "HTTP, no copy": f"{url}/data/darht"}  # fmt: skip
-        disk = [apart(own, "darht", data / "darht", None, "", rows)]
-        for name, location in where.items():
-            copies = None if "no copy" in name else work / f"copies-{latency}-{name[:4]}"
-            found.append(("darht, " + name, apart(own, "darht", location, copies, url, rows), sizes["darht"]))
-        for name in (one for one in sizes if one != "darht"):
-            copies = work / f"copies-{latency}-{PACKAGES[name]}"
-            epochs = apart(arguments.peers, name, f"s3://data/{PACKAGES[name]}", copies, url, rows)
-            found.append((f"{name}, S3, local copy", epochs, sizes[name]))
-        disk.append(apart(own, "darht", data / "darht", None, "", rows))
-    limit = max(epoch.rows_s for one in disk for epoch in one[1:])
-    fastest = max(disk, key=lambda one: max(epoch.rows_s for epoch in one))
-    lines = [Line(name, latency, one, size, limit) for name, one, size in found if one]
-    return [Line("darht, disk", latency, fastest, sizes["darht"], limit), *lines]
+        readers = {"darht, disk": (own, data / "darht")}
+        readers |= {f"darht, {kind} copy": (own, f"{url}/data/darht") for kind in ("HTTP, local", "HTTP, no")}
+        readers |= {f"darht, {kind} copy": (own, "s3://data/darht") for kind in ("S3, local", "S3, no")}
+        peers = [name for name in sizes if name != "darht"]
+        readers |= {f"{name}, S3, local copy": (arguments.peers, f"s3://data/{PACKAGES[name]}") for name in peers}
+        rounds: dict[str, list[list[Epoch]]] = {name: [] for name in readers}
+        for number in range(arguments.rounds if latency == LATENCIES[-1] else 1):
+            for name, (python, location) in readers.items():
+                if number and "local copy" not in name:
+                    continue
+                copies = work / f"copies-{latency}-{number}-{len(rounds)}-{name}" if "local copy" in name else None
+                one, server = name.partition(",")[0], url if name != "darht, disk" else ""
+                found = apart(python, one, location, copies, server, arguments.rows, data / "darht")
+                rounds[name] += [found] if found else []
+    disk = max((epoch.rows_s for one in rounds["darht, disk"] for epoch in one[1:]), default=0.0)
+    return [Line(name, latency, found, sizes[name.partition(",")[0]], disk) for name, found in rounds.items() if found]
 
 
 def main() -> None:
@@ -203,10 +213,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--rate", type=float, default=25.0, help="MB a second")
     parser.add_argument("--peers", type=Path, help="a Python that has litdata and mosaicml-streaming")
+    parser.add_argument("--rounds", type=int, default=2, help="of what has a local copy, at the longest latency")
     parser.add_argument("--out", type=Path)
-    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str}
+    hidden: dict[str, Any] = {"one": str, "write": str, "location": str, "copies": str, "server": str, "beside": str}
     for name, kind in hidden.items():
         parser.add_argument(f"--{name}", type=kind, default=kind(), help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=FEW, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.write:

@@ -1,6 +1,8 @@
 """A server with latency and a bandwidth that counts what it sends: over HTTP, and as S3 has it (`URL/bucket/key`)."""
 
 import email.utils
+import functools
+import hashlib
 import http.server
 import multiprocessing
 import threading
@@ -45,6 +47,8 @@ def serve(folder: Path, latency: float, rate: float, ready: Any) -> None:
             path = folder / self.path.partition("?")[0].lstrip("/")
             head, asked = self.command == "HEAD", self.headers.get("Range", "")
             status, size, data, about = answer(path, asked, head=head)
+            if "Authorization" in self.headers and status < 400:  # S3
+                about |= {"ETag": '"md5"', "x_amz_meta_sha256": sha256(path)}
             self.pay(len(data))
             self.reply(status, size, data, **about)
 
@@ -64,13 +68,19 @@ def serve(folder: Path, latency: float, rate: float, ready: Any) -> None:
     server.serve_forever()
 
 
+@functools.cache
+def sha256(path: Path) -> str:
+    """Of a file: the ETag that `darht-cache serve` sends."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def answer(path: Path, asked: str, *, head: bool) -> tuple[int, int, bytes, dict[str, str]]:
     """Status, length, bytes and headers for a file, or for the range of it that is `asked`."""
     if not path.is_file():
         return 404, 0, b"", {}
     found = path.stat()
     about = {
-        "ETag": f'"{path.name}-{found.st_size}"',
+        "ETag": f'"{sha256(path)}"',
         "Accept_Ranges": "bytes",
         "Last_Modified": email.utils.formatdate(found.st_mtime, usegmt=True),
     }

@@ -16,6 +16,10 @@ LOG = logging.getLogger("darht.storage")  # warnings of a logger that nobody set
 _WAITED_FOR: set[str] = set()  # hosts of which it was said that they are waited for
 _LOCK = threading.Lock()
 T = TypeVar("T")
+_ENDING = threading.Event()
+# Set before threads of pools are joined, which atexit is too late for: a process that ends would wait for files that
+# nobody wants any more, and for minutes where their server is gone. concurrent.futures ends its own threads so.
+threading._register_atexit(_ENDING.set)  # type: ignore[attr-defined]
 
 
 class TransientError(Exception):
@@ -32,10 +36,12 @@ def patiently(action: Callable[[], T], what: str, host: str, retry_for: float) -
         retry_for: seconds after which no further try is begun.
 
     Raises:
-        UnreachableError: it went on failing.
+        UnreachableError: it went on failing, or the process ends.
     """
     end, tries = time.monotonic() + retry_for, 0
     while True:
+        if _ENDING.is_set():
+            raise UnreachableError(f"cannot {what}: the process ends")
         try:
             found = action()
         except TransientError as error:
@@ -48,7 +54,7 @@ def patiently(action: Callable[[], T], what: str, host: str, retry_for: float) -
                 ) from error
             if tries == _SILENT:
                 _say_once(host, f"waiting for {host} ({error}), up to {duration(retry_for)}")
-            time.sleep(pause)
+            _ENDING.wait(pause)
         else:
             if host in _WAITED_FOR:
                 _answers_again(host)

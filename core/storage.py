@@ -8,7 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -205,6 +205,18 @@ def open_storage(location: Location, *, retry_for: float = RETRY_FOR) -> Storage
         f"{cut(text, 200)} is no location that can be used: a location is a folder or one URL of "
         f"{', '.join(known)}; got {cut(scheme, 60)}://: copy it to one of these first"
     )
+
+
+Coming = Future[bytes | None]  # of a whole file
+
+
+def read_together(folder: Storage, keys: Sequence[str]) -> list[Coming]:
+    """What `read` gives of whole files that are asked for at once: behind a URL, one round trip.
+
+    Who does not need a file does not ask what became of it: a store may refuse to say that it is not there.
+    """
+    with ThreadPoolExecutor(len(keys)) as pool:
+        return [pool.submit(folder.read, key) for key in keys]
 
 
 def sizes(folder: Storage, keys: Sequence[str]) -> list[int | None]:

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from darht.core.errors import ConfigError, DarhtError
+from darht.core.files import sha256_bytes
 from darht.core.hub import hub_credentials
 from darht.core.retry import LOG, RETRY_FOR, TransientError, patiently
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "adl", "http", "https")
 PIECE = 1 << 20  # bytes of one request
 IN_FLIGHT = 32  # requests of one process at a time for pieces of files
+SHA256 = "sha256"  # of a file, in the metadata that object stores keep of it
 _TIMEOUT, _CONNECT, _WHOLE = 30, 10, 600  # seconds: a request, its connection, and a file from a server without ranges
 _LASTING = re.compile(r"status code: (4(?!08|25|29)\d\d)|certificate|redirect without LOCATION", re.IGNORECASE)
 _CAUSES = {
@@ -82,7 +84,7 @@ class RemoteStorage:
         return None if found is None else found[0]
 
     def read_tagged(self, key: str, start: int = 0, stop: int | None = None) -> tuple[bytes, str] | None:
-        """As `read`, and the tag of the file (its ETag, or when it was written) that all of these bytes belong to."""
+        """As `read`, and the tag of the file that all of these bytes belong to; see `_tag`."""
         for _ in range(3):
             if not self.sends_ranges:
                 break
@@ -115,7 +117,7 @@ class RemoteStorage:
 
             try:
                 found = obstore.get(self._store(), key, options={"range": (start, stop)})
-                return Part(bytes(found.bytes()), found.meta["size"], _tag(found.meta))
+                return Part(bytes(found.bytes()), found.meta["size"], _tag(found))
             except obstore.exceptions.NotSupportedError:
                 self._note_no_ranges()
             except obstore.exceptions.BaseError as error:
@@ -146,7 +148,7 @@ class RemoteStorage:
         import obstore
 
         found = obstore.get(_open(self.url, _WHOLE, os.getpid()), key)
-        return Part(bytes(found.bytes()), found.meta["size"], _tag(found.meta))
+        return Part(bytes(found.bytes()), found.meta["size"], _tag(found))
 
     def size(self, key: str) -> int | None:
         """The bytes of a file, or None where there is none."""
@@ -159,14 +161,15 @@ class RemoteStorage:
         return None if found is None else float(found["last_modified"].timestamp())
 
     def write(self, key: str, data: bytes) -> None:
-        """Replace a file at once; a large one goes in parts, of which nobody sees any before the last is there."""
+        """Replace a file and note its sha256 with it; of a large one, which goes in parts, nobody sees some alone."""
         import obstore
 
         if self.url.startswith("http"):
             raise DarhtError(
                 f"cannot write {self.name(key)}: http:// does not replace files at once; give a folder or an s3:// URL"
             )
-        if self._try("write", key, lambda: obstore.put(self._store(), key, data)) is None:
+        noted = {SHA256: sha256_bytes(data)}
+        if self._try("write", key, lambda: obstore.put(self._store(), key, data, attributes=noted)) is None:
             raise DarhtError(f"cannot write {self.name(key)}: there is no such bucket or folder; make it first")
 
     def remove(self, key: str) -> None:
@@ -255,8 +258,11 @@ class RemoteStorage:
         )
 
 
-def _tag(meta: Any) -> str:
-    return str(meta["e_tag"] or f"{meta['last_modified'].isoformat()} {meta['size']}")
+def _tag(found: Any) -> str:
+    """The ETag of a file, or when it was written; behind it the sha256, where who wrote it noted that."""
+    meta = found.meta
+    tag = str(meta["e_tag"] or "").strip('"') or f"{meta['last_modified'].isoformat()} {meta['size']}"
+    return f"{tag} {found.attributes.get(SHA256, '')}".strip()
 
 
 def _cause(text: str) -> str:

@@ -75,7 +75,12 @@ def read_spec(location: Location) -> CacheSpec:
         CorruptError: it is not a spec.
     """
     folder = open_storage(location)
-    data, name = folder.read(SPEC), folder.name(SPEC)
+    return parse_spec(folder, folder.read(SPEC))
+
+
+def parse_spec(folder: Storage, data: bytes | None) -> CacheSpec:
+    """As `read_spec`, from the file's bytes, None where there is none."""
+    name = folder.name(SPEC)
     if data is None:
         raise CacheError(f"{folder} is not a cache: {name} is missing; darht-cache build SPEC.yaml --out DIR makes one")
     try:
@@ -99,7 +104,12 @@ def read_manifest(location: Location, spec: CacheSpec) -> Manifest:
         CorruptError: the manifest does not parse, its root hash is wrong, or it belongs to another spec.
     """
     folder = open_storage(location)
-    data, name = folder.read(MANIFEST), folder.name(MANIFEST)
+    return parse_manifest(folder, folder.read(MANIFEST), spec)
+
+
+def parse_manifest(folder: Storage, data: bytes | None, spec: CacheSpec) -> Manifest:
+    """As `read_manifest`, from the file's bytes, None where there is none."""
+    name = folder.name(MANIFEST)
     if data is None:
         raise IncompleteError(f"{folder} is not sealed: {name} is missing; finish it with darht-cache build, then seal")
     try:

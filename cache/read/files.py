@@ -2,8 +2,12 @@
 
 import numpy as np
 
+from darht.cache.format.commit import COMMITS
+from darht.cache.format.images import decoder_identity
+from darht.cache.format.layout import ArrayLayout, shard_key
 from darht.cache.format.manifest import Manifest
-from darht.core.errors import CorruptError, IncompleteError
+from darht.cache.format.spec import CacheSpec
+from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
 from darht.core.sealed import unseal_json
 from darht.core.storage import Storage, sizes
@@ -17,6 +21,48 @@ def all_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values).all())
     # An exponent of ones; 17 times as fast as isfinite, which goes through float32.
     return not values.size or int((values.view(np.uint16) & 0x7C00).max()) < 0x7C00
+
+
+def check_decoder(folder: Storage, spec: CacheSpec) -> None:
+    """JPEG files decode to the pixels that teachers saw.
+
+    Raises:
+        ConfigError: this machine's decoder is another.
+    """
+    there = spec.data.decoder
+    if there and there != (here := decoder_identity()):
+        raise ConfigError(
+            f"{folder} was built with a JPEG decoder that makes pixels {there[:12]} of a small image, Pillow makes "
+            f"{here[:12]} of it here: install the Pillow that {COMMITS} names"
+        )
+
+
+def check_values(folder: Storage, array: ArrayLayout, values: np.ndarray, rows: slice, classes: int) -> None:
+    """Logits are finite, and classes are among those that there are.
+
+    Raises:
+        CorruptError: they are not.
+    """
+    where = f"in rows {rows.start}..{rows.stop - 1}"
+    if array.kind == "logits-class" and values.size:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= classes:
+            raise CorruptError(
+                f"{folder}: {array.name} names classes {low}..{high} {where}, there are 0..{classes - 1}"
+            )
+    if values.dtype.kind == "f" and not all_finite(values):
+        raise CorruptError(f"{folder}: {array.name} holds values that are not finite {where}")
+
+
+def refusal(folder: Storage, path: str, array: ArrayLayout, shard: int) -> CacheError:
+    """What to raise about a shard that does not have its sha256."""
+    if folder.size(path) is None:
+        return IncompleteError(f"{folder.name(path)} is missing: build or push it again")
+    span, path = array.rows(shard), folder.name(shard_key(array, shard))
+    return CorruptError(
+        f"{path} (rows {span.start}..{span.stop - 1} of {array.name}) does not have the sha256 that was sealed: run "
+        "darht-cache build again, then seal"
+    )
 
 
 def read_part(folder: Storage) -> tuple[str, ...] | None:

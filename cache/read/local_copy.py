@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,11 @@ class CopiedStorage:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._paths: dict[str, Path | None] = {}
+        self._fresh: set[str] = set()  # keys of copies that this process has fetched, and so compared
         self._coming: dict[str, Future[Path | None]] = {}
         self._fetchers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="darht-copies")
         self._room = _Room(self.copies, frozenset(sha256 for _, sha256 in self.files.values()))
-        self._process = os.getpid()
+        self._process, self._local = os.getpid(), LocalStorage(self.copies.folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"remote": self.remote, "copies": self.copies, "files": self.files}
@@ -91,20 +92,20 @@ class CopiedStorage:
         return None if found is None else found[0]
 
     def read_tagged(self, key: str, start: int = 0, stop: int | None = None) -> tuple[bytes, str] | None:
-        """As `read`; the tag of a copy is its sha256.
+        """As `read`; the tag of a copy is its sha256, with a word behind it unless this process has compared it.
 
         Raises:
             CorruptError: what the server sends is not what was sealed.
             IncompleteError: it has no such file.
         """
         for _ in range(2 if key in self.files else 0):
-            path = self._copy(key)
-            if path is None:
+            if self._copy(key) is None:
                 break
-            data = LocalStorage(path.parent).read(path.name, start, stop)
+            sha256 = self.files[key][1]
+            data = self._local.read(f"{sha256[:2]}/{sha256}", start, stop)
             if data is not None:
-                return data, self.files[key][1]
-            self._paths.pop(key, None)  # another run needed the room
+                return data, sha256 if key in self._fresh else f"{sha256} once"
+            self._forget(key)  # another run needed the room
         return self.remote.read_tagged(key, start, stop)
 
     def prefetch(self, keys: Iterable[str]) -> None:
@@ -115,11 +116,20 @@ class CopiedStorage:
 
     def drop(self, key: str) -> bool:
         """Remove a copy whose bytes went bad on the disk; whether there was one."""
-        path = self._paths.pop(key, None)
+        path = self._forget(key)
         if path is None:
             return False
         path.unlink(missing_ok=True)
         return True
+
+    def cancel(self) -> None:
+        """Begin no file more of those that were wanted soon: a process ends when its threads have nothing to do."""
+        with self._lock:
+            self._coming = {key: file for key, file in self._coming.items() if not file.cancel()}
+
+    def _forget(self, key: str) -> Path | None:
+        self._fresh.discard(key)
+        return self._paths.pop(key, None)
 
     def size(self, key: str) -> int | None:
         """The bytes of a file, or None where there is none."""
@@ -149,7 +159,9 @@ class CopiedStorage:
         """The copy of a file, fetched when it is not there; None when it cannot be kept."""
         if key in self._paths:
             return self._paths[key]
-        return self._start(key).result()
+        while True:
+            with contextlib.suppress(CancelledError):  # another reader of this cache has ended
+                return self._start(key).result()
 
     def _start(self, key: str) -> "Future[Path | None]":
         if self._process != os.getpid():
@@ -191,6 +203,7 @@ class CopiedStorage:
             try:
                 download(self.remote, key, size, sha256, file)
                 Path(file.name).replace(path)
+                self._fresh.add(key)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
@@ -257,8 +270,9 @@ class _Room:
 
     def give_up(self, reason: str) -> None:
         """Copy nothing from now on."""
-        if not self.closed:
-            self.closed = True
+        with self._lock:
+            first, self.closed = not self.closed, True
+        if first:
             LOG.warning(f"no further local copies ({reason}); what is not copied yet is streamed in every epoch")
 
     def _count(self, size: int) -> None:

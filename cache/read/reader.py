@@ -1,34 +1,35 @@
 """Read a sealed cache."""
 
 import functools
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from darht.cache.format.commit import COMMITS
-from darht.cache.format.images import decode_views, decoder_identity
-from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts, shard_key
+from darht.cache.format.images import decode_views
+from darht.cache.format.layout import OFFSETS, ArrayLayout, layouts
 from darht.cache.format.logit_codes import companion_suffix, decode
-from darht.cache.format.manifest import Manifest, absolute_origin, read_manifest, read_origin, read_spec
+from darht.cache.format.manifest import (
+    MANIFEST,
+    SPEC,
+    Manifest,
+    absolute_origin,
+    parse_manifest,
+    parse_spec,
+    read_origin,
+)
 from darht.cache.format.resample import centred
-from darht.cache.format.shards import Index, plain_index
 from darht.cache.format.spec import CacheSpec
-from darht.cache.format.store import ShardReader
 from darht.cache.format.views import view_table
-from darht.cache.read.files import all_finite, check_files, read_part
-from darht.cache.read.local_copy import CopiedStorage
+from darht.cache.read.checked_shards import CheckedShards
+from darht.cache.read.files import check_decoder, check_files, check_values, read_part
 from darht.cache.read.reach import Reach
-from darht.cache.read.steady import FileChanged, SteadyStorage
+from darht.cache.read.together import together
 from darht.core.errors import ConfigError, CorruptError, DataError, IncompleteError
-from darht.core.files import sha256_bytes
-from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage
-
-_CHANGES = 3  # times that a file may be replaced by the same bytes while some rows are read from it
+from darht.core.storage import Coming, LocalStorage, Location, Storage, open_storage, read_together
 
 
-class Cache:
+class Cache(CheckedShards):
     """A sealed cache, opened for reading.
 
     Attributes:
@@ -44,16 +45,10 @@ class Cache:
     built: ClassVar[bool] = True
 
     def __init__(self, folder: Storage, spec: CacheSpec, manifest: Manifest) -> None:
-        self.folder, self.spec, self.manifest = folder, spec, manifest
-        self.arrays: dict[str, ArrayLayout] = layouts(spec)
+        super().__init__(folder, manifest, layouts(spec))
+        self.spec, self.manifest = spec, manifest
         self.excluded: tuple[int, ...] = ()
         self.part: tuple[str, ...] | None = None
-        self._steady = SteadyStorage(folder)
-        self._store = ShardReader(self._steady)
-        self._sealed = {(shard.array, shard.shard): shard for shard in manifest.shards}
-        self._checked: set[tuple[str, int]] = set()
-        self._checked_views: set[tuple[str, int, int]] = set()
-        self._indices: dict[tuple[str, int], Index] = {}  # of shards that are read in parts, once for each
 
     @property
     def root_hash(self) -> str:
@@ -104,11 +99,17 @@ class Cache:
         Raises:
             ConfigError, IncompleteError, CorruptError: as `read`.
         """
+        arrays = [self._array(name) for name in out]
+        for array in arrays:
+            if len(shards := array.shards_of(rows)) > 1:  # blocks of a window are on their way
+                self.prefetch([array.name], shards)
+
+        def take(array: ArrayLayout, shard: int) -> None:
+            part, wanted = array.overlap(shard, rows)
+            self._decode(array, shard, part, out[array.name][wanted])
+
+        together(self.folder, take, [(array, shard) for array in arrays for shard in array.shards_of(rows)])
         for name, values in out.items():
-            array = self._array(name)
-            for shard in array.shards_of(rows):
-                part, wanted = array.overlap(shard, rows)
-                self._decode(array, shard, part, values[wanted])
             self._check_values(name, values, rows)
 
     def logits(self, teacher: str, about: str = "clean", *, rows: slice | None = None, view: int = 0) -> np.ndarray:
@@ -159,12 +160,6 @@ class Cache:
         """Whether one view can be read alone."""
         return array.by_view
 
-    def _decode_view(self, array: ArrayLayout, shard: int, part: slice, view: int, out: np.ndarray) -> None:
-        name = array.name
-        if (name, shard) not in self._checked and (name, shard, view) not in self._checked_views:
-            self._accept(name, shard, self._store.view_sha256(array, shard, view), view)
-        self._store.read_part(array, shard, plain_index(array, shard), part, out, view=view)
-
     def clean(self, rows: slice | None = None) -> np.ndarray:
         """Images of rows (all of them by default) as view 0 shows them, uint8 `[n, 3, H, W]`.
 
@@ -179,12 +174,7 @@ class Cache:
 
     def check_decoder(self) -> None:
         """Raise ConfigError where images are JPEG files that this machine decodes to other pixels than teachers saw."""
-        there = self.spec.data.decoder
-        if there and there != (here := decoder_identity()):
-            raise ConfigError(
-                f"{self.folder} was built with a JPEG decoder that makes pixels {there[:12]} of a small image, Pillow "
-                f"makes {here[:12]} of it here: install the Pillow that {COMMITS} names"
-            )
+        check_decoder(self.folder, self.spec)
 
     def _decoded(self, images: np.ndarray) -> np.ndarray:
         self.check_decoder()
@@ -202,48 +192,6 @@ class Cache:
             return view_table(**vars(self.spec.views), seed=self.spec.seed)
         return self.read(OFFSETS)
 
-    def check(self, name: str, shard: int) -> None:
-        """Compare a shard with the sha256 of the manifest, piece by piece, once: nothing in it is trusted before.
-
-        Raises:
-            IncompleteError: it is missing.
-            CorruptError: it was changed.
-        """
-        self._steadily(name, shard, lambda: self._check(name, shard))
-
-    def prefetch(self, names: Iterable[str], shards: Iterable[int]) -> None:
-        """Begin to copy shards that are wanted soon, where there is a local copy at all."""
-        if isinstance(self.folder, CopiedStorage):
-            shards = list(shards)
-            units = [(name, shard) for name in names for shard in shards if shard < self.arrays[name].shards]
-            self.folder.prefetch(dict.fromkeys(self._path(name, shard) for name, shard in units))
-
-    def _path(self, name: str, shard: int) -> str:
-        """The key of the file that holds a shard of an array."""
-        return self._sealed[name, shard].path
-
-    def _steadily(self, name: str, shard: int, action: Callable[[], None]) -> None:
-        """An action on one file; again, from its sha256 on, when the file was replaced meanwhile."""
-        path = self._path(name, shard)
-        for _ in range(_CHANGES):
-            try:
-                return action()
-            except FileChanged:
-                self._steady.forget(path)
-                self._forget(name, shard)
-        raise CorruptError(f"{self.folder.name(path)} is replaced again and again while it is read: stop who writes it")
-
-    def _forget(self, name: str, shard: int) -> None:
-        self._checked.discard((name, shard))
-        self._checked_views -= {key for key in self._checked_views if key[:2] == (name, shard)}
-        self._indices.pop((name, shard), None)
-
-    def _check(self, name: str, shard: int) -> None:
-        if (name, shard) not in self._checked:
-            sealed = self._sealed[name, shard]
-            with open_file(self._steady, sealed.path, sealed.size) as file:
-                self._accept(name, shard, hashlib.file_digest(file, "sha256").hexdigest())
-
     def _array(self, name: str) -> ArrayLayout:
         if name not in self.arrays:
             raise ConfigError(f"{self.folder} has no array '{name}'; it has {', '.join(self.arrays)}")
@@ -253,53 +201,8 @@ class Cache:
             )
         return self.arrays[name]
 
-    def _decode(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
-        self._steadily(array.name, shard, lambda: self._decode_once(array, shard, part, out))
-
-    def _decode_once(self, array: ArrayLayout, shard: int, part: slice, out: np.ndarray) -> None:
-        rows = array.rows(shard)
-        if part == slice(0, rows.stop - rows.start):
-            data = self._store.shard(array, shard)
-            if (array.name, shard) not in self._checked:
-                self._accept(array.name, shard, sha256_bytes(data))
-            self._store.decode_into(array, shard, data, part, out)
-            return
-        self._check(array.name, shard)
-        key = (array.name, shard)
-        if key not in self._indices:
-            self._indices[key] = self._store.read_index(array, shard, self._sealed[key].size)
-        self._store.read_part(array, shard, self._indices[key], part, out)
-
-    def _accept(self, name: str, shard: int, sha256: str, view: int | None = None) -> None:
-        sealed = self._sealed[name, shard]
-        if sha256 != (sealed.sha256 if view is None else sealed.parts[view]):
-            if isinstance(self.folder, CopiedStorage) and self.folder.drop(self._path(name, shard)):
-                raise FileChanged(self._path(name, shard))  # the copy went bad on the disk, and is fetched again
-            if self.folder.size(self._path(name, shard)) is None:
-                raise IncompleteError(f"{self.folder.name(self._path(name, shard))} is missing: build or push it again")
-            array = self.arrays[name]
-            span, path = array.rows(shard), self.folder.name(shard_key(array, shard))
-            raise CorruptError(
-                f"{path} (rows {span.start}..{span.stop - 1} of {name}) does not have the sha256 that was sealed: run "
-                "darht-cache build again, then seal"
-            )
-        if view is None:
-            self._checked.add((name, shard))
-        else:
-            self._checked_views.add((name, shard, view))
-
     def _check_values(self, name: str, values: np.ndarray, rows: slice) -> None:
-        if self.arrays[name].kind == "logits-class" and values.size:
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= len(self.classes):
-                raise CorruptError(
-                    f"{self.folder}: {name} names classes {low}..{high} in rows {rows.start}..{rows.stop - 1}, there "
-                    f"are 0..{len(self.classes) - 1}"
-                )
-        if values.dtype.kind == "f" and not all_finite(values):
-            raise CorruptError(
-                f"{self.folder}: {name} holds values that are not finite in rows {rows.start}..{rows.stop - 1}"
-            )
+        check_values(self.folder, self.arrays[name], values, rows, len(self.classes))
 
     def origin(self) -> dict[str, Any]:
         """Where data and teachers lay when the cache was built, as absolute paths; empty when nobody noted it.
@@ -332,8 +235,13 @@ def open_cache(location: Location, reach: Reach = Reach()) -> Cache:
         UnreachableError: a server does not answer.
     """
     folder = open_storage(location, retry_for=reach.retry_for)
-    spec = read_spec(folder)
-    manifest = read_manifest(folder, spec)
+    return open_described(folder, read_together(folder, (SPEC, MANIFEST)), reach)
+
+
+def open_described(folder: Storage, described: Sequence[Coming], reach: Reach) -> Cache:
+    """As `open_cache`, once spec and manifest are asked for."""
+    spec = parse_spec(folder, described[0].result())
+    manifest = parse_manifest(folder, described[1].result(), spec)
     part = read_part(folder) if isinstance(folder, LocalStorage) else None
     if isinstance(folder, LocalStorage):
         check_files(folder, manifest, part)

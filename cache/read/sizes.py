@@ -6,6 +6,17 @@ from darht.cache.read.reader import Cache
 _BYTES_OBJECT = 40  # of Python, around the bytes of an image
 
 
+def held_arrays(cache: Cache, *, adversarial: bool, jacobians: bool = False, logits: bool = True) -> list[ArrayLayout]:
+    """The arrays of which a trainer holds rows, but for labels."""
+    return [
+        array
+        for array in cache.arrays.values()
+        if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
+        and (array.attack is None or adversarial)
+        and (not array.is_answer or logits)
+    ]
+
+
 def row_bytes(
     cache: Cache,
     *,
@@ -20,15 +31,8 @@ def row_bytes(
     With `one_view` its clean answers in one view alone, and an int64 for which. Of several sources only the views that
     all rows have; of the views of a `band` (see `CacheSpec.bands`) after those, what a row that has them takes more.
     """
-    bands = cache.spec.bands
-    held = [
-        array
-        for array in cache.arrays.values()
-        if (array.kind == "image" or array.has_views or (array.is_jacobian and jacobians))
-        and (array.attack is None or adversarial)
-        and (not array.is_answer or logits)
-        and array.first_view == bands[band].first
-    ]
+    bands, every = cache.spec.bands, held_arrays(cache, adversarial=adversarial, jacobians=jacobians, logits=logits)
+    held = [array for array in every if array.first_view == bands[band].first]
 
     def size(array: ArrayLayout) -> int:
         if array.encoded:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darht.cache.format.layout import row_blocks
+from darht.cache.format.layout import OFFSETS, row_blocks
 from darht.cache.read.draw import choose_attack, draw_views, view_pixels
 from darht.cache.read.feed_plan import FeedPlan
 from darht.cache.read.loader import GIB, allocate, array_names, fill, load_training_set
 from darht.cache.read.mixture import feed_groups, mixed_windows, steps_of
 from darht.cache.read.reader import Cache
 from darht.cache.read.sampler import Window, epoch_windows
+from darht.cache.read.sizes import held_arrays
 from darht.cache.read.training_set import TrainingSet
 
 _AHEAD = 2  # batches that are on their way to the device while one is used there
@@ -63,15 +64,19 @@ class Feed:
         self._sender = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[TrainingSet]] | None = None
         wanted = {"adversarial": plan.adversarial, "jacobians": plan.jacobians, "logits": plan.logits != "none"}
+        self.groups = feed_groups(cache, plan.batch, rows)
+        self.training = self.groups[0].rows
         if plan.kind == "streamed":
+            cache.prefetch([OFFSETS] if OFFSETS in cache.arrays else [], [0])  # what `allocate` waits for
+            names = [array.name for array in held_arrays(cache, **wanted)]
+            cache.prefetch(names, self._shards(next(self._epoch_windows(0))))  # those of a resumed run are there
             wanted["one_view"] = plan.logits == "drawn" and cache.spec.store.by_view
             self._windows = [allocate(cache, plan.room[0], having=plan.room[1:], **wanted) for _ in range(2)]
         else:
             where = plan.device if plan.kind == "device" else torch.device("cpu")
             budget = plan.budget / GIB
             self._windows = [load_training_set(cache, device=where, budget_gib=budget, **wanted)]
-        self.groups = feed_groups(cache, plan.batch, rows)
-        self.training, self.holdout = self.groups[0].rows, self._windows[0].holdout
+        self.holdout = self._windows[0].holdout
         self.steps = steps_of(self.groups, drop_last=drop_last)
 
     def __enter__(self) -> Self:
@@ -81,6 +86,7 @@ class Feed:
         self._sender.shutdown(cancel_futures=True)
         self._ahead.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
+        self.cache.stop_prefetch()
 
     def batches(self, epoch: int) -> Iterator[tuple[TrainingSet, Tensor]]:
         """The batches of an epoch: a set of rows on the device, and the positions `[B]` in it that make a batch.
@@ -91,12 +97,13 @@ class Feed:
         Raises:
             IncompleteError, CorruptError: what is read is not what was sealed.
         """
-        windows = self._epoch_windows(epoch)
-        window, filled, first = next(windows), self._first(epoch), epoch * self.steps
+        windows, first = _with_next(self._epoch_windows(epoch)), epoch * self.steps
+        (window, soon), filled = next(windows), self._first(epoch)
         while True:
-            data, after = filled.result(), next(windows, None)
+            data, after = filled.result(), soon
             if after is not None:
-                filled = self._fill_later(after, data, epoch)
+                _, soon = next(windows)
+                filled = self._fill_later(after, soon, data, epoch)
             elif epoch + 1 < self._epochs:
                 self._next = (epoch + 1, self._start(epoch + 1, data))
             yield from self._delivered(data, torch.from_numpy(window.order), epoch, first)
@@ -189,25 +196,39 @@ class Feed:
             ready: Future[TrainingSet] = Future()
             ready.set_result(self._windows[0])
             return ready
-        window = next(self._epoch_windows(epoch))
-        return self._fill_later(window, before, epoch)
+        window, soon = next(_with_next(self._epoch_windows(epoch)))
+        return self._fill_later(window, soon, before, epoch)
 
-    def _fill_later(self, window: Window, before: TrainingSet | None, epoch: int) -> "Future[TrainingSet]":
-        """Fill the set that is not `before`."""
+    def _fill_later(
+        self, window: Window, soon: Window | None, before: TrainingSet | None, epoch: int
+    ) -> "Future[TrainingSet]":
+        """Fill the set that is not `before`, while shards of the window after are on their way into a local copy."""
         into = self._windows[1] if before is self._windows[0] else self._windows[0]
         if before is not None:
             into.copy_from(before, torch.from_numpy(window.carried))
-        return self._ahead.submit(self._fill, window, into, epoch)
+        return self._ahead.submit(self._fill, window, soon, into, epoch)
 
-    def _fill(self, window: Window, into: TrainingSet, epoch: int) -> TrainingSet:
-        blocks, per_shard = self._blocks[window.blocks], self.cache.spec.store.rows_per_shard
-        shards, names = np.unique(blocks[:, 0] // per_shard).tolist(), array_names(self.cache, into)
-        arrays = self.cache.arrays
-        apart = {name for name in names if into.held is not None and arrays[name].is_clean_answer}  # checked by view
-        whole = [name for name in names if name not in apart]
-        units = [(name, shard) for name in whole for shard in shards if shard < arrays[name].shards]
+    def _shards(self, window: Window) -> list[int]:
+        """The shards of rows that hold a window's blocks."""
+        firsts = self._blocks[window.blocks, 0]
+        return [int(shard) for shard in np.unique(firsts // self.cache.spec.store.rows_per_shard)]
+
+    def _ask_for(self, names: list[str], window: Window, soon: Window | None) -> list[int]:
+        """Have the shards of a window on their way, then those of the one after; gives the first."""
+        shards = self._shards(window)
         self.cache.prefetch(names, shards)
-        list(self._readers.map(lambda unit: self.cache.check(*unit), units))
+        if soon is not None:
+            self.cache.prefetch(names, self._shards(soon))
+        return shards
+
+    def _fill(self, window: Window, soon: Window | None, into: TrainingSet, epoch: int) -> TrainingSet:
+        names, arrays = array_names(self.cache, into), self.cache.arrays
+        shards = self._ask_for(names, window, soon)
+        apart = {name for name in names if into.held is not None and arrays[name].is_clean_answer}  # checked by view
+        units = [(name, shard) for name in names for shard in shards if shard < arrays[name].shards]
+        self.cache.look_up(units)
+        list(self._readers.map(lambda unit: self.cache.check(*unit), [unit for unit in units if unit[0] not in apart]))
+        blocks = self._blocks[window.blocks]
         sizes = blocks[:, 1] - blocks[:, 0]
         choose = functools.partial(draw_views, into, count=len(into.offsets), seed=self._seed, epoch=epoch)
         starts = len(window.carried) + np.cumsum(sizes) - sizes
@@ -256,6 +277,15 @@ class Feed:
             views = draw_views(data, keys, data.attack_count(attack), **how)
             taken = taken.with_attack(data, at, attack, views)
         return taken.send(self.plan.device)
+
+
+def _with_next(windows: Iterator[Window]) -> Iterator[tuple[Window, Window | None]]:
+    """Each window with the one after it."""
+    window = next(windows)
+    for after in windows:
+        yield window, after
+        window = after
+    yield window, None
 
 
 def _all_of(data: TrainingSet) -> tuple[TrainingSet, Tensor]:

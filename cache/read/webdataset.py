@@ -19,15 +19,15 @@ import numpy as np
 from braceexpand import braceexpand
 
 from darht.cache.format.layout import ArrayLayout
-from darht.cache.format.manifest import check_table
+from darht.cache.format.manifest import MANIFEST, SPEC, check_table
 from darht.cache.format.tar_index import INDEX, Index, TarRecord, lined_up, tar_name
 from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
-from darht.cache.read.reader import Cache, open_cache
+from darht.cache.read.reader import Cache, open_described
 from darht.cache.read.steady import FileChanged
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
-from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, sizes
+from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, read_together, sizes
 
 Arrays = dict[str, np.ndarray]
 _BROKEN = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError)
@@ -82,6 +82,9 @@ class ExportedCache(Cache):
 
     def _apart(self, array: ArrayLayout) -> bool:
         return False
+
+    def _is_known(self, name: str, shard: int) -> bool:
+        return shard in self._tables
 
     def _check(self, name: str, shard: int) -> None:
         """Compare a tar with the sha256 of the index, once."""
@@ -235,8 +238,9 @@ def open_shards(location: Location, reach: Reach = Reach()) -> Cache:
     pattern = str(location)
     if "{" not in pattern or Path(pattern).is_dir():  # a folder may be called c{1,2}
         folder = open_storage(location, retry_for=reach.retry_for)
-        data = folder.read(INDEX)
-        return open_cache(folder, reach) if data is None else _open_export(folder, data, reach)
+        index, *described = read_together(folder, (INDEX, SPEC, MANIFEST))
+        data = index.result()
+        return open_described(folder, described, reach) if data is None else _open_export(folder, data, reach)
     parts = _expand(pattern)
     folder = open_storage(parts[0][0] or ".", retry_for=reach.retry_for)
     if len({part[0] for part in parts}) > 1:

@@ -1,8 +1,9 @@
 """The application: a page for people, `/healthz`, and `/NAME/KEY` for every file that a manifest names.
 
 It is an ASGI application on Starlette; `serve` runs it on uvicorn. Files are sent by pieces from the disk with ranges,
-so that memory does not grow with shards. An ETag is the sha256 of the bytes. Nothing is written, nothing is listed but
-what manifests name, and what the disk no longer holds as the manifest says is an error and not an answer.
+so that memory does not grow with shards. An ETag is the sha256 of the bytes, which is compared before a file is sent
+first: so a reader need not fetch all of a shard to trust a part of it. Nothing is written, nothing is listed but what
+manifests name, and what the disk no longer holds as the manifest says is an error and not an answer.
 """
 
 import hmac
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from html import escape
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -33,6 +35,7 @@ def make_app(catalogue: Catalogue, token: str | None = None) -> Starlette:
         catalogue: what is served.
         token: bearer token that every request but `/healthz` must bring; None for none.
     """
+    comparing = anyio.CapacityLimiter(1)  # one file at a time; who waits for the same one finds it compared
 
     async def check(request: Request, answer: Answer) -> Response:
         given = request.headers.get("authorization", "")
@@ -54,7 +57,7 @@ def make_app(catalogue: Catalogue, token: str | None = None) -> Starlette:
             return PlainTextResponse(f"{error}\n", 503, headers={"retry-after": "10"})
         if served is None:
             return PlainTextResponse("no such cache\n", 404)
-        return _send(request, served, request.path_params["key"], private=token is not None)
+        return await _send(request, served, request.path_params["key"], comparing, private=token is not None)
 
     routes = [
         Route("/", index, methods=["GET", "HEAD"]),
@@ -68,17 +71,21 @@ async def _healthz(request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-def _send(request: Request, served: Served, key: str, *, private: bool) -> Response:
+async def _send(
+    request: Request, served: Served, key: str, comparing: anyio.CapacityLimiter, *, private: bool
+) -> Response:
     item = served.items.get(key)
     if item is None:
         return PlainTextResponse(f"{served.name} has no such file\n", 404)
     path, tag = served.folder / key, f'"{item.sha256}"'
     try:
         found = path.stat()
+        if found.st_size != item.size:
+            return PlainTextResponse(f"{key} has {found.st_size} bytes, its manifest says {item.size}\n", 503)
+        if not await anyio.to_thread.run_sync(served.holds, key, found, limiter=comparing):
+            return PlainTextResponse(f"{key} does not have the sha256 that its manifest names\n", 503)
     except OSError:
         return PlainTextResponse(f"{key} is gone from the disk\n", 503)
-    if found.st_size != item.size:
-        return PlainTextResponse(f"{key} has {found.st_size} bytes, its manifest says {item.size}\n", 503)
     reach = "private" if private else "public"
     headers = {
         "etag": tag,

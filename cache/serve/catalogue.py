@@ -1,8 +1,9 @@
 """What is served: caches and exports by name, and of each the files that its manifest names, with size and sha256."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from darht.cache.format.manifest import MANIFEST, SPEC
@@ -10,7 +11,7 @@ from darht.cache.format.tar_index import INDEX
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, ConfigError
-from darht.core.files import sha256_bytes
+from darht.core.files import sha256_bytes, sha256_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -40,6 +41,7 @@ class Served:
         items: what may be read, by key.
         cache: what it holds.
         stamp: of the manifest's file, to notice that the cache has grown.
+        compared: size, time of change and inode of each file whose sha256 was compared.
     """
 
     name: str
@@ -47,6 +49,16 @@ class Served:
     items: Mapping[str, Item]
     cache: Cache
     stamp: tuple[int, int]
+    compared: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def holds(self, key: str, found: os.stat_result) -> bool:
+        """Whether a file has the sha256 that its manifest names; read once, and again when it is replaced."""
+        stamp = found.st_size, found.st_mtime_ns, found.st_ino
+        if self.compared.get(key) != stamp:
+            if sha256_file(self.folder / key) != self.items[key].sha256:
+                return False
+            self.compared[key] = stamp
+        return True
 
     @property
     def size(self) -> int:

@@ -124,6 +124,14 @@ def test_a_server_that_is_gone_ends_the_waiting(server: FileServer):
         server.start()
 
 
+def test_a_process_that_ends_waits_for_no_server(monkeypatch: pytest.MonkeyPatch):
+    ending = threading.Event()
+    ending.set()
+    monkeypatch.setattr(retry, "_ENDING", ending)
+    with pytest.raises(UnreachableError, match=r"cannot read .*/key: the process ends"):
+        RemoteStorage("http://127.0.0.1:1").read("key")
+
+
 def test_a_server_that_hangs_is_left(server: FileServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(storage_remote, "_TIMEOUT", 0.2)
     server.hang_at, server.hang = "small", 1.0

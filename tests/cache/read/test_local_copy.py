@@ -4,12 +4,13 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from servers import FileServer
 
@@ -17,7 +18,7 @@ from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read import local_copy
 from darht.cache.read.dataset import CacheDataset
 from darht.cache.read.loader import GIB
-from darht.cache.read.local_copy import CopySettings, default_copy
+from darht.cache.read.local_copy import CopiedStorage, CopySettings, default_copy
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sizes import needed_bytes
@@ -56,7 +57,7 @@ def streamed(cache: Cache) -> CacheDataset:
 
 def test_opening_asks_for_three_files(server: FileServer):
     assert open_shards(f"{server.url}/cache").rows == 100
-    assert server.asked == [f"GET /cache/{key}" for key in ("index.json", "spec.json", "manifest.json")]
+    assert sorted(server.asked) == [f"GET /cache/{key}" for key in ("index.json", "manifest.json", "spec.json")]
 
 
 def test_epochs_and_runs_fetch_each_shard_once(server: FileServer, fine_cache: Path, reach: Reach):
@@ -75,6 +76,60 @@ def test_epochs_and_runs_fetch_each_shard_once(server: FileServer, fine_cache: P
     server.clear()
     list(streamed(open_shards(f"{server.url}/cache", reach)))
     assert len(server.asked) == 3
+
+
+def test_later_epochs_ask_for_nothing(server: FileServer, reach: Reach):
+    dataset = streamed(open_shards(f"{server.url}/cache", reach))
+    list(dataset)
+    server.clear()
+    for epoch in (1, 2):
+        dataset.set_epoch(epoch)
+        list(dataset)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(("named", "times"), [(True, 1), (False, 2)])
+def test_without_a_copy_a_shard_is_fetched_for_its_sha256_unless_the_server_names_that(
+    server: FileServer, fine_cache: Path, named: bool, times: int
+):
+    server.named = named
+    local = list(streamed(open_cache(fine_cache)))
+    dataset = streamed(open_shards(f"{server.url}/cache"))
+    server.clear()
+    for found, expected in zip(dataset, local, strict=True):
+        assert torch.equal(found.x, expected.x) and torch.equal(found.teacher_logits, expected.teacher_logits)
+    arrays = [name for name in dataset.cache.arrays if name in ("label", "image") or name.endswith("/clean")]
+    whole = sum(dataset.cache.size(name) for name in arrays)
+    assert whole * (times - 0.2) < server.sent < whole * (times + 0.05) + 40_000
+
+
+def test_shards_of_the_next_window_are_asked_for_before_the_first_is_used(
+    server: FileServer, reach: Reach, monkeypatch: pytest.MonkeyPatch
+):
+    cache = open_shards(f"{server.url}/cache", reach)
+    asked: list[list[int]] = []
+
+    def note(names: Iterable[str], shards: Iterable[int]) -> None:
+        if len(list(names)) > 1:  # not what reading one array asks for by the way
+            asked.append(list(shards))
+
+    monkeypatch.setattr(cache, "prefetch", note)
+    dataset = streamed(cache)
+    feed = dataset._own_feed()
+    windows = [feed._shards(window) for window in feed._epoch_windows(0)]
+    next(iter(dataset))
+    assert asked[:3] == [windows[0], *windows[:2]] and len(windows) > 2
+
+
+def test_what_is_no_longer_wanted_is_not_fetched(server: FileServer, reach: Reach):
+    server.latency = 0.2
+    cache = open_shards(f"{server.url}/cache", reach)
+    assert isinstance(cache.folder, CopiedStorage)
+    cache.prefetch(cache.arrays, range(20))
+    cache.stop_prefetch()
+    assert len(cache.folder._coming) <= storage_remote.IN_FLIGHT < len(cache.manifest.shards)
+    assert cache.read("label").shape == (100,)
+    cache.folder._fetchers.shutdown()
 
 
 def test_tars_are_copied_too(server: FileServer, fine_cache: Path, reach: Reach):
@@ -98,7 +153,7 @@ def test_wrong_bytes_are_not_kept(server: FileServer, reach: Reach):
     cache = open_shards(f"{server.url}/cache", reach)
     server.flip = True
     with pytest.raises(CorruptError, match="does not have the sha256 that was sealed, and was fetched twice"):
-        cache.read(DELTA)
+        cache.read(DELTA, slice(0, 2))
     server.flip = False
     assert copies(reach) == [] and cache.read(DELTA).shape[0] == 100
 
@@ -110,12 +165,13 @@ def test_a_shard_that_is_gone(server: FileServer, reach: Reach):
         cache.read(cache.manifest.shards[0].array)
 
 
-def test_a_copy_that_went_bad_is_fetched_again(server: FileServer, fine_cache: Path, reach: Reach):
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 4)])
+def test_a_copy_that_went_bad_is_fetched_again(server: FileServer, fine_cache: Path, reach: Reach, rows: slice):
     open_shards(f"{server.url}/cache", reach).read(DELTA)
     for path in copies(reach):
         path.write_bytes(bytes(path.stat().st_size))
-    found = open_shards(f"{server.url}/cache", reach).read(DELTA)
-    np.testing.assert_array_equal(found, open_cache(fine_cache).read(DELTA))
+    found = open_shards(f"{server.url}/cache", reach).read(DELTA, rows)
+    np.testing.assert_array_equal(found, open_cache(fine_cache).read(DELTA, rows))
 
 
 def test_what_a_killed_process_left_is_overwritten(server: FileServer, reach: Reach):

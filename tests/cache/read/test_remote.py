@@ -183,6 +183,19 @@ def test_the_commands_take_urls(network: FaultProxy, variant: Callable[..., Path
     assert invoke("info", "s3://bucket/nothing").exit_code == 2
 
 
+def test_an_object_tells_the_sha256_that_was_noted_with_it(network: FaultProxy, tiny_cache: Path):
+    url = upload(tiny_cache, "s3://bucket/noted")
+    key = f"noted/{open_cache(url).manifest.shards[0].path}"
+    cache = open_cache(url)
+    assert cache._is_known(cache.manifest.shards[0].array, 0)
+    body = boto3.client("s3").get_object(Bucket="bucket", Key=key)["Body"].read()
+    boto3.client("s3").put_object(Bucket="bucket", Key=key, Body=body)  # by another hand, which notes nothing
+    cache = open_cache(url)
+    assert not cache._is_known(cache.manifest.shards[0].array, 0)
+    cache.check(cache.manifest.shards[0].array, 0)
+    assert cache._is_known(cache.manifest.shards[0].array, 0)
+
+
 def test_training_reads_from_a_url(network: FaultProxy, tiny_cache: Path, tmp_path: Path):
     from darht.trainer.config import load_recipe
     from darht.trainer.student.train import train

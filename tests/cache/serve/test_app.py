@@ -107,6 +107,16 @@ def test_what_the_disk_no_longer_holds_is_an_error(client: TestClient, copied: P
     assert client.get(f"/{copied.name}/{key}").status_code == 503
 
 
+def test_a_shard_with_other_bytes_is_not_sent_as_the_sealed_one(client: TestClient, copied: Path):
+    key, data, _ = shard_of(copied)
+    assert client.get(f"/{copied.name}/{key}").status_code == 200
+    (copied / key).write_bytes(bytes(len(data)))
+    found = client.get(f"/{copied.name}/{key}", headers={"range": "bytes=0-3"})
+    assert found.status_code == 503 and "does not have the sha256 that its manifest names" in found.text
+    (copied / key).write_bytes(data)
+    assert client.get(f"/{copied.name}/{key}").content == data
+
+
 def test_a_cache_that_is_replaced_is_read_again(client: TestClient, copied: Path, fine_cache: Path):
     before = client.get(f"/{copied.name}/manifest.json").text
     shutil.rmtree(copied)
