@@ -34,5 +34,6 @@ def exit_code() -> int:
 def _pass_on(number: int, frame: FrameType | None) -> None:
     _heard.append(number)
     handler = signal.getsignal(signal.SIGINT)
-    if callable(handler):
-        handler(signal.SIGINT, frame)
+    if not callable(handler):  # a shell has what it starts in the background ignore Ctrl-C, and that alone
+        handler = signal.default_int_handler
+    handler(signal.SIGINT, frame)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,10 @@ from hypothesis import settings
 # No deadline: machines differ, and speed is not what tests are for. CI draws the same examples every time.
 settings.register_profile("darht", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("darht")
+
+# A shell has what it starts in the background ignore Ctrl-C; tests send it, and processes inherit what it does here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Crashes:

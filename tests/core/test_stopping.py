@@ -43,3 +43,12 @@ def test_what_a_signal_did_before_it_does_again():
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_command_that_ignores_ctrl_c_in_the_background_of_a_shell_is_stopped_all_the_same(number):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert CliRunner().invoke(command(number), ["work", "a folder"]).exit_code == 143
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -164,7 +164,7 @@ def test_png_says_what_raw_says(tiny_teachers: dict[str, Path], tmp_path: Path) 
 
 def test_another_decoder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = open_cache(folder)
-    monkeypatch.setattr("darht.cache.read.reader.decoder_identity", lambda: "0" * 64)
+    monkeypatch.setattr("darht.cache.read.files.decoder_identity", lambda: "0" * 64)
     for read in (cache.clean, lambda: CacheDataset(cache, batch_size=4)):
         with pytest.raises(
             ConfigError, match=r"a JPEG decoder that makes pixels 422f989a34b4 .*install the Pillow that"
