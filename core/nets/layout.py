@@ -153,6 +153,11 @@ class _Watch(TorchDispatchMode):
 
     unsafe = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to keep the compiler out torch would import it first, and nothing is compiled in here (0.8 s a process)."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution.default:
             x, weight, _, stride, _, _, transposed, _, groups = args
