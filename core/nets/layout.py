@@ -155,7 +155,7 @@ class _Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: to keep the compiler out torch would import it first, and nothing is compiled in here (0.8 s a process)."""
+        """No: to keep its compiler out torch imports it, in 0.8 s, and nothing is compiled in here."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
