@@ -34,7 +34,14 @@ from darht.trainer.evaluation.score import SCHEMA_VERSION
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ON_A_GPU = ["cifar10-gpu.yaml", "cifar100-gpu.yaml", "tiny-imagenet-gpu.yaml"]
-EXPERIMENTS = ["digits-demo.yaml", "cifar10-small.yaml", "cifar10-zoo.yaml", "tiny-imagenet-small.yaml", *ON_A_GPU]
+EXPERIMENTS = [
+    "digits-demo.yaml",
+    "cifar10-small.yaml",
+    "cifar10-zoo.yaml",
+    "cifar10-proof.yaml",
+    "tiny-imagenet-small.yaml",
+]
+EXPERIMENTS += ON_A_GPU
 TINY_NET = {"arch": "resnet18", "kwargs": {"width": 4, "blocks": [1, 1, 1, 1]}}
 TRAINING = {
     "inner.eps": 32, "inner.step": 8, "inner.steps": 1, "views.padding": 1, "views.flip": False, "optim.epochs": 1,
