@@ -15,6 +15,7 @@ _SILENT = 3  # failures before anything is said: single ones are ordinary
 LOG = logging.getLogger("darht.storage")  # warnings of a logger that nobody set up are lines on stderr
 _WAITED_FOR: set[str] = set()  # hosts of which it was said that they are waited for
 _LOCK = threading.Lock()
+_JITTER = random.Random()  # of our own: threads must draw nothing from the generator that a program has seeded
 T = TypeVar("T")
 _ENDING = threading.Event()
 # Set before threads of pools are joined, which atexit is too late for: a process that ends would wait for files that
@@ -46,7 +47,7 @@ def patiently(action: Callable[[], T], what: str, host: str, retry_for: float) -
             found = action()
         except TransientError as error:
             tries += 1
-            pause = random.uniform(0.5, 1) * min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(tries - 1, 16))
+            pause = _JITTER.uniform(0.5, 1) * min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(tries - 1, 16))
             if time.monotonic() + pause > end:
                 raise UnreachableError(
                     f"cannot {what}: {tries} tries within {duration(retry_for)} ({error}); see that {host} is up, "
