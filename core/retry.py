@@ -1,5 +1,6 @@
 """Try again what a network or a busy server spoilt, for as long as that is worth it."""
 
+import atexit
 import logging
 import random
 import threading
@@ -20,7 +21,7 @@ T = TypeVar("T")
 _ENDING = threading.Event()
 # Set before threads of pools are joined, which atexit is too late for: a process that ends would wait for files that
 # nobody wants any more, and for minutes where their server is gone. concurrent.futures ends its own threads so.
-threading._register_atexit(_ENDING.set)  # type: ignore[attr-defined]
+getattr(threading, "_register_atexit", atexit.register)(_ENDING.set)
 
 
 class TransientError(Exception):

@@ -45,7 +45,7 @@ def call(words: tuple[str, ...]) -> None:
 def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignments: tuple[str, ...]) -> None:
     """Run teachers, cache, inspection, students and evaluation from one file."""
     from darht.tools.experiment import load_experiment, run_experiment
-    from darht.tools.experiment_page import measure_ways, write_page
+    from darht.tools.experiment_page import write_page
     from darht.tools.experiment_results import collect
 
     config = load_experiment(recipe, assignments)
@@ -53,7 +53,7 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
     result = collect(config, out, seconds)
     command = ["darht-experiment", str(recipe), "--out", str(out), *(["--root", "DIR"] if root else [])]
     command += [word for assignment in assignments for word in ("--set", assignment)]
-    page = write_page(config, out, result, measure_ways(config, out, seconds), shlex.join(command))
+    page = write_page(config, out, result, shlex.join(command))
     console = Console()
     table = Table(title="Teachers, per cent of test images", header_style="bold")
     for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
@@ -69,8 +69,11 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
     for title in ("student", "recipe", "inner", "clean", "PGD-20", judge, last):
         text = title in ("student", "recipe", "inner")
         table.add_column(title, justify="left" if text else "right", no_wrap=True)
-    for row in result.students:  # FGSM, seconds and the rest are in the files: 80 columns hold no more
-        table.add_row(*row[:4], row[5], row[7], row[6] if config.baseline is None else row[8])
+    for way in result.ways:  # seconds and the rest are on the page: 80 columns hold no more
+        transfer = "-" if way.transfer is None else f"{way.transfer:.1f}"
+        figures = (f"{share.mean:.1f}" for share in (way.clean, way.pgd, way.judged))
+        gained = way.gain.cell if way.gain else ""
+        table.add_row(way.name, way.recipe, way.inner, *figures, transfer if config.baseline is None else gained)
     print_table(table)
     for fact in result.facts:
         console.print(fact, highlight=False, soft_wrap=True)

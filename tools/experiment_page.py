@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,99 +13,16 @@ import torch
 from darht.core.files import write_atomic
 from darht.core.markdown import escape
 from darht.tools.experiment import ExperimentConfig
-from darht.tools.experiment_results import Gain, Result, evaluation, gains
-from darht.tools.pictures import figure, save
-from darht.trainer.evaluation.report.compare import mean_of_seeds
-from darht.trainer.student.losses import RECIPES
+from darht.tools.experiment_results import Result, Way, evaluation
+from darht.tools.pictures import COLOURS, figure, save
 
 PAGE, PICTURE, NUMBERS = "results.md", "results.png", "results.json"
-_COLOURS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000")  # Okabe and Ito
 _MARKS = "osD^vP<>"
 
 
-@dataclass(frozen=True)
-class Share:
-    """A share of test images in per cent, the mean over seeds, and its 95 % interval over images."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def cell(self) -> str:
-        """For the table."""
-        return f"{self.mean:.1f} ± {(self.high - self.low) / 2:.1f}"
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of training, over its seeds.
-
-    Attributes:
-        name: of the student in the experiment.
-        recipe, inner: how it was trained.
-        teachers: whose answers it was trained with.
-        parameters: of the student.
-        clean, pgd, judged: accuracies; `judged` under the attacks that ways are compared by.
-        gain, clean_gain: over the baseline, paired by image; None for the baseline itself, and without one.
-        cpu_seconds: of training one student; scoring held-out rows is left out.
-        cache_seconds: what the cache with its teachers' answers took, which all its students share.
-    """
-
-    name: str
-    recipe: str
-    inner: str
-    teachers: tuple[str, ...]
-    parameters: int
-    clean: Share
-    pgd: Share
-    judged: Share
-    gain: Gain | None
-    clean_gain: Gain | None
-    cpu_seconds: float
-    cache_seconds: float
-
-
-def measure_ways(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> list[Way]:
-    """Read the evaluations and logs of every student of a finished experiment."""
-    judged, clean = gains(config, out), gains(config, out, "clean")
-    ways = []
-    for name in config.students:
-        runs, cache = [out / "run" / run for run in config.runs(name)], config.cache_of(name)
-        report = evaluation(runs[0])
-        recipe, inner = report["recipe"]["recipe"], report["recipe"]["inner"]["kind"]
-        taught = RECIPES[recipe].teachers_needed != "none"
-        ways.append(
-            Way(
-                name,
-                recipe,
-                inner,
-                config.caches[cache] if taught else (),
-                report["model"]["parameters"],
-                clean=_share(runs, "clean"),
-                pgd=_share(runs, "pgd-20"),
-                judged=_share(runs, config.score),
-                gain=judged.get(name),
-                clean_gain=clean.get(name),
-                cpu_seconds=sum(map(_cpu_seconds, runs)) / len(runs),
-                cache_seconds=seconds[cache] if taught else 0.0,
-            )
-        )
-    return ways
-
-
-def _share(runs: Sequence[Path], score: str) -> Share:
-    mean, (low, high) = mean_of_seeds(runs, score)
-    return Share(mean, low, high)
-
-
-def _cpu_seconds(run: Path) -> float:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return float(sum(row["cpu_seconds"] for row in rows))
-
-
-def write_page(config: ExperimentConfig, out: Path, result: Result, ways: Sequence[Way], command: str) -> Path:
+def write_page(config: ExperimentConfig, out: Path, result: Result, command: str) -> Path:
     """Write the page, its picture and the numbers; the page's path."""
+    ways = result.ways
     judge = "Worst case" if config.tier == "quick" else "AutoAttack"
     draw(ways, judge, out / PICTURE)
     numbers = {"command": command, "judge": config.score, "ways": [asdict(way) for way in ways]}
@@ -116,6 +33,7 @@ def write_page(config: ExperimentConfig, out: Path, result: Result, ways: Sequen
         f"; gains are over `{config.baseline}`, paired by image, with their 95 % interval" if config.baseline else ""
     )
     page = [
+        f"# What {len(ways)} ways of training come to" if len(ways) > 1 else "# What training comes to",
         f"`{command}`, {platform.machine()} with {os.cpu_count()} cores, {_accelerator()}, torch "
         f"{torch.__version__.partition('+')[0]}, {datetime.now(UTC):%Y-%m-%d}. {images:,} test images of "
         f"{config.data['source']}, {seeds}, ± half of a 95 % interval over images{paired}. "
@@ -143,7 +61,8 @@ def _cells(way: Way) -> tuple[str, ...]:
         way.name, way.recipe, way.inner, ", ".join(way.teachers) or "none", f"{way.parameters:,}",
         way.clean.cell, way.pgd.cell, way.judged.cell,
         way.gain.cell if way.gain else "", way.clean_gain.cell if way.clean_gain else "",
-        f"{way.cpu_seconds:.0f}", f"{way.cache_seconds:.0f}" if way.teachers else "",
+        "-" if way.cpu_seconds is None else f"{way.cpu_seconds:.0f}",
+        f"{way.cache_seconds:.0f}" if way.teachers else "",
     )  # fmt: skip
 
 
@@ -162,7 +81,7 @@ def draw(ways: Sequence[Way], judge: str, path: Path) -> None:
         axes.errorbar(
             x.mean, y.mean,
             xerr=[[x.mean - x.low], [x.high - x.mean]], yerr=[[y.mean - y.low], [y.high - y.mean]],
-            color=_COLOURS[k % len(_COLOURS)], marker=_MARKS[k % len(_MARKS)], markersize=8, linewidth=1, capsize=2,
+            color=COLOURS[k % len(COLOURS)], marker=_MARKS[k % len(_MARKS)], markersize=8, linewidth=1, capsize=2,
             linestyle="none", label=way.name,
         )  # fmt: skip
     axes.set_xlabel("Clean accuracy, % of test images")

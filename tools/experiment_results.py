@@ -1,6 +1,6 @@
 """What a finished experiment measured: its tables, and what was gained over the student that is its baseline."""
 
-import statistics
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,59 +10,8 @@ from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import open_cache
 from darht.core.sealed import read_sealed
 from darht.tools.experiment import ExperimentConfig
-from darht.trainer.evaluation.report.compare import compare_seeds
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an experiment measured, ready to print.
-
-    Attributes:
-        teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
-        students: name, recipe, inner mode, clean, FGSM, PGD-20, worst transfer and worst case or AutoAttack, its gain
-            over the baseline, seconds; means where there are several seeds.
-        facts: what was gained, and other lines: the cache's bytes, where things lie.
-    """
-
-    teachers: Sequence[tuple[str, ...]]
-    students: Sequence[tuple[str, ...]]
-    facts: Sequence[str]
-
-
-def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> Result:
-    """Read the cards, the evaluations and the manifest of a finished experiment."""
-    teachers = []
-    for name, plan in config.teachers.items():
-        card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
-        measured = card.accuracy.get(f"{config.data['source']} test", {})  # a run's files are left as they are
-        figures = (f"{measured[key]:.1f}" if key in measured else "-" for key in ("clean", "pgd-20"))
-        teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
-    gained = gains(config, out)
-    students = [student_row(name, config, out, seconds, gained) for name in config.students]
-    facts = [
-        *(gain.sentence(name, config) for name, gain in gained.items()),
-        *(_cache_fact(name, out, seconds) for name in config.caches),
-        f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
-        f"stages together {sum(seconds.values()):.0f}",
-        f"teachers: {out / 'teachers'}   "
-        f"{'   '.join(f'spec: {out / name}.yaml   cache: {out / name}' for name in config.caches)}   "
-        f"runs: {out / 'run'}",
-    ]
-    if any(name.startswith("transfer") for name in seconds):
-        pictures = [
-            out / f"{name}-{what}.png" for name in config.caches for what in ("transfer", f"neighbours-{config.row}")
-        ]
-        facts.append(f"pictures: {', '.join(map(str, pictures))}")
-    return Result(teachers, students, facts)
-
-
-def _cache_fact(name: str, out: Path, seconds: dict[str, float]) -> str:
-    cache = open_cache(out / name)
-    size = sum(shard.size for shard in cache.manifest.shards)
-    return (
-        f"{name}: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds[name]:.0f} s, "
-        f"root hash {cache.root_hash[:16]}"
-    )
+from darht.trainer.evaluation.report.compare import compare_seeds, mean_of_seeds
+from darht.trainer.student.losses import RECIPES
 
 
 @dataclass(frozen=True)
@@ -90,6 +39,101 @@ class Gain:
         )
 
 
+@dataclass(frozen=True)
+class Share:
+    """A share of test images in per cent, the mean over seeds, and its 95 % interval over images."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def cell(self) -> str:
+        """For the table."""
+        return f"{self.mean:.1f} ± {(self.high - self.low) / 2:.1f}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training, over its seeds.
+
+    Attributes:
+        name: of the student in the experiment.
+        recipe, inner: how it was trained.
+        teachers: whose answers it was trained with.
+        parameters: of the student.
+        clean, pgd, judged: accuracies; `judged` under the attacks that ways are compared by.
+        gain, clean_gain: over the baseline, paired by image; None for the baseline itself, and without one.
+        transfer: accuracy under the examples of the teacher whose examples do most; None where they were left out.
+        cpu_seconds: of training one student; scoring held-out rows is left out. None where the log has none.
+        cache_seconds: what the cache with its teachers' answers took, which all its students share.
+    """
+
+    name: str
+    recipe: str
+    inner: str
+    teachers: tuple[str, ...]
+    parameters: int
+    clean: Share
+    pgd: Share
+    judged: Share
+    gain: Gain | None
+    clean_gain: Gain | None
+    transfer: float | None
+    cpu_seconds: float | None
+    cache_seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment measured, ready to print.
+
+    Attributes:
+        teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
+        ways: of training.
+        facts: what was gained, and other lines: the cache's bytes, where things lie.
+    """
+
+    teachers: Sequence[tuple[str, ...]]
+    ways: Sequence[Way]
+    facts: Sequence[str]
+
+
+def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> Result:
+    """Read the cards, the evaluations and the manifest of a finished experiment."""
+    teachers = []
+    for name, plan in config.teachers.items():
+        card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
+        measured = card.accuracy.get(f"{config.data['source']} test", {})  # a run's files are left as they are
+        figures = (f"{measured[key]:.1f}" if key in measured else "-" for key in ("clean", "pgd-20"))
+        teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
+    ways = measure_ways(config, out, seconds)
+    facts = [
+        *(way.gain.sentence(way.name, config) for way in ways if way.gain),
+        *(_cache_fact(name, out, seconds) for name in config.caches),
+        f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
+        f"stages together {sum(seconds.values()):.0f}",
+        f"teachers: {out / 'teachers'}   "
+        f"{'   '.join(f'spec: {out / name}.yaml   cache: {out / name}' for name in config.caches)}   "
+        f"runs: {out / 'run'}",
+    ]
+    if any(name.startswith("transfer") for name in seconds):
+        pictures = [
+            out / f"{name}-{what}.png" for name in config.caches for what in ("transfer", f"neighbours-{config.row}")
+        ]
+        facts.append(f"pictures: {', '.join(map(str, pictures))}")
+    return Result(teachers, ways, facts)
+
+
+def _cache_fact(name: str, out: Path, seconds: dict[str, float]) -> str:
+    cache = open_cache(out / name)
+    size = sum(shard.size for shard in cache.manifest.shards)
+    return (
+        f"{name}: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds[name]:.0f} s, "
+        f"root hash {cache.root_hash[:16]}"
+    )
+
+
 def gains(config: ExperimentConfig, out: Path, score: str | None = None) -> dict[str, Gain]:
     """The gain of every student but the baseline, by name, in `score` or what they are judged by; none without one."""
     if config.baseline is None:
@@ -110,24 +154,54 @@ def evaluation(run: Path) -> dict[str, Any]:
     return report
 
 
-def student_row(
-    name: str, config: ExperimentConfig, out: Path, seconds: dict[str, float], gained: dict[str, Gain]
-) -> tuple[str, ...]:
-    """A row of `Result.students`."""
-    runs = config.runs(name)
-    reports = [evaluation(out / "run" / run) for run in runs]
-    figures = [_figures(report, config.score) for report in reports]
-    columns = zip(*figures, strict=True)  # what was left out of one was left out of all, and stays empty
-    texts = [
-        "-" if None in column else f"{statistics.fmean(value or 0.0 for value in column):.1f}" for column in columns
-    ]
-    recipe, taken = reports[0]["recipe"], statistics.fmean(seconds[f"train {run}"] for run in runs)
-    gain = gained[name].cell if name in gained else ""
-    return (name, recipe["recipe"], recipe["inner"]["kind"], *texts, gain, f"{taken:.0f}")
+def measure_ways(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> list[Way]:
+    """Read the evaluations and logs of every student of a finished experiment."""
+    judged, clean = gains(config, out), gains(config, out, "clean")
+    ways = []
+    for name in config.students:
+        runs, cache = [out / "run" / run for run in config.runs(name)], config.cache_of(name)
+        report = evaluation(runs[0])
+        recipe, inner = report["recipe"]["recipe"], report["recipe"]["inner"]["kind"]
+        taught = RECIPES[recipe].teachers_needed != "none"
+        ways.append(
+            Way(
+                name,
+                recipe,
+                inner,
+                config.caches[cache] if taught else (),
+                report["model"]["parameters"],
+                clean=_share(runs, "clean"),
+                pgd=_share(runs, "pgd-20"),
+                judged=_share(runs, config.score),
+                gain=judged.get(name),
+                clean_gain=clean.get(name),
+                transfer=_mean([_transfer(evaluation(run)) for run in runs]),
+                cpu_seconds=_mean([_cpu_seconds(run) for run in runs]),
+                cache_seconds=seconds[cache] if taught else 0.0,
+            )
+        )
+    return ways
 
 
-def _figures(report: dict[str, Any], last: str) -> list[float | None]:
-    """Clean, FGSM, PGD-20, worst transfer and the score named last, in per cent."""
-    scores = {score["name"]: score["accuracy"] for score in report["scores"]}
-    transfer = min((value for key, value in scores.items() if key.startswith("transfer:")), default=None)
-    return [*(scores.get(key) for key in ("clean", "fgsm", "pgd-20")), transfer, scores.get(last)]
+def _share(runs: Sequence[Path], score: str) -> Share:
+    mean, (low, high) = mean_of_seeds(runs, score)
+    return Share(mean, low, high)
+
+
+def _cpu_seconds(run: Path) -> float | None:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return _sum([row.get("cpu_seconds") for row in rows])  # runs of earlier versions did not count them
+
+
+def _transfer(report: dict[str, Any]) -> float | None:
+    found = (score["accuracy"] for score in report["scores"] if score["name"].startswith("transfer:"))
+    return min(found, default=None)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    total = _sum(values)
+    return None if total is None else total / len(values)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if None in values else float(sum(value or 0.0 for value in values))

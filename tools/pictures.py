@@ -6,6 +6,8 @@ import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#444444")  # Okabe and Ito
+
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure of that size in inches, in a layout that makes room for its labels."""

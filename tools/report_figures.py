@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from darht.tools.pictures import COLOURS
 from darht.tools.report import OUTCOMES, CacheReport, Map
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#806000", "#444444")  # Okabe and Ito
 _HALVES = [{"color": c, "dash": d} for c in ("#888888", "#444444", "#806000") for d in ("dot", "dash", "dashdot")]
 _OUTCOME_COLOURS = ("#c8c8c8", "#8fb8d8", "#e69f00", "#b2182b")
 _MOST_CELLS = 1200  # of the map by class: more cannot be read

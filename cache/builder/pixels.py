@@ -13,7 +13,7 @@ from darht.cache.sources.rows import LazyImages
 
 Images = NDArray[np.uint8] | LazyImages
 Pixels = NDArray[np.uint8] | list[NDArray[np.uint8]]
-_TOGETHER = 64  # images decoded at once, to be cut
+_TOGETHER = 32  # images decoded at once, to be cut
 
 
 def pixels_of(images: Images, rows: slice) -> Pixels:

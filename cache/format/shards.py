@@ -120,15 +120,17 @@ def _decode_view(array: ArrayLayout, index: Index, fetch: Fetch, part: slice, ou
 
 def encode_values(array: ArrayLayout, values: Sequence[bytes]) -> bytes:
     """The shard of some encoded images, the bytes that zarr would write."""
-    chunks, entries, at = [], [], 0
+    parts: list[bytes] = []  # no copies of images: those of a shard are most of what a build holds
+    entries, at = [], 0
     for value in values:
-        body = _ONE_VALUE + len(value).to_bytes(_LENGTH, "little") + value
-        chunks.append(body + google_crc32c.value(body).to_bytes(_CHECKSUM, "little"))
-        entries.append((at, len(chunks[-1])))
-        at += len(chunks[-1])
+        head = _ONE_VALUE + len(value).to_bytes(_LENGTH, "little")
+        check = google_crc32c.extend(google_crc32c.value(head), value)
+        parts += [head, value, check.to_bytes(_CHECKSUM, "little")]
+        entries.append((at, len(head) + len(value) + _CHECKSUM))
+        at += entries[-1][1]
     entries += [(_HOLE, _HOLE)] * (array.rows_per_shard - len(entries))
     index = np.array(entries, dtype="<u8").tobytes()
-    return b"".join([*chunks, index, google_crc32c.value(index).to_bytes(_CHECKSUM, "little")])
+    return b"".join([*parts, index, google_crc32c.value(index).to_bytes(_CHECKSUM, "little")])
 
 
 def _decode_value(body: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ fsyncs nor writes through a temporary name, and takes nine times as long to fill
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ from darht.cache.format.layout import ArrayLayout, shard_key
 from darht.cache.format.shards import Index, decode_rows, index_size, read_index, view_span
 from darht.core.errors import CorruptError, IncompleteError
 from darht.core.files import sha256_bytes
-from darht.core.storage import Location, Readable, open_storage
+from darht.core.storage import Location, Readable, open_file, open_storage
 
 
 class ShardReader:
@@ -162,7 +163,9 @@ class Store(ShardReader):
 
         data, key = encode_shard(array, shard, values), shard_key(array, shard)
         self.storage.write(key, data)
-        expected, found = sha256_bytes(data), sha256_bytes(self.storage.read(key) or b"")
+        expected = sha256_bytes(data)
+        with open_file(self.storage, key, len(data)) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise CorruptError(
                 f"{self.storage.name(key)} reads back with sha256 {found[:12]}, written was {expected[:12]}"

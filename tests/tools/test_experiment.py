@@ -28,7 +28,7 @@ from darht.tools.experiment import (
 )
 from darht.tools.experiment_cli import call, experiment
 from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE
-from darht.tools.experiment_results import collect, gains, student_row
+from darht.tools.experiment_results import Gain, collect, gains, measure_ways
 from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
 
@@ -136,7 +136,7 @@ def test_an_experiment_for_a_gpu_in_miniature(tmp_path: Path) -> None:
     config = replace(config, students={name: config.students[name] for name in ("homogeneous", "no-teachers")})
     seconds = run_experiment(config, tmp_path, root=None, call=call, tell=lambda line: None)
     result = collect(config, tmp_path, seconds)
-    assert [row[0] for row in result.students] == list(config.students)
+    assert [way.name for way in result.ways] == list(config.students)
     assert [row[0] for row in result.teachers] == list(config.teachers)
     assert sum(" against no-teachers: " in fact for fact in result.facts) == 1
     assert sum(fact.startswith("cache-") for fact in result.facts) == 2
@@ -231,6 +231,20 @@ def test_a_teacher_is_trained_or_there(plan: dict[str, object], message: str, tm
         load_experiment(tmp_path / "own.yaml")
 
 
+def evaluated(run: Path, right: dict[str, list[int]]) -> None:
+    """A run of `at` that trained for two CPU seconds, and was right about these images."""
+    run.mkdir(parents=True)
+    np.savez(run / "eval.npz", attacks=np.array(list(right)), right=np.array(list(right.values()), dtype=np.int8))
+    scores = [{"name": name, "accuracy": 100 * sum(values) / len(values)} for name, values in right.items()]
+    report = {
+        "schema_version": SCHEMA_VERSION, "per_image": "eval.npz", "threat": {}, "model": {"parameters": 9},
+        "data": {"rows": len(right["clean"])}, "scores": scores,
+        "recipe": {"recipe": "at", "inner": {"kind": "pgd"}},
+    }  # fmt: skip
+    write_sealed(run / "eval.json", report, {"eval.npz": sha256_file(run / "eval.npz")})
+    (run / "log.jsonl").write_text(f"{json.dumps({'epoch': 1, 'cpu_seconds': 0.5})}\n" * 4)
+
+
 @pytest.mark.parametrize(
     ("tier", "score", "where"),
     [("quick", "worst case", "in the worst case"), ("standard", "autoattack", "under AutoAttack")],
@@ -254,21 +268,14 @@ def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(
         "taught-1": [1, 1, 0, 0],
     }
     for run, right in alive.items():
-        folder = tmp_path / "run" / run
-        folder.mkdir(parents=True)
-        names = np.array(["clean", score])
-        np.savez(folder / "eval.npz", attacks=names, right=np.array([[1] * 4, right], dtype=np.int8))
-        report = {
-            "schema_version": SCHEMA_VERSION, "per_image": "eval.npz", "threat": {}, "data": {"rows": 4},
-            "scores": [{"name": score, "accuracy": 25.0 * sum(right)}],
-            "recipe": {"recipe": "at", "inner": {"kind": "pgd"}},
-        }  # fmt: skip
-        write_sealed(folder / "eval.json", report, {"eval.npz": sha256_file(folder / "eval.npz")})
+        evaluated(tmp_path / "run" / run, {"clean": [1] * 4, "pgd-20": right, score: right})
     gain = gains(config, tmp_path)["taught"]
     assert gain.points == pytest.approx(25.0) and gain.images == 4
     assert gain.sentence("taught", config).startswith(f"taught against no-teachers: +25.0 points {where}")
-    row = student_row("taught", config, tmp_path, {"train taught-0": 1.0, "train taught-1": 3.0}, {"taught": gain})
-    assert row[:3] == ("taught", "at", "pgd") and row[7:] == ("62.5", gain.cell, "2")
+    way = measure_ways(config, tmp_path, {"cache": 7.0})[1]
+    assert (way.name, way.recipe, way.inner, way.teachers, way.cache_seconds) == ("taught", "at", "pgd", (), 0.0)
+    assert (way.judged.mean, way.pgd.mean, way.gain, way.cpu_seconds) == (62.5, 62.5, gain, 2.0)
+    assert way.judged.low < 62.5 < way.judged.high and way.clean_gain == Gain(0.0, (0.0, 0.0), 4)
 
 
 @pytest.mark.parametrize(
@@ -393,16 +400,12 @@ def test_an_experiment_without_transfer_ends_with_its_table(
         "train cached",
         "eval cached",
     ]
-    scores = [
-        {"name": name, "accuracy": value} for name, value in (("clean", 50.0), ("pgd-20", 20.0), ("worst case", 20.0))
-    ]
-    run = tmp_path / "run" / "cached"
-    run.mkdir(parents=True)
-    report = {"scores": scores, "recipe": {"recipe": "at", "inner": {"kind": "pgd"}}}
-    (run / "eval.json").write_text(json.dumps(report))
+    evaluated(tmp_path / "run" / "cached", {"clean": [1, 0], "pgd-20": [0, 0], "worst case": [0, 0]})
+    (tmp_path / "run" / "cached" / "log.jsonl").write_text('{"epoch": 1, "seconds": 1.0}\n')
     shutil.copytree(tiny_cache, tmp_path / "cache")
     result = collect(bare, tmp_path, {"cache": 1.0, "train cached": 2.0})
-    assert result.students == [("cached", "at", "pgd", "50.0", "-", "20.0", "-", "20.0", "", "2")]
+    (way,) = result.ways
+    assert (way.clean.mean, way.pgd.mean, way.gain, way.transfer, way.cpu_seconds) == (50.0, 0.0, None, None, None)
     assert not any("pictures" in fact for fact in result.facts)
 
     write_student(tmp_path / "before" / "student", 2)
