@@ -4,6 +4,7 @@
 it runs, and ends with a table. A finished stage is not run again, so a stopped experiment goes on where it was.
 """
 
+import difflib
 import json
 import time
 from collections.abc import Callable
@@ -132,7 +133,10 @@ def load_experiment(path: Path, assignments: tuple[str, ...] = ()) -> Experiment
         ConfigError: no such experiment, unknown keys, wrong values.
     """
     path = find_recipe(path)
-    config = parse(ExperimentConfig, override(load_mapping(path), assignments, ExperimentConfig), path.name)
+    written = load_mapping(path)
+    data = override(written, assignments, ExperimentConfig)
+    _check_new_students(written, data, path.name)
+    config = parse(ExperimentConfig, data, path.name)
     known = {"source", "limit", "test_limit", "holdout", "image_size"}
     unknown = sorted(set(config.data) - known)
     if unknown or "source" not in config.data:
@@ -145,6 +149,18 @@ def load_experiment(path: Path, assignments: tuple[str, ...] = ()) -> Experiment
         name: _found(replace(plan, set=_dotted(plan.set)), path.parent) for name, plan in config.teachers.items()
     }
     return replace(config, teachers=teachers)
+
+
+def _check_new_students(written: dict[str, Any], data: dict[str, Any], file: str) -> None:
+    """A student that only `--set` names is one more with a recipe of its own, or a name typed wrongly."""
+    before, after = (part.get("students") for part in (written, data))
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return  # `parse` says so
+    for name, student in after.items():
+        if name not in before and "recipe" not in (student or {}):
+            close = difflib.get_close_matches(name, before, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"they are {', '.join(before)}"
+            raise ConfigError(f"{file} has no student '{name}': {hint} (a new one needs students.{name}.recipe)")
 
 
 def _dotted(settings: dict[str, Any], start: str = "") -> dict[str, Any]:

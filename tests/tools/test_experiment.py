@@ -187,6 +187,15 @@ def test_sets_that_do_not_fit_are_refused(change: dict[str, Any], message: str, 
         load_experiment(tmp_path / "own.yaml")
 
 
+def test_a_student_typed_wrongly_is_refused_and_a_new_one_brings_its_recipe(tiny_recipe: Path) -> None:
+    name = next(iter(TINY["students"]))
+    with pytest.raises(ConfigError, match=f"has no student '{name}x': did you mean '{name}'"):
+        load_experiment(tiny_recipe, (f"students.{name}x.optim.epochs=2",))
+    with pytest.raises(ConfigError, match=f"has no student 'zz': they are {name}.* needs students.zz.recipe"):
+        load_experiment(tiny_recipe, ("students.zz=null",))
+    assert load_experiment(tiny_recipe, ("students.zz.recipe=kd",)).students["zz"] == {"recipe": "kd"}
+
+
 @pytest.mark.parametrize(
     "path", sorted(p for p in RECIPES.glob("*.yaml") if p.name not in EXPERIMENTS), ids=lambda p: p.stem
 )
