@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 _LOOK = 0.5  # seconds between two looks
+_SENT_TO_ALL = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # a terminal, and SLURM
 
 
 def end_with_parent() -> None:
@@ -43,9 +44,13 @@ def _wait_for_spawner() -> None:
 def deaf_to_ctrl_c() -> Iterator[None]:
     """Processes started inside never see Ctrl-C, which a terminal sends to all: the parent hears it and ends them."""
     resource_tracker.ensure_running()  # its own start would unblock the signal
-    unheard = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # SLURM sends that to all
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, unheard)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ctrl_c_to_parent() -> None:
+    """The same for this process from now on: SIGTERM alone, which the parent sends, still stops it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SENT_TO_ALL)

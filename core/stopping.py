@@ -8,21 +8,20 @@ from typing import Any
 BY_HAND, BY_SCHEDULER = 130, 143  # exit codes of a stopped command, as shells have them
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _heard: list[int] = []
-_before: dict[int, Any] = {}  # what a signal did before it was listened to
+_before: list[dict[int, Any]] = []  # what signals did before each `listen` that lasts: a command may run others
 
 
 def listen() -> None:
     """From now on these signals do what Ctrl-C does at that moment; only a process's main thread can."""
     _heard.clear()
     if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            _before[number] = signal.signal(number, _pass_on)
+        _before.append({number: signal.signal(number, _pass_on) for number in _SIGNALS})
 
 
 def stop_listening() -> None:
     """Let them do what they did before."""
     if threading.current_thread() is threading.main_thread():
-        for number, handler in _before.items():
+        for number, handler in _before.pop().items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

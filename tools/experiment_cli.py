@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from darht.core import stopping
 from darht.core.cli import FOLDER, Command, print_table, trust_option, version_option
 
 
@@ -26,7 +27,7 @@ def call(words: tuple[str, ...]) -> None:
     programs[words[0]].main(list(words[1:]), prog_name=words[0], standalone_mode=False)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, kept="finished stages stay, and so does what each of the others kept")
 @version_option
 @click.argument("recipe", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Where everything goes; a stopped experiment goes on.")
@@ -49,7 +50,12 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
     from darht.tools.experiment_results import collect
 
     config = load_experiment(recipe, assignments)
-    seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs)
+    try:
+        seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs)
+    except SystemExit as stage:  # it was stopped and said how it goes on; so does the whole
+        if stage.code in (stopping.BY_HAND, stopping.BY_SCHEDULER):
+            raise KeyboardInterrupt from None
+        raise
     result = collect(config, out, seconds)
     command = ["darht-experiment", str(recipe), "--out", str(out), *(["--root", "DIR"] if root else [])]
     command += [word for assignment in assignments for word in ("--set", assignment)]

@@ -14,9 +14,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from darht.core import stopping
 from darht.core.errors import DarhtError
-from darht.core.parent import end_with_parent
+from darht.core.parent import end_with_parent, leave_ctrl_c_to_parent
 from darht.core.trust import is_trusting, trusting
 
 _PRELOADED = ["torch", "darht.cache.builder.build", "darht.trainer.student.train", "darht.trainer.evaluation.run"]
@@ -107,13 +106,12 @@ def _told(stage: Stage, code: int | None, logs: Path) -> str:
 
 @contextmanager
 def _stopped_together(running: dict[Stage, BaseProcess]) -> Iterator[None]:
-    """Wait for the stages before a wish to stop goes further up; a scheduler's signal reaches this process alone."""
+    """Stop the stages, who leave Ctrl-C to this process, and wait for them before the wish goes further up."""
     try:
         yield
     except KeyboardInterrupt:
         for process in running.values():
-            if stopping.exit_code() == stopping.BY_SCHEDULER and process.is_alive():
-                process.terminate()
+            process.terminate()
         for process in running.values():
             process.join()
         raise
@@ -123,6 +121,7 @@ def _run(call: Call, words: tuple[str, ...], log: str, threads: int, trust_code:
     """In the stage's process: output goes to the log, and the exit code is the command's."""
     import torch
 
+    leave_ctrl_c_to_parent()
     end_with_parent()
     torch.set_num_threads(threads)
     with Path(log).open("ab", buffering=0) as file:

@@ -1,8 +1,13 @@
 """Stages side by side: what waits for what, and what a failed one leaves."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from darht.tools.experiment_cli import call
 from darht.tools.stage_pool import Stage, StageError, run_side_by_side
@@ -44,3 +49,38 @@ def test_a_stage_that_fails_is_named_with_its_reason_and_nothing_begins_after_it
             on_end=lambda stage: pytest.fail(stage.name),
         )
     assert begun == ["info"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_experiment_stops_its_stages_as_their_commands_stop(number: int, tmp_path: Path) -> None:
+    net = {"arch": "resnet18", "kwargs": {"width": 2, "blocks": [1, 1, 1, 1]}}
+    teacher = {**net, "algorithm": "standard", "set": {"optim.epochs": 5000, "optim.batch_size": 32}, "allow": True}
+    recipe = {
+        "data": {"source": "digits", "limit": 64, "test_limit": 40},
+        "teachers": {"a": teacher, "b": teacher}, "cache": {}, "students": {"s": {"recipe": "kd"}},
+    }  # fmt: skip
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))
+    words = [
+        sys.executable,
+        "-c",
+        "from darht.tools.experiment_cli import experiment; experiment()",
+        "long.yaml",
+        "--out",
+        "out",
+    ]
+    program = subprocess.Popen([*words, "--jobs", "2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / "out/logs" / f"teacher-{name}.log" for name in "ab"]
+    deadline = time.monotonic() + 60
+    try:
+        while not all(log.is_file() and "epoch 3/" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline and program.poll() is None
+            time.sleep(0.1)
+        program.send_signal(number)
+        told = program.communicate(timeout=60)[1]
+    finally:
+        program.kill()
+    assert program.returncode == 128 + number, told
+    assert told.splitlines()[-1].startswith("go on with: ") and told.endswith("long.yaml --out out --jobs 2\n")
+    for log in logs:
+        lines = log.read_text().splitlines()
+        assert any("epochs are kept" in line for line in lines) and lines[-1].startswith("go on with: ")
