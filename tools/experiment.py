@@ -88,6 +88,8 @@ class ExperimentConfig:
     transfer: bool = True
 
     def __post_init__(self) -> None:
+        if not self.students:
+            raise ConfigError("students must name one way of training or more; got none")
         if self.seeds < 1:
             raise ConfigError(f"seeds must be at least 1; got {self.seeds}")
         if self.baseline is not None and self.baseline not in self.students:
@@ -262,7 +264,14 @@ def _spec(config: ExperimentConfig, members: tuple[str, ...], data: dict[str, An
 
 
 def run_experiment(
-    config: ExperimentConfig, out: Path, *, root: Path | None, call: Call, tell: Callable[[str], None], jobs: int = 1
+    config: ExperimentConfig,
+    out: Path,
+    *,
+    root: Path | None,
+    call: Call,
+    tell: Callable[[str], None],
+    jobs: int = 1,
+    on_measured: Callable[[dict[str, float]], None] = lambda seconds: None,
 ) -> dict[str, float]:
     """Run every stage that has not been finished with the same words before.
 
@@ -273,6 +282,7 @@ def run_experiment(
         call: runs one command.
         tell: is told each command before it runs.
         jobs: stages at a time; with more than one, each is a process that writes to `logs/`.
+        on_measured: told the seconds so far by stage whenever a student was evaluated.
 
     Returns:
         Seconds by stage.
@@ -300,6 +310,8 @@ def run_experiment(
         write_sealed(out / STAGES, done)
         if jobs > 1:
             tell(f"# {stage.name}: {seconds:.0f} s")
+        if stage.name.startswith("eval "):
+            on_measured(_seconds(done))
 
     if jobs > 1:
         run_side_by_side(left, call, jobs=jobs, logs=out / "logs", on_start=on_start, on_end=on_end)
@@ -308,6 +320,10 @@ def run_experiment(
             on_start(stage)
             call(stage.words)
             on_end(stage)
+    return _seconds(done)
+
+
+def _seconds(done: dict[str, Any]) -> dict[str, float]:
     return {name: stage["seconds"] for name, stage in done.items()}
 
 

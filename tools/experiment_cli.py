@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -9,6 +10,10 @@ from rich.table import Table
 
 from darht.core import stopping
 from darht.core.cli import FOLDER, Command, print_table, trust_option, version_option
+
+if TYPE_CHECKING:
+    from darht.tools.experiment import ExperimentConfig
+    from darht.tools.experiment_results import Result
 
 
 def call(words: tuple[str, ...]) -> None:
@@ -47,19 +52,30 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
     """Run teachers, cache, inspection, students and evaluation from one file."""
     from darht.tools.experiment import load_experiment, run_experiment
     from darht.tools.experiment_page import write_page
-    from darht.tools.experiment_results import collect
+    from darht.tools.experiment_results import collect, seeds_done
 
     config = load_experiment(recipe, assignments)
+    command = ["darht-experiment", str(recipe), "--out", str(out), *(["--root", "DIR"] if root else [])]
+    command += [word for assignment in assignments for word in ("--set", assignment)]
+
+    def so_far(seconds: dict[str, float]) -> None:
+        if 0 < seeds_done(config, out) < config.seeds:
+            write_page(config, out, collect(config, out, seconds), shlex.join(command))
+
     try:
-        seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs)
+        seconds = run_experiment(config, out, root=root, call=call, tell=click.echo, jobs=jobs, on_measured=so_far)
     except SystemExit as stage:  # it was stopped and said how it goes on; so does the whole
         if stage.code in (stopping.BY_HAND, stopping.BY_SCHEDULER):
             raise KeyboardInterrupt from None
         raise
     result = collect(config, out, seconds)
-    command = ["darht-experiment", str(recipe), "--out", str(out), *(["--root", "DIR"] if root else [])]
-    command += [word for assignment in assignments for word in ("--set", assignment)]
     page = write_page(config, out, result, shlex.join(command))
+    _print(config, result)
+    click.echo(f"page: {page}")
+
+
+def _print(config: "ExperimentConfig", result: "Result") -> None:
+    """The two tables and the facts, for a terminal."""
     console = Console()
     table = Table(title="Teachers, per cent of test images", header_style="bold")
     for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
@@ -83,4 +99,3 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
     print_table(table)
     for fact in result.facts:
         console.print(fact, highlight=False, soft_wrap=True)
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)

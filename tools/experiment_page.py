@@ -28,7 +28,8 @@ def write_page(config: ExperimentConfig, out: Path, result: Result, command: str
     numbers = {"command": command, "judge": config.score, "ways": [asdict(way) for way in ways]}
     write_atomic(out / NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
     images = evaluation(out / "run" / config.runs(ways[0].name)[0])["data"]["rows"]
-    seeds = f"means over {config.seeds} seeds" if config.seeds > 1 else "one seed"
+    seeds = f"means over {result.seeds} seeds" if result.seeds > 1 else "one seed"
+    seeds += f" of the {config.seeds} asked for, so far" if result.seeds < config.seeds else ""
     paired = (
         f"; gains are over `{config.baseline}`, paired by image, with their 95 % interval" if config.baseline else ""
     )

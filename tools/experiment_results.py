@@ -1,5 +1,6 @@
 """What a finished experiment measured: its tables, and what was gained over the student that is its baseline."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,15 +28,15 @@ class Gain:
         """For the table."""
         return f"{self.points:+.1f} [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]"
 
-    def sentence(self, name: str, config: ExperimentConfig) -> str:
-        """What was gained, in words."""
+    def sentence(self, name: str, config: ExperimentConfig, seeds: int) -> str:
+        """What was gained over so many seeds, in words."""
         low, high = self.interval
         chance = "more than chance" if low > 0 else "less than without, beyond chance" if high < 0 else "within chance"
         where = "in the worst case" if config.tier == "quick" else "under AutoAttack"
-        seeds = f", {config.seeds} seeds each" if config.seeds > 1 else ""
+        each = f", {seeds} seeds each" if seeds > 1 else ""
         return (
             f"{name} against {config.baseline}: {self.points:+.1f} points {where}, 95 % interval {low:+.1f} "
-            f"to {high:+.1f} ({self.images} images, paired{seeds}): {chance}"
+            f"to {high:+.1f} ({self.images} images, paired{each}): {chance}"
         )
 
 
@@ -92,24 +93,35 @@ class Result:
         teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
         ways: of training.
         facts: what was gained, and other lines: the cache's bytes, where things lie.
+        seeds: of which every way was trained and measured; an experiment that runs still has fewer than it asks for.
     """
 
     teachers: Sequence[tuple[str, ...]]
     ways: Sequence[Way]
     facts: Sequence[str]
+    seeds: int
+
+
+def seeds_done(config: ExperimentConfig, out: Path) -> int:
+    """Of how many seeds every way has been measured."""
+    ways = zip(*(config.runs(name) for name in config.students), strict=True)
+    whole = (all((out / "run" / run / "eval.json").is_file() for run in runs) for runs in ways)
+    return sum(1 for _ in itertools.takewhile(bool, whole))
 
 
 def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> Result:
-    """Read the cards, the evaluations and the manifest of a finished experiment."""
+    """Read the cards, the evaluations and the manifest of an experiment that is finished for one seed or more."""
     teachers = []
     for name, plan in config.teachers.items():
         card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
         measured = card.accuracy.get(f"{config.data['source']} test", {})  # a run's files are left as they are
         figures = (f"{measured[key]:.1f}" if key in measured else "-" for key in ("clean", "pgd-20"))
         teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
-    ways = measure_ways(config, out, seconds)
+    seeds = seeds_done(config, out)
+    runs = {name: [out / "run" / run for run in config.runs(name)[:seeds]] for name in config.students}
+    ways = measure_ways(config, runs, seconds)
     facts = [
-        *(way.gain.sentence(way.name, config) for way in ways if way.gain),
+        *(way.gain.sentence(way.name, config, seeds) for way in ways if way.gain),
         *(_cache_fact(name, out, seconds) for name in config.caches),
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
         f"stages together {sum(seconds.values()):.0f}",
@@ -122,7 +134,7 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
             out / f"{name}-{what}.png" for name in config.caches for what in ("transfer", f"neighbours-{config.row}")
         ]
         facts.append(f"pictures: {', '.join(map(str, pictures))}")
-    return Result(teachers, ways, facts)
+    return Result(teachers, ways, facts, seeds)
 
 
 def _cache_fact(name: str, out: Path, seconds: dict[str, float]) -> str:
@@ -134,17 +146,15 @@ def _cache_fact(name: str, out: Path, seconds: dict[str, float]) -> str:
     )
 
 
-def gains(config: ExperimentConfig, out: Path, score: str | None = None) -> dict[str, Gain]:
-    """The gain of every student but the baseline, by name, in `score` or what they are judged by; none without one."""
+def gains(config: ExperimentConfig, runs: dict[str, list[Path]], score: str) -> dict[str, Gain]:
+    """The gain in `score` of every student but the baseline, by name, over all its runs; none without a baseline."""
     if config.baseline is None:
         return {}
-    score = score or config.score
-    folders = {name: [out / "run" / run for run in config.runs(name)] for name in config.students}
     found = {}
-    for name in config.students:
+    for name, folders in runs.items():
         if name != config.baseline:
-            points, interval, _ = compare_seeds(folders[name], folders[config.baseline], score)
-            found[name] = Gain(points, interval, int(evaluation(folders[name][0])["data"]["rows"]))
+            points, interval, _ = compare_seeds(folders, runs[config.baseline], score)
+            found[name] = Gain(points, interval, int(evaluation(folders[0])["data"]["rows"]))
     return found
 
 
@@ -154,13 +164,12 @@ def evaluation(run: Path) -> dict[str, Any]:
     return report
 
 
-def measure_ways(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> list[Way]:
-    """Read the evaluations and logs of every student of a finished experiment."""
-    judged, clean = gains(config, out), gains(config, out, "clean")
+def measure_ways(config: ExperimentConfig, runs: dict[str, list[Path]], seconds: dict[str, float]) -> list[Way]:
+    """Read the evaluations and logs of the runs of every student, by its name."""
+    judged, clean = gains(config, runs, config.score), gains(config, runs, "clean")
     ways = []
-    for name in config.students:
-        runs, cache = [out / "run" / run for run in config.runs(name)], config.cache_of(name)
-        report = evaluation(runs[0])
+    for name, folders in runs.items():
+        cache, report = config.cache_of(name), evaluation(folders[0])
         recipe, inner = report["recipe"]["recipe"], report["recipe"]["inner"]["kind"]
         taught = RECIPES[recipe].teachers_needed != "none"
         ways.append(
@@ -170,13 +179,13 @@ def measure_ways(config: ExperimentConfig, out: Path, seconds: dict[str, float])
                 inner,
                 config.caches[cache] if taught else (),
                 report["model"]["parameters"],
-                clean=_share(runs, "clean"),
-                pgd=_share(runs, "pgd-20"),
-                judged=_share(runs, config.score),
+                clean=_share(folders, "clean"),
+                pgd=_share(folders, "pgd-20"),
+                judged=_share(folders, config.score),
                 gain=judged.get(name),
                 clean_gain=clean.get(name),
-                transfer=_mean([_transfer(evaluation(run)) for run in runs]),
-                cpu_seconds=_mean([_cpu_seconds(run) for run in runs]),
+                transfer=_mean([_transfer(evaluation(run)) for run in folders]),
+                cpu_seconds=_mean([_cpu_seconds(run) for run in folders]),
                 cache_seconds=seconds[cache] if taught else 0.0,
             )
         )

@@ -27,8 +27,8 @@ from darht.tools.experiment import (
     write_inputs,
 )
 from darht.tools.experiment_cli import call, experiment
-from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE
-from darht.tools.experiment_results import Gain, collect, gains, measure_ways
+from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE, write_page
+from darht.tools.experiment_results import Gain, collect, gains, measure_ways, seeds_done
 from darht.trainer.config import load_recipe
 from darht.trainer.evaluation.score import SCHEMA_VERSION
 
@@ -278,17 +278,45 @@ def test_every_seed_is_a_run_of_its_own_and_the_gain_is_over_the_baseline(
     }
     for run, right in alive.items():
         evaluated(tmp_path / "run" / run, {"clean": [1] * 4, "pgd-20": right, score: right})
-    gain = gains(config, tmp_path)["taught"]
+    runs = {name: [tmp_path / "run" / run for run in config.runs(name)] for name in config.students}
+    gain = gains(config, runs, score)["taught"]
     assert gain.points == pytest.approx(25.0) and gain.images == 4
-    assert gain.sentence("taught", config).startswith(f"taught against no-teachers: +25.0 points {where}")
-    way = measure_ways(config, tmp_path, {"cache": 7.0})[1]
+    assert gain.sentence("taught", config, 2).startswith(f"taught against no-teachers: +25.0 points {where}")
+    way = measure_ways(config, runs, {"cache": 7.0})[1]
     assert (way.name, way.recipe, way.inner, way.teachers, way.cache_seconds) == ("taught", "at", "pgd", (), 0.0)
     assert (way.judged.mean, way.pgd.mean, way.gain, way.cpu_seconds) == (62.5, 62.5, gain, 2.0)
     assert way.judged.low < 62.5 < way.judged.high and way.clean_gain == Gain(0.0, (0.0, 0.0), 4)
 
 
+def test_a_page_is_there_as_soon_as_every_way_has_one_seed(tmp_path: Path, tiny_cache: Path) -> None:
+    students = dict.fromkeys(("plain", "taught"), TINY["students"]["cached"])
+    wanted = {**TINY, "teachers": {}, "cache": {}, "students": students, "seeds": 3, "baseline": "plain"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(wanted))
+    out, config, told = tmp_path / "out", load_experiment(tmp_path / "own.yaml"), []
+
+    def call(words: tuple[str, ...]) -> None:
+        if words[0] == "darht-eval":
+            evaluated(Path(words[1]), {"clean": [1, 1], "pgd-20": [1, 0], "worst case": [1, 0]})
+        if words[:2] == ("darht-cache", "build"):
+            (out / "cache").symlink_to(tiny_cache)
+
+    def on_measured(seconds: dict[str, float]) -> None:
+        done = seeds_done(config, out)
+        if done:
+            page = write_page(config, out, collect(config, out, seconds), "darht-experiment").read_text()
+            told.append((done, "one seed of the 3 asked for, so far" in page, "means over 3 seeds, " in page))
+
+    run_experiment(config, out, root=None, call=call, tell=lambda line: None, on_measured=on_measured)
+    assert told == [(1, True, False), (1, True, False), (2, False, False), (2, False, False), (3, False, True)]
+
+
 @pytest.mark.parametrize(
-    ("change", "message"), [({"seeds": 0}, "seeds must be at least 1"), ({"baseline": "other"}, "they are cached")]
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"baseline": "other"}, "they are cached"),
+        ({"students": {}}, "students must name one way of training or more"),
+    ],
 )
 def test_seeds_and_baselines_that_are_not_there(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, **change}))
