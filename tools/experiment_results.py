@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darht.cache.admin.cost import cost_of
 from darht.cache.builder.teachers import read_card
-from darht.cache.read.reader import open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.core.sealed import read_sealed
 from darht.tools.experiment import ExperimentConfig
 from darht.trainer.evaluation.report.compare import compare_seeds, mean_of_seeds
@@ -67,7 +68,7 @@ class Way:
         gain, clean_gain: over the baseline, paired by image; None for the baseline itself, and without one.
         transfer: accuracy under the examples of the teacher whose examples do most; None where they were left out.
         cpu_seconds: of training one student; scoring held-out rows is left out. None where the log has none.
-        cache_seconds: what the cache with its teachers' answers took, which all its students share.
+        cache_seconds: of work in the cache, by its own records; all its students share it, and stops do not count.
     """
 
     name: str
@@ -119,10 +120,11 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
         teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
     seeds = seeds_done(config, out)
     runs = {name: [out / "run" / run for run in config.runs(name)[:seeds]] for name in config.students}
-    ways = measure_ways(config, runs, seconds)
+    caches = {name: open_cache(out / name) for name in config.caches}
+    ways = measure_ways(config, runs, caches)
     facts = [
         *(way.gain.sentence(way.name, config, seeds) for way in ways if way.gain),
-        *(_cache_fact(name, out, seconds) for name in config.caches),
+        *(_cache_fact(name, cache) for name, cache in caches.items()),
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}; "
         f"stages together {sum(seconds.values()):.0f}",
         f"teachers: {out / 'teachers'}   "
@@ -137,11 +139,10 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
     return Result(teachers, ways, facts, seeds)
 
 
-def _cache_fact(name: str, out: Path, seconds: dict[str, float]) -> str:
-    cache = open_cache(out / name)
+def _cache_fact(name: str, cache: Cache) -> str:
     size = sum(shard.size for shard in cache.manifest.shards)
     return (
-        f"{name}: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, built in {seconds[name]:.0f} s, "
+        f"{name}: {size / 1e6:.2f} MB, {size / cache.rows:.0f} bytes a row, {cost_of(cache).total:.0f} s of work, "
         f"root hash {cache.root_hash[:16]}"
     )
 
@@ -164,8 +165,8 @@ def evaluation(run: Path) -> dict[str, Any]:
     return report
 
 
-def measure_ways(config: ExperimentConfig, runs: dict[str, list[Path]], seconds: dict[str, float]) -> list[Way]:
-    """Read the evaluations and logs of the runs of every student, by its name."""
+def measure_ways(config: ExperimentConfig, runs: dict[str, list[Path]], caches: dict[str, Cache]) -> list[Way]:
+    """Read the evaluations and logs of the runs of every student, by its name, and what its cache cost."""
     judged, clean = gains(config, runs, config.score), gains(config, runs, "clean")
     ways = []
     for name, folders in runs.items():
@@ -186,7 +187,7 @@ def measure_ways(config: ExperimentConfig, runs: dict[str, list[Path]], seconds:
                 clean_gain=clean.get(name),
                 transfer=_mean([_transfer(evaluation(run)) for run in folders]),
                 cpu_seconds=_mean([_cpu_seconds(run) for run in folders]),
-                cache_seconds=seconds[cache] if taught else 0.0,
+                cache_seconds=cost_of(caches[cache]).total if taught else 0.0,
             )
         )
     return ways
