@@ -55,6 +55,7 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 def variants() -> dict[str, Variant]:
     """Every student by name."""
     settings: dict[str, dict[str, Any]] = {
+        "lr 0.3": {"optim": {"lr": 0.3}},
         "no averaging": {"average": {"kind": "none"}},
         "smoothing 0.1": {"loss": {"smoothing": 0.1}},
         "smoothing 0.4": {"loss": {"smoothing": 0.4}},
@@ -73,7 +74,10 @@ def variants() -> dict[str, Variant]:
         found[f"darht, correct: {correct}"] = Variant(merge(DARHT, {"loss": {"correct": correct}}), "darht")
     found["adr"] = Variant({"recipe": "adr", "student": PLAIN, "inner": WARM}, "at")
     found["trades"] = Variant({"recipe": "trades", "student": PLAIN, "inner": WARM}, "at")
-    found["rslad"] = Variant({"recipe": "rslad", "student": PLAIN, "inner": WARM}, "at")
+    rslad = {"recipe": "rslad", "student": PLAIN, "inner": WARM}
+    found["rslad"] = Variant(rslad, "at")
+    found["rslad, lr 0.3"] = Variant(rslad | {"optim": {"lr": 0.3}}, "rslad")
+    found["ard, tau 1, lr 0.3"] = Variant(rslad | {"recipe": "ard", "loss": {"tau": 1}, "optim": {"lr": 0.3}}, "at")
     found["saad"] = Variant({"recipe": "saad", "loss": {"scale": 5, "igdm": 1, "beta": 0}, **FIRST}, "at", True)
     found["adaad"] = Variant({"recipe": "adaad", **FIRST}, "at", True)
     found["adaad, gradient 1"] = Variant({"recipe": "adaad", "loss": {"gradient": 1.0}, **FIRST}, "adaad", True)
@@ -105,7 +109,7 @@ def train(recipe: dict[str, Any], folder: Path, options: argparse.Namespace, cac
     file = folder.with_suffix(".yaml")
     if recipe["student"].get("init"):
         recipe = merge(recipe, {"student": {"init": str(options.work / "clean")}})
-    write(file, {"optim": optim, "compute": compute} | recipe)
+    write(file, merge({"optim": optim, "compute": compute}, recipe))
     words = ("--shards", str(options.work / cache), "--recipe", str(file), "--out", str(folder))
     return darht("darht-train", *words)[1]
 
@@ -113,8 +117,7 @@ def train(recipe: dict[str, Any], folder: Path, options: argparse.Namespace, cac
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and judge one student, unless that was done before."""
     variant = variants()[name]
-    slug = "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
-    folder = options.work / "runs" / f"{slug}-{seed}"
+    folder = options.work / "runs" / slug(name, seed)
     result = folder.with_suffix(".json")
     if result.is_file() and (known := json.loads(result.read_text()))["images"] == options.images:
         return known
@@ -128,6 +131,11 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     robust = 100 * np.mean([int(one) for one in found["robust"]])
     print(f"{name}, seed {seed}: {robust:.1f} % robust, {seconds:.0f} CPU s", flush=True)
     return found
+
+
+def slug(name: str, seed: int) -> str:
+    """The name of a student's folder; without a dot, after which `with_suffix` would cut."""
+    return "-".join([*"".join(c if c.isalnum() else " " for c in name).split(), str(seed)])
 
 
 def judge(run: Path, data: Path, images: int) -> dict[str, str]:
@@ -190,9 +198,9 @@ HEAD = """# Settings of recipes, on and off
 
 `python bench/recipes.py {words}`, {date}, 2-core x86_64 CPU, torch {version}, no GPU.
 
-CIFAR-10, the first {limit:,} training images (10 % held out for selection), {epochs} epochs in batches of 128, cosine
-schedule, one `warm` step from noise in every batch, no clean batches; the student is a ResNet of 78,000 parameters in
-bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the cross-entropy and on the margin (DLR), of the
+CIFAR-10, the first {limit:,} training images (10 % held out for selection), {epochs} epochs in batches of 128, learning
+rate 0.1 where nothing else is said, cosine schedule, one `warm` step from noise in every batch, no clean batches; the student
+is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the cross-entropy and on the margin (DLR), of the
 first {images:,} test images. Differences are points, paired by image, means over the seeds that both students have,
 with 95 % bootstrap intervals over images; what another seed would give is not in them. CPU seconds are those of the
 whole `darht-train` on one thread.
