@@ -199,11 +199,11 @@ HEAD = """# Settings of recipes, on and off
 `python bench/recipes.py {words}`, {date}, 2-core x86_64 CPU, torch {version}, no GPU.
 
 CIFAR-10, the first {limit:,} training images (10 % held out for selection), {epochs} epochs in batches of 128, learning
-rate 0.1 where nothing else is said, cosine schedule, one `warm` step from noise in every batch, no clean batches; the student
-is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the cross-entropy and on the margin (DLR), of the
-first {images:,} test images. Differences are points, paired by image, means over the seeds that both students have,
-with 95 % bootstrap intervals over images; what another seed would give is not in them. CPU seconds are those of the
-whole `darht-train` on one thread.
+rate 0.1 where nothing else is said, cosine schedule, one `warm` step from noise in every batch, no clean batches; the
+student is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the
+cross-entropy and on the margin (DLR), of the first {images:,} test images. Differences are points, paired by image,
+means over the seeds that both students have, with 95 % bootstrap intervals over images; what another seed would give is
+not in them. CPU seconds are those of the whole `darht-train` on one thread.
 
 | student | clean | robust | clean, difference | robust, difference | less that of | CPU s | seeds |
 |---|---|---|---|---|---|---|---|

@@ -9,7 +9,9 @@ from scripts import load_script
 
 @pytest.fixture(scope="module")
 def recipes() -> ModuleType:
-    return load_script(Path("bench/recipes.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")  # it imports files that lie beside it
+        return load_script(Path("bench/recipes.py"))
 
 
 def test_every_student_and_seed_has_files_of_its_own(recipes: ModuleType) -> None:
