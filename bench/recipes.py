@@ -173,7 +173,7 @@ def page(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
 
 def _row(name: str, by_name: dict[str, dict[int, dict[str, Any]]], variant: Variant) -> str:
     own, base = by_name[name], by_name.get(variant.against, {})
-    cells = [name, *(f"{100 * np.mean([_right(one, what).mean() for one in own.values()]):.1f}" for what in RIGHT)]
+    cells = [name, *(_over_seeds([_right(one, what).mean() for one in own.values()]) for what in RIGHT)]
     both = sorted(set(own) & set(base))
     for what in RIGHT:
         if variant.against == name or not both:
@@ -185,6 +185,12 @@ def _row(name: str, by_name: dict[str, dict[int, dict[str, Any]]], variant: Vari
     seconds = fmean(one["seconds"] for one in own.values())
     against = "" if variant.against == name else variant.against
     return "| " + " | ".join([*cells, against, f"{seconds:.0f}", str(len(own))]) + " |"
+
+
+def _over_seeds(shares: list[float]) -> str:
+    """The mean in per cent, with the standard deviation of one seed where there are several."""
+    spread = f" ± {100 * np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
+    return f"{100 * np.mean(shares):.1f}{spread}"
 
 
 RIGHT = ("clean", "robust")
@@ -203,7 +209,7 @@ rate 0.1 where nothing else is said, cosine schedule, one `warm` step from noise
 student is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255. "Robust" is what withstands PGD-20 on the
 cross-entropy and on the margin (DLR), of the first {images:,} test images. Differences are points, paired by image,
 means over the seeds that both students have, with 95 % bootstrap intervals over images; what another seed would give is
-not in them. CPU seconds are those of the whole `darht-train` on one thread.
+not in them, "±" is its standard deviation. CPU seconds are those of the whole `darht-train` on one thread.
 
 | student | clean | robust | clean, difference | robust, difference | less that of | CPU s | seeds |
 |---|---|---|---|---|---|---|---|
