@@ -68,6 +68,8 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
         if stage.code in (stopping.BY_HAND, stopping.BY_SCHEDULER):
             raise KeyboardInterrupt from None
         raise
+    except click.Abort:  # what click makes of Ctrl-C in a stage that keeps nothing
+        raise KeyboardInterrupt from None
     result = collect(config, out, seconds)
     page = write_page(config, out, result, shlex.join(command))
     _print(config, result)

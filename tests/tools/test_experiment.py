@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -407,6 +408,22 @@ def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:
             load_experiment(path)
         result = CliRunner().invoke(experiment, [str(path), "--out", str(tmp_path / "out")])
         assert result.exit_code == 2 and result.output.startswith("error: ") and len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "stop", [SystemExit(130), click.Abort()]
+)  # a stage that keeps something, and one that does not
+def test_a_stage_that_is_stopped_stops_the_experiment_which_says_how_it_goes_on(
+    stop: BaseException, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(words: tuple[str, ...]) -> None:
+        raise stop
+
+    monkeypatch.setattr("darht.tools.experiment_cli.call", call)
+    words = [str(tiny_recipe), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(experiment, words, prog_name="darht-experiment")
+    assert result.exit_code == 130 and "stopped: finished stages stay" in result.stderr
+    assert result.stderr.endswith(f"go on with: darht-experiment {' '.join(words)}\n")
 
 
 def test_what_a_later_stage_would_refuse_is_told_before_the_first(tmp_path: Path) -> None:
