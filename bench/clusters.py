@@ -31,7 +31,8 @@ from darht.cache.format.commit import COMMITS
 from darht.cache.read.reader import open_cache
 from darht.core.files import sha256_file
 from darht.core.storage import Location, open_storage
-from darht.tools.experiment import load_experiment, plan_stages, write_inputs
+from darht.tools.experiment import plan_stages, write_inputs
+from darht.tools.experiment_config import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT, STUDENT = ROOT / "recipes" / "digits-demo.yaml", "darht"

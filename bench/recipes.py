@@ -10,6 +10,7 @@ make it shorter, `--only` takes some of the students.
 
 import argparse
 import datetime
+import io
 import json
 import shlex
 import shutil
@@ -34,15 +35,20 @@ from darht.trainer.state.checkpoint import load_student
 WARM = {"kind": "warm", "eps": 8, "warm": {"start": "noise"}}
 AT = {"recipe": "at", "loss": {"clean_share": 0.0}, "student": PLAIN, "inner": WARM}
 DARHT = {"recipe": "darht", "loss": {"phases": [0.1, 0.8], "clean_share": 0.0}, "student": STUDENT, "inner": WARM}
+RSLAD = {"recipe": "rslad", "student": PLAIN, "inner": WARM}
 FIRST = {"student": PLAIN, "inner": WARM, "targets": "first-order"}
+ADAAD = {"recipe": "adaad", **FIRST}
+SHARE = 0.7  # of a batch of the mixed cache, without labels
+OTHERS = 15_000  # rows without labels
 
 
 class Variant(NamedTuple):
-    """One student: its recipe, the student that it is held against, and whether its cache has Jacobians."""
+    """One student: its recipe, the student that it is held against, its cache, how many times the epochs it has."""
 
     recipe: dict[str, Any]
     against: str
-    jacobians: bool = False
+    cache: str = "cache"
+    longer: float = 1.0
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -70,47 +76,74 @@ def variants() -> dict[str, Variant]:
         for what, change in settings.items():
             found[f"{name}, {what}"] = Variant(merge(base, change), name)
         found[f"{name}, n-fgsm"] = Variant(base | {"inner": {"kind": "n-fgsm", "eps": 8}}, name)
-    for correct in ("drop", "mix"):
-        found[f"darht, correct: {correct}"] = Variant(merge(DARHT, {"loss": {"correct": correct}}), "darht")
     found["adr"] = Variant({"recipe": "adr", "student": PLAIN, "inner": WARM}, "at")
     found["trades"] = Variant({"recipe": "trades", "student": PLAIN, "inner": WARM}, "at")
-    rslad = {"recipe": "rslad", "student": PLAIN, "inner": WARM}
-    found["rslad"] = Variant(rslad, "at")
-    found["rslad, lr 0.3"] = Variant(rslad | {"optim": {"lr": 0.3}}, "rslad")
-    found["ard, tau 1, lr 0.3"] = Variant(rslad | {"recipe": "ard", "loss": {"tau": 1}, "optim": {"lr": 0.3}}, "at")
-    found["saad"] = Variant({"recipe": "saad", "loss": {"scale": 5, "igdm": 1, "beta": 0}, **FIRST}, "at", True)
-    found["adaad"] = Variant({"recipe": "adaad", **FIRST}, "at", True)
-    found["adaad, gradient 1"] = Variant({"recipe": "adaad", "loss": {"gradient": 1.0}, **FIRST}, "adaad", True)
+    faster = {"optim": {"lr": 0.3}}
+    found["rslad"] = Variant(RSLAD, "at")
+    found["rslad, lr 0.3"] = Variant(RSLAD | faster, "rslad")
+    found["ard, tau 1, lr 0.3"] = Variant(RSLAD | {"recipe": "ard", "loss": {"tau": 1}} | faster, "at")
+    found["saad"] = Variant({"recipe": "saad", "loss": {"scale": 5, "igdm": 1, "beta": 0}, **FIRST}, "at", "jacobians")
+    found["adaad"] = Variant(ADAAD, "at", "jacobians")
+    found["adaad, gradient 1"] = Variant(ADAAD | {"loss": {"gradient": 1.0}}, "adaad", "jacobians")
+    for name, base, cache in (("darht", DARHT, "cache"), ("rslad", RSLAD, "cache"), ("adaad", ADAAD, "jacobians")):
+        for correct in ("drop", "mix"):
+            change = {"loss": {"correct": correct}}
+            found[f"{name}, correct: {correct}"] = Variant(merge(base, change), name, cache)
+    return found | mixed()
+
+
+def mixed() -> dict[str, Variant]:
+    """Students with rows that have no labels, and those that see the labelled rows alone for as many steps."""
+    found = {"at, longer": Variant(AT, "at", longer=1 / (1 - SHARE))}
+    for name, base in (("darht", DARHT), ("rslad", RSLAD)):
+        recipe = base | {"optim": {"lr": 0.3}}
+        found[f"{name}, lr 0.3, longer"] = Variant(recipe, "at, longer", longer=1 / (1 - SHARE))
+        found[f"{name}, lr 0.3, unlabelled"] = Variant(recipe, f"{name}, lr 0.3, longer", "mixed")
     return found
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """The caches with and without Jacobians, and a student of clean images to begin from."""
+    """The caches: plain, with Jacobians and with rows without labels; and a student of clean images to begin from."""
     data = {"source": "cifar10", "root": str(options.data.resolve()), "limit": options.limit, "holdout": 0.1}
     given = (item.split("=", 1) for item in options.teacher)
     teachers = {name: {"path": absolute(teacher_at(path, Path.cwd()))} for name, path in given}
     spec = {"data": data, "teachers": teachers, "views": {"kind": "crop-flip", "padding": 4, "count": 16}}
-    for name, more in (("cache", {}), ("jacobians", {"jacobians": {teacher: {} for teacher in teachers}})):
-        if teachers and not (options.work / name / "manifest.json").is_file():
-            build(spec | more, options.work / name)
-    if not teachers and not (options.work / "cache" / "manifest.json").is_file():
-        build(spec, options.work / "cache")
+    changes: dict[str, dict[str, Any]] = {"cache": {}}
+    if teachers:
+        changes["jacobians"] = {"jacobians": {teacher: {} for teacher in teachers}}
+        changes["mixed"] = {"data": [data, others(options)]}
+    for name, change in changes.items():
+        if not (options.work / name / "manifest.json").is_file():
+            build(spec | change, options.work / name)
     clean = options.work / "clean"
     if not (clean / "student" / "config.json").is_file():
         shutil.rmtree(clean, ignore_errors=True)
         recipe = AT | {"loss": {"clean_share": 1.0}, "average": {"kind": "none"}}
-        train(recipe, clean, options, "cache")
+        train(recipe, clean, options, Variant(recipe, ""))
 
 
-def train(recipe: dict[str, Any], folder: Path, options: argparse.Namespace, cache: str) -> float:
+def others(options: argparse.Namespace) -> dict[str, Any]:
+    """The training images after the first `limit`, as a file of images whose labels are left out."""
+    path = options.work / "others.npz"
+    if not path.is_file():
+        files = [load_images(options.data, f"data_batch_{number}", 10_000) for number in range(1, 6)]
+        x, y = (torch.cat(part)[options.limit : options.limit + OTHERS] for part in zip(*files, strict=True))
+        held = io.BytesIO()
+        np.savez(held, image=(x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy(), label=y.numpy())
+        write_atomic(path, held.getvalue())
+    return {"source": "npz", "path": str(path.resolve()), "labels": "none", "share": SHARE, "views": 1}
+
+
+def train(recipe: dict[str, Any], folder: Path, options: argparse.Namespace, variant: Variant) -> float:
     """Train one student; CPU seconds."""
-    optim = {"epochs": options.epochs, "batch_size": 128, "lr": 0.1, "schedule": "cosine", "warmup": 0.1}
+    epochs = round(options.epochs * variant.longer)
+    optim = {"epochs": epochs, "batch_size": 128, "lr": 0.1, "schedule": "cosine", "warmup": 0.1}
     compute = {"precision": "bf16", "channels_last": True}
     file = folder.with_suffix(".yaml")
     if recipe["student"].get("init"):
         recipe = merge(recipe, {"student": {"init": str(options.work / "clean")}})
     write(file, merge({"optim": optim, "compute": compute}, recipe))
-    words = ("--shards", str(options.work / cache), "--recipe", str(file), "--out", str(folder))
+    words = ("--shards", str(options.work / variant.cache), "--recipe", str(file), "--out", str(folder))
     return darht("darht-train", *words)[1]
 
 
@@ -122,8 +155,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     if result.is_file() and (known := json.loads(result.read_text()))["images"] == options.images:
         return known
     shutil.rmtree(folder, ignore_errors=True)
-    cache = "jacobians" if variant.jacobians else "cache"
-    seconds = train(variant.recipe | {"seed": seed}, folder, options, cache)
+    seconds = train(variant.recipe | {"seed": seed}, folder, options, variant)
     words = ("--judge", str(folder), "--data", str(options.data), "--images", str(options.images))
     judged = json.loads(call(sys.executable, __file__, *words)[0])
     found = {"name": name, "seed": seed, "images": options.images, "seconds": seconds, **judged}
@@ -165,7 +197,7 @@ def page(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
     head = HEAD.format(
         words=shlex.join(names.get(word, word) for word in sys.argv[1:]),
         date=datetime.date.today(), version=torch.__version__.split("+")[0],
-        epochs=options.epochs, images=options.images, limit=options.limit,
+        epochs=options.epochs, images=options.images, limit=options.limit, share=SHARE, others=OTHERS,
     )  # fmt: skip
     rows = [_row(name, by_name, variant) for name, variant in variants().items() if name in by_name]
     return head + "\n".join(rows) + "\n"
@@ -210,6 +242,10 @@ student is a ResNet of 78,000 parameters in bfloat16. L-inf, epsilon 8/255. "Rob
 cross-entropy and on the margin (DLR), of the first {images:,} test images. Differences are points, paired by image,
 means over the seeds that both students have, with 95 % bootstrap intervals over images; what another seed would give is
 not in them, "±" is its standard deviation. CPU seconds are those of the whole `darht-train` on one thread.
+
+"Unlabelled": of every batch {share:.0%} are rows whose labels are left out, of the {others:,} training images that
+follow; they stand for generated ones, whose distribution is this one at best, and the teacher was trained on them. An
+epoch has as many batches as the labelled rows give: "longer" takes as many steps, on the labelled rows alone.
 
 | student | clean | robust | clean, difference | robust, difference | less that of | CPU s | seeds |
 |---|---|---|---|---|---|---|---|

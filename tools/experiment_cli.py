@@ -12,7 +12,7 @@ from darht.core import stopping
 from darht.core.cli import FOLDER, Command, print_table, trust_option, version_option
 
 if TYPE_CHECKING:
-    from darht.tools.experiment import ExperimentConfig
+    from darht.tools.experiment_config import ExperimentConfig
     from darht.tools.experiment_results import Result
 
 
@@ -50,7 +50,8 @@ def call(words: tuple[str, ...]) -> None:
 @trust_option
 def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignments: tuple[str, ...]) -> None:
     """Run teachers, cache, inspection, students and evaluation from one file."""
-    from darht.tools.experiment import load_experiment, run_experiment
+    from darht.tools.experiment import run_experiment
+    from darht.tools.experiment_config import load_experiment
     from darht.tools.experiment_page import write_page
     from darht.tools.experiment_results import collect, seeds_done
 

@@ -12,7 +12,7 @@ import torch
 
 from darht.core.files import write_atomic
 from darht.core.markdown import escape
-from darht.tools.experiment import ExperimentConfig
+from darht.tools.experiment_config import ExperimentConfig
 from darht.tools.experiment_results import Result, Way, evaluation
 from darht.tools.pictures import COLOURS, figure, save
 

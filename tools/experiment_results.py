@@ -11,7 +11,7 @@ from darht.cache.admin.cost import cost_of
 from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.sealed import read_sealed
-from darht.tools.experiment import ExperimentConfig
+from darht.tools.experiment_config import ExperimentConfig
 from darht.trainer.evaluation.report.compare import compare_seeds, mean_of_seeds
 from darht.trainer.student.losses import RECIPES
 

@@ -24,11 +24,20 @@ Call = Callable[[tuple[str, ...]], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """One command: its words, without the program's path, and the stages that it needs, by name."""
+    """One command.
+
+    Attributes:
+        name: of the stage.
+        words: of the command, without the program's path.
+        needs: the stages that must be done before, by name.
+        all_cores: whether it takes every core even with several jobs, because others mostly wait for it; only for what
+            is the same with any number of threads.
+    """
 
     name: str
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    all_cores: bool = False
 
     @property
     def line(self) -> str:
@@ -54,7 +63,7 @@ def run_side_by_side(
     Args:
         stages: in an order in which they could run one after the other; what they need beside these is done.
         call: runs one command; a function of a module, because other processes look it up.
-        jobs: how many at a time; each has its share of the machine's cores.
+        jobs: how many at a time; each has its share of the machine's cores, unless it takes them all.
         logs: folder of `STAGE.log`, to which a stage's output is appended.
         on_start: told a stage that begins.
         on_end: told a stage that is done.
@@ -66,7 +75,7 @@ def run_side_by_side(
     logs.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs
     left = list(stages)
     running: dict[Stage, BaseProcess] = {}
     failed: list[tuple[Stage, int | None]] = []
@@ -77,6 +86,7 @@ def run_side_by_side(
                 stage = ready.pop(0)
                 left.remove(stage)
                 log = str(logs / f"{stage.name.replace(' ', '-')}.log")
+                threads = cores if stage.all_cores else max(1, cores // jobs)
                 process: BaseProcess = context.Process(
                     target=_run, args=(call, stage.words, log, threads, is_trusting())
                 )

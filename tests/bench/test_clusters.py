@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scripts import ROOT, load_script
 
-from darht.tools.experiment import load_experiment
+from darht.tools.experiment_config import load_experiment
 
 
 def test_the_student_is_one_of_the_experiment(monkeypatch: pytest.MonkeyPatch):

@@ -28,3 +28,13 @@ def test_a_change_leaves_the_rest_of_a_recipe_alone(recipes: ModuleType) -> None
         "inner": {"kind": "warm", "warm": {"start": "noise", "reset": 3}}, "optim": {"epochs": 6, "lr": 0.3},
     }  # fmt: skip
     assert base["inner"]["warm"] == {"start": "noise"} and base["optim"]["lr"] == 0.1
+
+
+def test_rows_without_labels_are_held_against_as_many_steps(recipes: ModuleType) -> None:
+    variants = recipes.variants()
+    for name in ("darht", "rslad"):
+        unlabelled, longer = variants[f"{name}, lr 0.3, unlabelled"], variants[f"{name}, lr 0.3, longer"]
+        assert unlabelled.against == f"{name}, lr 0.3, longer" and unlabelled.recipe == longer.recipe
+        assert unlabelled.cache == "mixed" and longer.cache == "cache"
+        labelled = 128 - round(128 * recipes.SHARE)
+        assert longer.longer * unlabelled.longer * labelled == pytest.approx(128, rel=0.02)

@@ -13,7 +13,8 @@ import pytest
 from blocks import ROOT, blocks
 
 from darht.core.cli import json_mapping
-from darht.tools.experiment import load_experiment, plan_stages
+from darht.tools.experiment import plan_stages
+from darht.tools.experiment_config import load_experiment
 from darht.trainer.config import load_recipe
 from darht.trainer.teacher.config import load_teaching
 

@@ -18,16 +18,9 @@ from darht.cache.builder.config import load_config
 from darht.core.errors import ConfigError, CorruptError
 from darht.core.files import sha256_file
 from darht.core.sealed import write_sealed
-from darht.tools.experiment import (
-    STAGES,
-    ExperimentConfig,
-    TeacherPlan,
-    load_experiment,
-    plan_stages,
-    run_experiment,
-    write_inputs,
-)
+from darht.tools.experiment import STAGES, plan_stages, run_experiment, write_inputs
 from darht.tools.experiment_cli import call, experiment
+from darht.tools.experiment_config import ExperimentConfig, TeacherPlan, load_experiment
 from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE, write_page
 from darht.tools.experiment_results import Gain, collect, gains, measure_ways, seeds_done
 from darht.trainer.config import load_recipe
@@ -170,8 +163,19 @@ def test_a_set_has_a_cache_of_its_own_with_its_attacks(tmp_path: Path) -> None:
     stages = {stage.name: stage for stage in plan_stages(config, tmp_path, root=None)}
     assert stages["train homogeneous"].needs == ("cache-homogeneous",)
     assert stages["cache-homogeneous"].needs == ("teacher resnet", "teacher resnet-at", "teacher resnet-fat")
+    assert stages["cache-homogeneous"].all_cores and not stages["train homogeneous"].all_cores
     assert str(tmp_path / "cache-homogeneous") in stages["train homogeneous"].words
     assert str(tmp_path / "cache-heterogeneous") in stages["train no-teachers"].words
+
+
+def test_only_the_caches_of_first_order_students_have_jacobians(tmp_path: Path) -> None:
+    config = load_experiment(RECIPES / ON_A_GPU[0])
+    shared = set(config.sets["homogeneous"]) & set(config.sets["heterogeneous"])
+    config.cache["jacobians"] = {name: {"classes": 3} for name in config.sets["homogeneous"]}
+    config.students["homogeneous"]["targets"] = "first-order"
+    write_inputs(config, tmp_path, root=None)
+    assert set(load_config(tmp_path / "cache-homogeneous.yaml").jacobians) == set(config.sets["homogeneous"])
+    assert shared and not load_config(tmp_path / "cache-heterogeneous.yaml").jacobians
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Stages side by side: what waits for what, and what a failed one leaves."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,22 @@ def test_a_stage_begins_when_what_it_needs_is_done(tmp_path: Path) -> None:
     open_at_once = [sum(1 if word[0] == "+" else -1 for word in told[:k]) for k in range(len(told) + 1)]
     assert max(open_at_once) == 2
     assert (tmp_path / "logs" / "c-d.log").read_text() == "('3',)\n"
+
+
+def tell_threads(words: tuple[str, ...]) -> None:
+    import torch
+
+    print(torch.get_num_threads())
+
+
+def test_a_stage_has_its_share_of_the_cores_or_all_of_them(tmp_path: Path) -> None:
+    stages = [Stage("share", ()), Stage("all", (), all_cores=True)]
+    cores = len(os.sched_getaffinity(0))
+    run_side_by_side(
+        stages, tell_threads, jobs=2, logs=tmp_path, on_start=lambda stage: None, on_end=lambda stage: None
+    )
+    assert int((tmp_path / "share.log").read_text()) == max(1, cores // 2)
+    assert int((tmp_path / "all.log").read_text()) == cores
 
 
 def test_a_stage_that_fails_is_named_with_its_reason_and_nothing_begins_after_it(tmp_path: Path) -> None:
