@@ -1,4 +1,4 @@
-"""The client's side of a server that forks a child for every order: a script with lines of JSON in and out."""
+"""Processes that are forked for a test: a server that does it for every order, and what a stage of a test calls."""
 
 import json
 import os
@@ -36,3 +36,10 @@ class ForkServer:
         answer = self.process.stdout.readline()
         assert answer, "the server ended; its stderr says why"
         return json.loads(answer)
+
+
+def tell_threads(words: tuple[str, ...]) -> None:
+    """What a stage can call, in a process that does not know the tests: prints the threads that torch has there."""
+    import torch
+
+    sys.stdout.write(f"{torch.get_num_threads()}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forking import tell_threads
 
 from darht.tools.experiment_cli import call
 from darht.tools.stage_pool import Stage, StageError, run_side_by_side
@@ -35,12 +36,6 @@ def test_a_stage_begins_when_what_it_needs_is_done(tmp_path: Path) -> None:
     open_at_once = [sum(1 if word[0] == "+" else -1 for word in told[:k]) for k in range(len(told) + 1)]
     assert max(open_at_once) == 2
     assert (tmp_path / "logs" / "c-d.log").read_text() == "('3',)\n"
-
-
-def tell_threads(words: tuple[str, ...]) -> None:
-    import torch
-
-    print(torch.get_num_threads())
 
 
 def test_a_stage_has_its_share_of_the_cores_or_all_of_them(tmp_path: Path) -> None:
