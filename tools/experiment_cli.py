@@ -57,6 +57,7 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
 
     config = load_experiment(recipe, assignments)
     command = ["darht-experiment", str(recipe), "--out", str(out), *(["--root", "DIR"] if root else [])]
+    command += ["--jobs", str(jobs)] if jobs > 1 else []
     command += [word for assignment in assignments for word in ("--set", assignment)]
 
     def so_far(seconds: dict[str, float]) -> None:

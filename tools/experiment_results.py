@@ -91,7 +91,7 @@ class Result:
     """What an experiment measured, ready to print.
 
     Attributes:
-        teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds.
+        teachers: name, architecture, algorithm, clean and PGD-20 accuracy, seconds of training, if it was trained here.
         ways: of training.
         facts: what was gained, and other lines: the cache's bytes, where things lie.
         seeds: of which every way was trained and measured; an experiment that runs still has fewer than it asks for.
@@ -117,7 +117,8 @@ def collect(config: ExperimentConfig, out: Path, seconds: dict[str, float]) -> R
         card = read_card(Path(plan.path) if plan.path else out / "teachers" / name)
         measured = card.accuracy.get(f"{config.data['source']} test", {})  # a run's files are left as they are
         figures = (f"{measured[key]:.1f}" if key in measured else "-" for key in ("clean", "pgd-20"))
-        teachers.append((name, card.arch, card.training["algorithm"], *figures, f"{seconds[f'teacher {name}']:.0f}"))
+        taught = "" if plan.path else f"{seconds[f'teacher {name}']:.0f}"
+        teachers.append((name, card.arch, card.training["algorithm"], *figures, taught))
     seeds = seeds_done(config, out)
     runs = {name: [out / "run" / run for run in config.runs(name)[:seeds]] for name in config.students}
     caches = {name: open_cache(out / name) for name in config.caches}
