@@ -50,7 +50,7 @@ def _cache_stages(name: str, members: tuple[str, ...], config: ExperimentConfig,
     folder, label = str(out / name), name.removeprefix("cache").replace("-", " ", 1)
     allowed = [word for member in members if config.teachers[member].allow for word in ("--allow", member)]
     words = ("darht-cache", "build", str(out / f"{name}.yaml"), "--out", folder, *allowed)
-    stages = [Stage(name, words, tuple(f"teacher {member}" for member in members), all_cores=True)]
+    stages = [Stage(name, words, tuple(f"teacher {member}" for member in members), any_threads=True)]
     stages.append(Stage(f"info{label}", ("darht-cache", "info", folder), (name,)))
     if _of_members(config.cache.get("attacks", {}), members):  # both look at perturbations
         stages.append(Stage(f"transfer{label}", ("darht-inspect", "transfer", folder), (name,)))

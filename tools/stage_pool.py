@@ -30,14 +30,14 @@ class Stage:
         name: of the stage.
         words: of the command, without the program's path.
         needs: the stages that must be done before, by name.
-        all_cores: whether it takes every core even with several jobs, because others mostly wait for it; only for what
-            is the same with any number of threads.
+        any_threads: its results are the same with any number of threads, so that it takes every core where no other
+            stage can run beside it.
     """
 
     name: str
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    all_cores: bool = False
+    any_threads: bool = False
 
     @property
     def line(self) -> str:
@@ -63,7 +63,7 @@ def run_side_by_side(
     Args:
         stages: in an order in which they could run one after the other; what they need beside these is done.
         call: runs one command; a function of a module, because other processes look it up.
-        jobs: how many at a time; each has its share of the machine's cores, unless it takes them all.
+        jobs: how many at a time; each has its share of the machine's cores.
         logs: folder of `STAGE.log`, to which a stage's output is appended.
         on_start: told a stage that begins.
         on_end: told a stage that is done.
@@ -86,7 +86,8 @@ def run_side_by_side(
                 stage = ready.pop(0)
                 left.remove(stage)
                 log = str(logs / f"{stage.name.replace(' ', '-')}.log")
-                threads = cores if stage.all_cores else max(1, cores // jobs)
+                alone = not running and not ready
+                threads = cores if alone and stage.any_threads else max(1, cores // jobs)
                 process: BaseProcess = context.Process(
                     target=_run, args=(call, stage.words, log, threads, is_trusting())
                 )

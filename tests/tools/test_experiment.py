@@ -163,7 +163,7 @@ def test_a_set_has_a_cache_of_its_own_with_its_attacks(tmp_path: Path) -> None:
     stages = {stage.name: stage for stage in plan_stages(config, tmp_path, root=None)}
     assert stages["train homogeneous"].needs == ("cache-homogeneous",)
     assert stages["cache-homogeneous"].needs == ("teacher resnet", "teacher resnet-at", "teacher resnet-fat")
-    assert stages["cache-homogeneous"].all_cores and not stages["train homogeneous"].all_cores
+    assert stages["cache-homogeneous"].any_threads and not stages["train homogeneous"].any_threads
     assert str(tmp_path / "cache-homogeneous") in stages["train homogeneous"].words
     assert str(tmp_path / "cache-heterogeneous") in stages["train no-teachers"].words
 

@@ -38,14 +38,20 @@ def test_a_stage_begins_when_what_it_needs_is_done(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "c-d.log").read_text() == "('3',)\n"
 
 
-def test_a_stage_has_its_share_of_the_cores_or_all_of_them(tmp_path: Path) -> None:
-    stages = [Stage("share", ()), Stage("all", (), all_cores=True)]
-    cores = len(os.sched_getaffinity(0))
+def test_a_stage_has_all_cores_where_it_may_and_nothing_runs_beside_it(tmp_path: Path) -> None:
+    stages = [
+        Stage("a", (), any_threads=True),
+        Stage("b", (), any_threads=True),
+        Stage("alone", (), ("a", "b"), any_threads=True),
+        Stage("fixed", (), ("alone",)),
+    ]
     run_side_by_side(
         stages, tell_threads, jobs=2, logs=tmp_path, on_start=lambda stage: None, on_end=lambda stage: None
     )
-    assert int((tmp_path / "share.log").read_text()) == max(1, cores // 2)
-    assert int((tmp_path / "all.log").read_text()) == cores
+    cores = len(os.sched_getaffinity(0))
+    share = max(1, cores // 2)
+    told = {stage.name: int((tmp_path / f"{stage.name}.log").read_text()) for stage in stages}
+    assert told == {"a": share, "b": share, "alone": cores, "fixed": share}
 
 
 def test_a_stage_that_fails_is_named_with_its_reason_and_nothing_begins_after_it(tmp_path: Path) -> None:
