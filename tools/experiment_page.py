@@ -17,7 +17,7 @@ from darht.tools.experiment_results import Result, Way, evaluation
 from darht.tools.pictures import COLOURS, figure, save
 
 PAGE, PICTURE, NUMBERS = "results.md", "results.png", "results.json"
-_MARKS = "osD^vP<>"
+_MARKS = "osD^vP<>X"  # one more than there are colours, so that 72 ways differ
 
 
 def write_page(config: ExperimentConfig, out: Path, result: Result, command: str) -> Path:
@@ -74,7 +74,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -
 
 
 def draw(ways: Sequence[Way], judge: str, path: Path) -> None:
-    """Clean accuracy against what the ways are judged by: a dot a way, bars for its intervals."""
+    """Clean accuracy against what the ways are judged by: a dot a way, hollow without teachers; bars are intervals."""
     drawing = figure(7.2, 4.2)
     axes = drawing.add_subplot()
     for k, way in enumerate(ways):
@@ -83,7 +83,7 @@ def draw(ways: Sequence[Way], judge: str, path: Path) -> None:
             x.mean, y.mean,
             xerr=[[x.mean - x.low], [x.high - x.mean]], yerr=[[y.mean - y.low], [y.high - y.mean]],
             color=COLOURS[k % len(COLOURS)], marker=_MARKS[k % len(_MARKS)], markersize=8, linewidth=1, capsize=2,
-            linestyle="none", label=way.name,
+            markerfacecolor=None if way.teachers else "white", linestyle="none", label=way.name,
         )  # fmt: skip
     axes.set_xlabel("Clean accuracy, % of test images")
     axes.set_ylabel(f"{judge}, % of test images")
