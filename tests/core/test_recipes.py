@@ -34,7 +34,7 @@ def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path, monkeypatch)
     ("text", "message"),
     [
         ("drht", "no file drht, and no recipe of that name comes with darht; did you mean darht"),
-        ("%", "they are adaad, adr, ard-warm, ard, at, "),
+        ("%", "they are adaad-warm, adaad, adr, ard-warm, ard, at, "),
         ("recipes/rslad.yaml", "cannot read recipes/rslad.yaml: there is no such file; the recipe that comes .* rslad"),
         ("own.yaml", r"cannot read own.yaml: there is no such file$"),
         ("some/darht", "cannot read some/darht"),

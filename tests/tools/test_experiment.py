@@ -470,4 +470,4 @@ def test_an_experiment_without_transfer_ends_with_its_table(
     (tmp_path / "before" / "run.json").write_text("{}")  # a run that serves as a teacher keeps no measurement
     later = replace(bare, teachers={"before": TeacherPlan(path=str(tmp_path / "before"), role="robust")})
     result = collect(later, tmp_path, {"teacher before": 3.0, "cache": 1.0, "train cached": 2.0})
-    assert result.teachers == [("before", "resnet18", "at", "-", "-", "3")]
+    assert result.teachers == [("before", "resnet18", "at", "-", "-", "")]
