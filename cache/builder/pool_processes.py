@@ -3,12 +3,12 @@
 Each worker has a pipe of its own: a queue that all share would stay locked when its holder is killed.
 """
 
-import contextlib
 import multiprocessing
 import multiprocessing.connection
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -58,7 +58,7 @@ class ProcessPool:
 
     def submit(self, worker: int, shard: int) -> None:
         """Send the number of a row block."""
-        with contextlib.suppress(OSError):  # it is dead: `wait` reads the end of file
+        with suppress(OSError):  # it is dead: `wait` reads the end of file
             self.pipes[worker].send(shard)
 
     def wait(self) -> list[Event]:
@@ -78,7 +78,7 @@ class ProcessPool:
 
     def stop(self, worker: int) -> None:
         """Tell a worker that it may go."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.pipes[worker].send(None)
         self.pipes.pop(worker).close()
 
@@ -104,13 +104,30 @@ def how_it_ended(exitcode: int | None) -> str:
 def serve(pipe: Connection, task: Task, device: torch.device, threads: int, number: int) -> None:
     """The life of a worker: load, then compute each row block whose number comes, until None does."""
     end_with_spawner()
+
+    def tell(event: Event) -> None:
+        with _ending_with(pipe):
+            pipe.send(event)
+
     try:
         worker = task.worker(device, threads)
-        while (shard := pipe.recv()) is not None:
-            compute(worker, shard, number, "processes", pipe.send)
-    except (EOFError, BrokenPipeError):
-        return
+        while True:
+            with _ending_with(pipe):
+                shard = pipe.recv()
+            if shard is None:
+                return
+            compute(worker, shard, number, "processes", tell)
     except DarhtError as error:
-        pipe.send(Failed(error))
+        tell(Failed(error))
     except Exception:
-        pipe.send(Failed(RuntimeError(f"worker {number} failed\n{traceback.format_exc()}")))
+        tell(Failed(RuntimeError(f"worker {number} failed\n{traceback.format_exc()}")))
+
+
+@contextmanager
+def _ending_with(pipe: Connection) -> Iterator[None]:
+    """End the process, without a word, where the pipe has lost its other end: the builder is gone."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        pipe.close()
+        raise SystemExit from None

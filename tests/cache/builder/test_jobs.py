@@ -24,7 +24,7 @@ from darht.cache.admin.status import read_status
 from darht.cache.builder.build import build, claim_folder, plan_build
 from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, part_of, units_left
 from darht.cache.builder.pool import BlockDone, Event, Failed, Lost, Task, UnitDone, share
-from darht.cache.builder.pool_processes import process_pool
+from darht.cache.builder.pool_processes import process_pool, serve
 from darht.cache.builder.seal import seal
 from darht.cache.format.commit import COMMITS
 from darht.core.config import fingerprint
@@ -326,6 +326,34 @@ def test_workers_end_with_their_builder(how, quick_config, tmp_path, invoke):
     for folder in (out, tmp_path / "whole"):
         assert invoke("build", config, "--out", folder, "--device", "cpu", "--allow", "cnn").exit_code == 0
     assert contents(out) == contents(tmp_path / "whole")
+
+
+class UnreadableTask:
+    """A task that no worker can load."""
+
+    def worker(self, device: torch.device, threads: int) -> None:
+        raise CacheError("no plan")
+
+
+class IdleTask:
+    def worker(self, device: torch.device, threads: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("task", "unread"), [(UnreadableTask, False), (IdleTask, False), (IdleTask, True)])
+def test_a_worker_whose_builder_is_gone_ends_without_a_word(
+    task: type, unread: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The pipe says it by an end of file, by a refused event, or, with an event unread, by a reset."""
+    monkeypatch.setattr("darht.cache.builder.pool_processes.end_with_spawner", lambda: None)
+    ours, theirs = multiprocessing.Pipe()
+    if unread:
+        theirs.send("an event that nobody took")
+    ours.close()
+    with pytest.raises(SystemExit) as ended:
+        serve(theirs, task(), CPU, 1, 0)
+    assert ended.value.code is None and theirs.closed
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_cache_in_memory_has_one_worker(built, quick_config):
