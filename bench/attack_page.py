@@ -97,8 +97,8 @@ def page(table: Table, settings: dict[str, int]) -> str:
     cores = f"{os.cpu_count()}-core {platform.machine()} CPU"
     return f"""## Attacks
 
-`python bench/attacks.py --out docs/benchmarks.md`, {datetime.date.today().isoformat()}, {cores}, {settings["threads"]}
-thread(s) for every library, torch {torch.__version__.split("+")[0]}. CIFAR-10 test images, L-inf {settings["eps"]}/255,
+`python bench/attacks.py --zoo DIR --out docs/benchmarks.md`, {datetime.date.today().isoformat()}, {cores},
+{settings["threads"]} thread(s) for every library, torch {torch.__version__.split("+")[0]}. CIFAR-10 test images, L-inf {settings["eps"]}/255,
 batch {settings["batch"]}, PGD's step epsilon / 4. {models}.
 
 Every library runs in a process of its own; rounds are interleaved. Seconds are medians over the rounds, for 1,000
@@ -116,7 +116,8 @@ AutoAttack runs 10 steps; here its parts are given the paper's numbers.
 
 ### AutoAttack against pyautoattack
 
-The rows of AutoAttack above, image by image. `python bench/attacks.py --parity --images 1000` measures this alone.
+The rows of AutoAttack above, image by image. `python bench/attacks.py --zoo DIR --parity --images 1000` measures this
+alone.
 
 {parity_table(table)}
 """
@@ -129,7 +130,7 @@ def parity_page(table: Table, settings: dict[str, int]) -> str:
     today, version = datetime.date.today().isoformat(), torch.__version__.split("+")[0]
     return f"""## AutoAttack against pyautoattack on many images
 
-`python bench/attacks.py --parity --images {images} --out docs/benchmarks.md`, {today}, {cores},
+`python bench/attacks.py --zoo DIR --parity --images {images} --out docs/benchmarks.md`, {today}, {cores},
 {settings["threads"]} thread(s) for either, torch {version}. L-inf {settings["eps"]}/255, batch {settings["batch"]}, one
 round. Accuracies are what is compared; other work may run on the machine, so that CPU seconds are upper bounds.
 

@@ -265,7 +265,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the page here; its other sections are kept")
     parser.add_argument("--data", type=Path, default=here / "build/data", help="where cifar-10-batches-py lies")
-    parser.add_argument("--zoo", type=Path, default=here.parent / "shared/data/weights", help="holds zoo.py")
+    parser.add_argument("--zoo", type=Path, required=True, help="holds zoo.py and weights: docs/benchmarks.md")
     parser.add_argument("--work", type=Path, default=here / "build/bench", help="the log, and the ViT's weights")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))

@@ -1,7 +1,7 @@
 """The cache measured: what a build adds to its arithmetic, how fast rows are read beside other libraries, what a
 coding costs, and how large it all is.
 
-    python bench/cache.py --data build/data --zoo ../shared/data/weights --out docs/benchmarks-cache.md
+    python bench/cache.py --data DIR --zoo DIR --out docs/benchmarks-cache.md
 
 Every measurement of reading is a process of its own, so that peak memory is its own; rounds are interleaved and the
 fastest counts, so that a busy machine disturbs all alike. A library that is not installed is left out.
@@ -305,7 +305,7 @@ store writes: of what decodes above 1 GB/s per core the smallest on perturbation
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=Path("build/data"), help="holds cifar-10-batches-py")
-    parser.add_argument("--zoo", type=Path, default=Path("../shared/data/weights"), help="holds zoo.py")
+    parser.add_argument("--zoo", type=Path, help="holds zoo.py and weights: docs/benchmarks.md")
     parser.add_argument("--work", type=Path, help="where files are made and kept; a temporary folder by default")
     parser.add_argument("--out", type=Path, help="write the page here")
     parser.add_argument("--parts", nargs="+", default=["build", "read", "coding", "size"])

@@ -10,6 +10,7 @@ Exits with 1 unless all were noticed without a traceback.
 
 import argparse
 import os
+import platform
 import random
 import re
 import shlex
@@ -228,7 +229,8 @@ def main() -> None:
     print(text, f"\n{time.perf_counter() - start:.0f} s")
     if page:
         head = "## Damage to runs, teachers, evaluations, indexes and exports\n\n`python bench/damage.py --tries "
-        write_page(page, f"{head}{options.tries} --seed {options.seed}`, {date.today()}.\n\n{text}")
+        machine = f"{os.cpu_count()}-core {platform.machine()} CPU, no GPU"
+        write_page(page, f"{head}{options.tries} --seed {options.seed}`, {machine}, {date.today()}.\n\n{text}")
     sys.exit(any(count.noticed < count.flips + count.cuts or count.tracebacks for count in found.values()))
 
 

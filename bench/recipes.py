@@ -12,6 +12,8 @@ import argparse
 import datetime
 import io
 import json
+import os
+import platform
 import shlex
 import shutil
 import sys
@@ -197,6 +199,7 @@ def page(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
     head = HEAD.format(
         words=shlex.join(names.get(word, word) for word in sys.argv[1:]),
         date=datetime.date.today(), version=torch.__version__.split("+")[0],
+        machine=f"{os.cpu_count()}-core {platform.machine()} CPU",
         epochs=options.epochs, images=options.images, limit=options.limit, share=SHARE, others=OTHERS,
     )  # fmt: skip
     rows = [_row(name, by_name, variant) for name, variant in variants().items() if name in by_name]
@@ -234,7 +237,7 @@ def _right(one: dict[str, Any], what: str) -> np.ndarray:
 
 HEAD = """# Settings of recipes, on and off
 
-`python bench/recipes.py {words}`, {date}, 2-core x86_64 CPU, torch {version}, no GPU.
+`python bench/recipes.py {words}`, {date}, {machine}, torch {version}, no GPU.
 
 CIFAR-10, the first {limit:,} training images (10 % held out for selection), {epochs} epochs in batches of 128, learning
 rate 0.1 where nothing else is said, cosine schedule, one `warm` step from noise in every batch, no clean batches; the

@@ -23,11 +23,11 @@ NAMES = ("cnn_a_adv4", "cnn_a_mix", "cnn_deep_kw", "cnn_sgd", "cnn_wide_kw", "re
          "resnet56", "resnet8_mlperf")  # fmt: skip
 
 
-def shared(folder: Path) -> Iterator[tuple[str, nn.Module]]:
+def public(folder: Path) -> Iterator[tuple[str, nn.Module]]:
     sys.path.insert(0, str(folder))
     import zoo  # type: ignore[import-not-found]
 
-    yield from ((f"shared {name}", zoo.load(name)) for name in NAMES)
+    yield from ((f"public {name}", zoo.load(name)) for name in NAMES)
 
 
 def judge(kind: str, name: str, net: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def main() -> None:
     makers: dict[str, list[tuple[Any, dict[str, Any]]]] = {"honest": [(honest_nets(), own)], "fraud": [(frauds(), own)]}
     if options.cifar and options.weights:
         foreign = {**own, "data": "cifar10", "root": options.cifar, "eps": 8.0}
-        makers["honest"].append((shared(options.weights), foreign))
+        makers["honest"].append((public(options.weights), foreign))
     for kind in [options.kind] if options.kind else makers:
         print("| model | clean % | worst case % | verdict | checks that fail or warn |\n|---|---:|---:|---|---|")
         rows = []

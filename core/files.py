@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,11 @@ def is_inside(key: str) -> bool:
     """Whether a path with slashes, relative to a folder, stays inside of it on every system."""
     parts = key.split("/")
     return bool(key) and not any(part in ("", ".", "..") or "\\" in part or ":" in part for part in parts)
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text is a sha256 as darht writes it, in hexadecimal, and so may name a file."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The YAML of a cache, as a person writes it, and what is wrong with it."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.format.mixture import check_shares
 from darht.cache.format.spec import (
     MAX_INT8,
+    NAME,
     RESIZED_CROP,
     AttackSpec,
     PrecisionSpec,
@@ -28,8 +28,6 @@ from darht.core.bounded import show
 from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
 from darht.core.keys import check_seed
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 PRECISIONS = {"fp32": {}, "tf32": {"tf32": True}, "bf16": {"amp": True}}
 """The arithmetic of teachers and attacks in a word, as the spec holds it."""
@@ -207,7 +205,7 @@ def _name_problems(config: CacheConfig) -> list[str]:
     problems = [
         f"{what} name '{name}' must be letters, digits, '_', '.' or '-'"
         for what, name in names
-        if not _NAME.fullmatch(name)
+        if not NAME.fullmatch(name)
     ]
     suffix = companion_suffix(config.store)
     problems += [

@@ -11,7 +11,7 @@ from darht.cache.format.spec import FORMAT_VERSION, CacheSpec, check_version
 from darht.core.bounded import show
 from darht.core.config import added, fingerprint, parse_canonical, to_plain
 from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError, IncompleteError
-from darht.core.files import is_inside, sha256_bytes, user_data_folder
+from darht.core.files import is_inside, is_sha256, sha256_bytes, user_data_folder
 from darht.core.sealed import read_sealed, seal_json, tell_unhashed, unseal_json, write_sealed
 from darht.core.storage import LocalStorage, Location, Storage, open_storage
 from darht.core.zoo import in_zoo
@@ -133,8 +133,8 @@ def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
     """See that a manifest, which anybody may have written, names what its spec describes and nothing elsewhere.
 
     Raises:
-        CorruptError: a shard is missing, comes twice or lies elsewhere, metadata lie outside of the cache, or rows that
-            are held out are not there.
+        CorruptError: a shard is missing, comes twice or lies elsewhere, what names local copies is no sha256, metadata
+            lie outside of the cache, or rows that are held out are not there.
     """
     arrays = layouts(spec).values()
     count = sum(array.shards for array in arrays)
@@ -144,6 +144,10 @@ def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
             f"{where} must list the {count:,} shards of its spec, each once and in place, and lists {len(found):,}; "
             "run darht-cache seal again"
         )
+    hashes = [file.sha256 for file in (*manifest.shards, *manifest.metadata)]
+    hashes += [part for shard in manifest.shards for part in shard.parts]
+    if wrong := [sha256 for sha256 in hashes if not is_sha256(sha256)]:
+        raise CorruptError(f"{where} has {show(wrong[0])} where a sha256 must be: run darht-cache seal again")
     views = {array.name: array.views_per_shard for array in arrays if array.by_view}
     if any(len(shard.parts) != views.get(shard.array, 0) for shard in manifest.shards):
         raise CorruptError(f"{where} must name a sha256 of each view that lies apart: run darht-cache seal again")

@@ -4,10 +4,12 @@ The config holds paths; the spec holds hashes instead, and nothing that does not
 canonical JSON is `spec.json`, and the sha256 of that is the cache's fingerprint.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from darht.cache.format.mixture import Band, SourceSpec, check_sources, view_bands
+from darht.core.bounded import show
 from darht.core.config import added, parse
 from darht.core.errors import ConfigError
 from darht.core.preprocessing import Preprocessing
@@ -20,6 +22,7 @@ _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels fro
 MAX_INT8 = 127
 RESIZED_CROP = "resized-crop"
 _LONGEST = 16  # sides of a box, one to the other
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a teacher or an attack, which becomes a folder
 _MAX_ROWS = 10**8  # seven times ImageNet-21k; what is made for every row, such as an order to read them, fits a memory
 _MAX_UNITS = 10**5  # shards of an array, each with a record to look at; _MAX_ROWS in those of the default are fewer
 
@@ -232,6 +235,8 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         check_version(self.format_version)
+        if wrong := [name for name in (*self.teachers, *self.attacks) if not NAME.fullmatch(name)]:
+            raise ConfigError(f"a teacher or attack is named by letters, digits, '_', '.' or '-'; got {show(wrong[0])}")
         if self.format_version != (needed := needed_version(self.data, self.views, self.store)):
             raise ConfigError(f"format_version must be {needed} for what this spec asks for; got {self.format_version}")
         if self.teachers and self.store.top_k >= (C := len(self.data.classes)):

@@ -25,8 +25,10 @@ from darht.cache.read.local_copy import CopiedStorage
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import Cache, open_described
 from darht.cache.read.steady import FileChanged
+from darht.core.bounded import show
 from darht.core.config import fingerprint, parse_canonical
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.files import is_sha256
 from darht.core.storage import LocalStorage, Location, Storage, open_file, open_storage, read_together, sizes
 
 Arrays = dict[str, np.ndarray]
@@ -280,6 +282,8 @@ def _open_export(folder: Storage, data: bytes, reach: Reach) -> ExportedCache:
     if index.manifest.fingerprint != fingerprint(index.spec):
         raise CorruptError(f"{name} holds a manifest of another spec; export again")
     check_table(index.manifest, index.spec, name)
+    if wrong := [tar.sha256 for tar in index.tars if not is_sha256(tar.sha256)]:
+        raise CorruptError(f"{name} has {show(wrong[0])} where a sha256 must be; export again")
     files = ((tar.path, tar.size, tar.sha256) for tar in index.tars)
     cache = ExportedCache(reach.through_copy(folder, files), index)
     rows = cache.arrays["label"]

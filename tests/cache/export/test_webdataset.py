@@ -287,6 +287,15 @@ def test_an_index_of_other_tars_is_an_error(damaged: Path) -> None:
         open_shards(damaged)
 
 
+def test_an_index_cannot_name_a_file_of_the_user(damaged: Path) -> None:
+    index = parse_canonical(Index, (damaged / INDEX).read_bytes(), INDEX)
+    tars = (dataclasses.replace(index.tars[0], sha256="../../.bashrc"), *index.tars[1:])
+    forged = dataclasses.replace(index, tars=tars)
+    (damaged / INDEX).write_text(canonical_json(dataclasses.replace(forged, sha256=forged.checksum())))
+    with pytest.raises(CorruptError, match="where a sha256 must be"):
+        open_shards(damaged)
+
+
 def test_an_export_holds_one_block_at_a_time(tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the cache: nothing asks for more rows than a block has, and a tar is written as it is made."""
     cache, asked = open_cache(tiny_cache), []

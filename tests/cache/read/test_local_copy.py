@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from servers import FileServer
 
 from darht.cache.export.webdataset import export_webdataset
+from darht.cache.format.manifest import read_manifest, read_spec, root_hash
 from darht.cache.read import local_copy
 from darht.cache.read.dataset import CacheDataset
 from darht.cache.read.loader import GIB
@@ -24,6 +26,7 @@ from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.sizes import needed_bytes
 from darht.cache.read.webdataset import open_shards
 from darht.core import retry, storage_remote
+from darht.core.config import canonical_json
 from darht.core.errors import CorruptError, IncompleteError
 from darht.trainer.cli import train
 
@@ -53,6 +56,20 @@ def copies(reach: Reach) -> list[Path]:
 def streamed(cache: Cache) -> CacheDataset:
     """All its images, labels and clean logits, in windows."""
     return CacheDataset(cache, batch_size=8, memory_gib=0.8 * needed_bytes(cache, adversarial=False) / GIB)
+
+
+def test_a_manifest_cannot_name_a_file_of_the_user(server: FileServer, reach: Reach, tmp_path: Path):
+    assert reach.copy is not None
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"x" * 100)
+    served = tmp_path / "served" / "cache"
+    manifest = read_manifest(served, read_spec(served))
+    first, *others = manifest.shards
+    forged = replace(manifest, shards=(replace(first, sha256=str(mine), size=100), *others))
+    (served / "manifest.json").write_text(canonical_json(replace(forged, root_hash=root_hash(forged))))
+    with pytest.raises(CorruptError, match="where a sha256 must be"):
+        open_shards(f"{server.url}/cache", reach)
+    assert mine.read_bytes() == b"x" * 100
 
 
 def test_opening_asks_for_three_files(server: FileServer):

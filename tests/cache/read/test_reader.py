@@ -118,7 +118,9 @@ def forge(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(canonical_json(dataclasses.replace(manifest, root_hash=root_hash(manifest))))
 
 
-@pytest.mark.parametrize("what", ["lacks a shard", "has one twice", "shard elsewhere", "metadata elsewhere", "holdout"])
+@pytest.mark.parametrize(
+    "what", ["lacks a shard", "has one twice", "shard elsewhere", "metadata elsewhere", "hash", "holdout"]
+)
 def test_a_forged_manifest_is_one_line(copied: Path, what):
     manifest = read_manifest(copied, read_spec(copied))
     first, *others = manifest.shards
@@ -127,12 +129,22 @@ def test_a_forged_manifest_is_one_line(copied: Path, what):
         "has one twice": {"shards": (first, first, *others[1:])},
         "shard elsewhere": {"shards": (dataclasses.replace(first, path=f"../cache/{first.path}"), *others)},
         "metadata elsewhere": {"metadata": (dataclasses.replace(manifest.metadata[0], path="/etc/zarr.json"),)},
+        "hash": {"shards": (dataclasses.replace(first, sha256="../../.bashrc"), *others)},
         "holdout": {"holdout": (5, 100)},
     }
     forge(copied, **changes[what])
     with pytest.raises(CorruptError, match=r"manifest\.json .+ run darht-cache seal again") as caught:
         open_cache(copied)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["teachers", "attacks"])
+def test_a_spec_that_names_a_folder_elsewhere(copied: Path, field):
+    spec = json.loads((copied / "spec.json").read_text())
+    spec[field] = {f"../../{name}": value for name, value in spec[field].items()}
+    (copied / "spec.json").write_text(canonical_json(spec))
+    with pytest.raises(CorruptError, match=r"named by letters, digits, '_', '\.' or '-'; got '\.\./\.\./"):
+        open_cache(copied)
 
 
 @pytest.mark.parametrize(
