@@ -98,7 +98,8 @@ def page(table: Table, settings: dict[str, int]) -> str:
     return f"""## Attacks
 
 `python bench/attacks.py --zoo DIR --out docs/benchmarks.md`, {datetime.date.today().isoformat()}, {cores},
-{settings["threads"]} thread(s) for every library, torch {torch.__version__.split("+")[0]}. CIFAR-10 test images, L-inf {settings["eps"]}/255,
+{settings["threads"]} thread(s) for every library, torch {torch.__version__.split("+")[0]}. CIFAR-10 test images,
+L-inf {settings["eps"]}/255,
 batch {settings["batch"]}, PGD's step epsilon / 4. {models}.
 
 Every library runs in a process of its own; rounds are interleaved. Seconds are medians over the rounds, for 1,000
