@@ -144,8 +144,8 @@ def check_table(manifest: Manifest, spec: CacheSpec, where: str) -> None:
             f"{where} must list the {count:,} shards of its spec, each once and in place, and lists {len(found):,}; "
             "run darht-cache seal again"
         )
-    hashes = [file.sha256 for file in (*manifest.shards, *manifest.metadata)]
-    hashes += [part for shard in manifest.shards for part in shard.parts]
+    hashes = [sha256 for shard in manifest.shards for sha256 in (shard.sha256, *shard.parts)]
+    hashes += [file.sha256 for file in manifest.metadata]
     if wrong := [sha256 for sha256 in hashes if not is_sha256(sha256)]:
         raise CorruptError(f"{where} has {show(wrong[0])} where a sha256 must be: run darht-cache seal again")
     views = {array.name: array.views_per_shard for array in arrays if array.by_view}
