@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darht.attacks.apgd import APGD, APGDT
 from darht.attacks.engine.engine import Engine, Outcome, Prepared
@@ -24,7 +24,7 @@ from darht.attacks.validate import alert, as_labels, check_labels, is_probabilit
 from darht.core.config import fingerprint, to_plain
 from darht.core.errors import ConfigError, SpecMismatchError
 from darht.core.rng import RowRng
-from darht.core.tensors import load_tensors, save_tensors
+from darht.core.tensors import hash_weights, load_tensors, save_tensors
 
 Version = Literal["standard", "rand"]
 Ask = Callable[[str, Attack, Tensor], Tensor]
@@ -273,6 +273,7 @@ class _Run:
             "views": rows.generator.views.tolist(),
             "pixels": (pixels.flatten(1) @ weights).tolist(),
             "predictions": rows.clean.argmax(1).tolist(),
+            "model": hash_weights(model) if isinstance(model := self.ready.exact[0], nn.Module) else "",
         }
         return fingerprint(facts)
 

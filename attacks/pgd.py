@@ -141,7 +141,7 @@ class Steps(OnLevels):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Steps):
-    """PGD with its full budget for every row, from a random start on whole pixel levels.
+    """PGD with its full budget for every row, from a random start, in L-inf on whole pixel levels.
 
     The paper draws the start from the continuous cube; whole levels keep a stored int8 perturbation exact.
 

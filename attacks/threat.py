@@ -141,10 +141,10 @@ class Threat:
         return gradient.sign() if self.norm == "linf" else gradient / row_norms(gradient)
 
     def random_start(self, shape: torch.Size, generator: RowRng) -> Tensor:
-        """Whole levels, uniform on the cube of half-width `eps`; in L2 then projected and cut to whole levels."""
-        half_width = min(int(self.eps), LEVELS)
+        """Whole levels, uniform on the cube of half-width `eps`; in L2 then projected, and so no whole levels."""
+        half_width = min(max(1, int(self.eps)), LEVELS)
         start = generator.integers(-half_width, half_width, tuple(shape[1:])).float()
-        return start if self.norm == "linf" else self.project(start).trunc()
+        return self.project(start)
 
 
 def row_norms(value: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class Engine:
         again = (results.hit & ~rows.fooled(logits)).nonzero().squeeze(1)
         if self.rule == "first_hit" and len(again):
             second = replace(self, precision="float32")._craft(attack, ready.plain(), rows, again)
-            results.x_adv[again] = second.x_adv[again]
+            results.retake(again, second)
             logits[again] = forward_all(ready.exact, results.x_adv[again], self.slots)
         noticed = {
             "folded": ready.folded,

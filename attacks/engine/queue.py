@@ -52,6 +52,15 @@ class Results:
         runs = torch.arange(counts.shape[1], device=counts.device)
         return (counts * (runs[None] <= self.run[:, None])).sum(1)
 
+    def retake(self, rows: Tensor, second: "Results") -> None:
+        """Put a second attempt in the place of the first for the rows at these positions; both attempts are counted."""
+        for first, other in ((self.forwards, second.forwards), (self.backwards, second.backwards)):
+            both = self.counted(first) + second.counted(other)
+            first[rows] = 0
+            first[rows, 0] = both[rows]
+        for name in ("x_adv", "hit", "run", "kept", "score", "logits", "first_hit", "zero_gradient"):
+            getattr(self, name)[rows] = getattr(second, name)[rows]
+
 
 class Queue:
     """Rows that wait, run by run; shared by the lanes."""

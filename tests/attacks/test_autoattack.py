@@ -80,6 +80,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             run_quietly(suite, model, other, y, state=state)
 
 
+def test_a_state_is_not_taken_for_another_model_that_answers_alike(tmp_path):
+    model, x = Tiny(), images(30)
+    y, state = labelled(model, x), tmp_path / "state.pt"
+    run_quietly(small(), model, x, y, state=state)
+    with torch.no_grad():
+        model.head.weight *= 2
+        model.head.bias *= 2
+    with pytest.raises(SpecMismatchError, match="belongs to another run"):
+        run_quietly(small(), model, x, y, state=state)
+    run_quietly(small(), Planted(lambda net, x: net(x)), x, y, state=tmp_path / "other.pt")
+
+
 def test_random_models_are_told_to_use_rand():
     torch.manual_seed(0)
     model = Planted(lambda net, x: net.head(F.dropout(torch.tanh(net.bn(net.conv(x))).flatten(1), 0.3, training=True)))

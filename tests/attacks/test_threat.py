@@ -127,6 +127,16 @@ def test_no_attack_leaves_the_ball_or_the_pixel_range(kind, norm, eps, seed, cou
 
 
 @settings(max_examples=40, deadline=None)
+@given(eps=st.floats(0.1, 3000), side=st.sampled_from([1, 8, 64]), seed=st.integers(0, 99))
+def test_an_l2_start_lies_on_the_sphere_however_large_the_image(eps, side, seed):
+    start = Threat(eps=eps, norm="l2").random_start(torch.Size((3, 3, side, side)), rng(3, seed)).flatten(1)
+    norms = torch.linalg.vector_norm(start.double(), dim=1)
+    assert float(norms.max()) <= eps * (1 + 1e-5)
+    if side > 1 and eps < 255:
+        assert float(norms.min()) >= eps * (1 - 1e-5) and not torch.equal(start[0], start[1])
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     eps=st.integers(1, 100), unit=st.sampled_from(["whole", "fine"]), norm=st.sampled_from(["linf", "l2"]),
     seed=st.integers(0, 999), excess=st.floats(0.1, 3.0),

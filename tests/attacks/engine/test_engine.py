@@ -216,6 +216,25 @@ def test_bf16_hits_are_confirmed_in_float32(scene):
     assert found.record["engine"]["precision"] == "bf16"
 
 
+class Tied(nn.Module):
+    """The right class leads by less than bfloat16 sees beside its size, wherever the pixels are."""
+
+    def forward(self, x):
+        logits = nn.functional.linear(x.flatten(1), torch.ones(2, x[0].numel()))
+        return logits + logits.new_tensor([0.0, 1e-3])
+
+
+def test_what_float32_does_not_confirm_is_no_hit_and_counts_twice():
+    x = torch.full((20, 3, 8, 8), 0.5)
+    y = torch.ones(20, dtype=torch.int64)
+    attack = PGD(eps=4, step=1, steps=5)
+    found = Engine(precision="bf16").run(attack, Tied().eval(), x, y, generator=rng(20))
+    slow = Engine().run(attack, Tied().eval(), x, y, generator=rng(20))
+    assert found.record["repeated_in_float32"] == 20 and not bool(found.success.any())
+    assert bool((found.first_hit == -1).all()) and torch.equal(found.first_hit, slow.first_hit)
+    assert bool((found.forwards > slow.forwards).all()) and torch.equal(found.x_adv, slow.x_adv)
+
+
 def test_rounding_to_the_stored_code_is_recorded(scene):
     model, x, y = scene
     attack = APGD(eps=2, steps=20)
