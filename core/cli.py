@@ -27,6 +27,7 @@ from darht.core import stopping
 from darht.core.bars import Bar
 from darht.core.bounded import read_json
 from darht.core.errors import ConfigError, DarhtError, UnreachableError
+from darht.core.files import expanded
 from darht.core.hub import fetched
 from darht.core.trust import trusting
 from darht.core.version import VERSION
@@ -92,7 +93,7 @@ def named_folders(items: tuple[str, ...], option: str = "--teacher") -> dict[str
     given = {name: Path(folder) for name, _, folder in (item.partition("=") for item in items) if name and folder}
     if len(given) != len(items):
         raise ConfigError(f"{option} reads NAME=FOLDER, each name once; got {', '.join(items)}")
-    return {name: fetched(folder.expanduser()) for name, folder in given.items()}
+    return {name: fetched(expanded(folder)) for name, folder in given.items()}
 
 
 def json_mapping(text: str, option: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from darht.core.errors import CacheError, DarhtError
+from darht.core.errors import CacheError, ConfigError, DarhtError
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -60,6 +60,18 @@ def is_free(folder: Path) -> bool:
     if not folder.is_dir():
         return not folder.exists()
     return all(path.name.startswith(".") and path.name.endswith(".tmp") for path in folder.iterdir())
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with the home of its user in the place of `~`.
+
+    Raises:
+        ConfigError: the machine knows no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path} names a home that this machine does not know: write the path in full") from error
 
 
 def user_data_folder() -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from darht.core import hub, storage_fsspec, storage_hub, storage_remote
 from darht.core.bounded import cut
 from darht.core.errors import ConfigError, DarhtError
-from darht.core.files import is_free, write_atomic
+from darht.core.files import expanded, is_free, write_atomic
 from darht.core.retry import RETRY_FOR
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # no such file
@@ -75,8 +75,13 @@ class LocalStorage:
 
     def modified(self, key: str) -> float | None:
         """When a file was written, in seconds since the epoch, or None where there is none."""
-        path = self.folder / key
-        return path.stat().st_mtime if path.is_file() else None
+        try:
+            found = (self.folder / key).stat()
+        except _ABSENT:
+            return None
+        except OSError as error:
+            raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
+        return found.st_mtime if stat.S_ISREG(found.st_mode) else None
 
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once, and only when all of it is on the disk."""
@@ -84,7 +89,10 @@ class LocalStorage:
 
     def remove(self, key: str) -> None:
         """Remove a file; nothing happens where there is none."""
-        (self.folder / key).unlink(missing_ok=True)
+        try:
+            (self.folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise DarhtError(f"cannot remove {self.name(key)}: {error.strerror}") from error
 
     def keys(self, prefix: str = "") -> list[str]:
         """Every file under a folder of the place, in order."""
@@ -186,7 +194,7 @@ def open_storage(location: Location, *, retry_for: float = RETRY_FOR) -> Storage
         return location
     text = str(location)
     if "://" not in text:
-        return LocalStorage(Path(text).expanduser())
+        return LocalStorage(expanded(text))
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
     if text.startswith(hub.SCHEME):

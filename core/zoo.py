@@ -5,6 +5,7 @@ import importlib.resources
 from pathlib import Path
 
 from darht.core.errors import ConfigError
+from darht.core.files import expanded
 from darht.core.hub import fetched, is_hub
 
 PREFIX = "zoo:"
@@ -45,7 +46,7 @@ def teacher_at(text: str, base: Path) -> Path:
     """
     if is_hub(text):
         return fetched(Path(text))
-    return Path(text) if in_zoo(text) else base / Path(text).expanduser()
+    return Path(text) if in_zoo(text) else base / expanded(text)
 
 
 def absolute(folder: Path) -> str:

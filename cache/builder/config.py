@@ -27,6 +27,7 @@ from darht.cache.sources.open import open_source
 from darht.core.bounded import show
 from darht.core.config import added, load_mapping, parse, to_plain
 from darht.core.errors import ConfigError
+from darht.core.files import expanded
 from darht.core.keys import check_seed
 
 PRECISIONS = {"fp32": {}, "tf32": {"tf32": True}, "bf16": {"amp": True}}
@@ -273,7 +274,7 @@ def _check_eps(name: str, own: dict[str, Any], norm: Norm) -> None:
 
 def data_root(data: DataConfig, base: Path) -> Path | None:
     """Where the images of a source lie; relative paths are relative to the folder of the config's file, `base`."""
-    return None if data.place is None else base / Path(data.place).expanduser()
+    return None if data.place is None else base / expanded(data.place)
 
 
 def load_images(

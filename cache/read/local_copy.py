@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from darht.core.errors import CorruptError, IncompleteError
+from darht.core.files import expanded
 from darht.core.retry import LOG
 from darht.core.storage import LocalStorage
 from darht.core.storage_remote import IN_FLIGHT, PIECE, RemoteStorage, piece_pool
@@ -43,7 +44,7 @@ class CopySettings:
 def default_copy(folder: Path | None = None, size: int | None = None) -> CopySettings:
     """The user's cache folder, and half of what its disk has free besides what is copied already."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    where = Path(folder or Path(base) / "darht" / "shards").expanduser()
+    where = expanded(folder or Path(base) / "darht" / "shards")
     if size is None:
         there = next(parent for parent in (where.absolute(), *where.absolute().parents) if parent.is_dir())
         size = (shutil.disk_usage(there).free + sum(used for _, used, _ in _entries(where))) // 2

@@ -8,7 +8,7 @@ import numpy as np
 from darht.cache.sources.folders import TEST, TRAIN
 from darht.cache.sources.located import locate_rows
 from darht.cache.sources.parquet import SUFFIX, read_labels
-from darht.cache.sources.rows import Listing, read_lines
+from darht.cache.sources.rows import Listing, numbered, read_lines
 from darht.cache.sources.tars import read_tars
 from darht.core.errors import DataError
 
@@ -27,9 +27,9 @@ def list_webdataset(root: Path, split: str, rules: int) -> Listing:
     places, found = read_tars(paths, passed)
     labels = np.concatenate(found)
     names = root / _NAMES
-    numbers = tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
     fix = "write one class name a line, or remove it"
-    classes = tuple(line.strip() for line in read_lines(names, fix)) if names.is_file() else numbers
+    lines = read_lines(names, fix) if names.is_file() else None
+    classes = numbered(labels, paths[0].parent) if lines is None else tuple(line.strip() for line in lines)
     return Listing(locate_rows(root, paths, places), labels, classes, paths[0].parent, passed)
 
 
@@ -41,7 +41,8 @@ def list_parquet(root: Path, split: str, rules: int) -> Listing:
     """
     paths = _containers(root, split, SUFFIX)
     places, found, classes = read_labels(paths)
-    return Listing(locate_rows(root, paths, places), np.concatenate(found), classes, paths[0].parent, Counter())
+    labels, where = np.concatenate(found), paths[0].parent
+    return Listing(locate_rows(root, paths, places), labels, classes or numbered(labels, where), where, Counter())
 
 
 def _containers(root: Path, split: str, suffix: str) -> list[Path]:

@@ -25,6 +25,7 @@ from darht.cache.sources.rows import LazyImages, Listing, Rows, rows_to_take, sh
 from darht.cache.sources.scan import Scan, scan
 from darht.cache.sources.tiny_imagenet import check_tiny, list_tiny_imagenet
 from darht.core.errors import DataError
+from darht.core.files import expanded
 
 SOURCES: tuple[str, ...] = ("digits", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "npz", "webdataset",
                             "parquet")  # fmt: skip
@@ -161,7 +162,7 @@ def checked_root(
     if how.skip_broken and name not in OF_FILES:
         known = f"{', '.join(OF_FILES[:-1])} and {OF_FILES[-1]}"
         raise DataError(f"only {known} have image files to skip; got '{name}'; leave skip_broken out")
-    return None if root is None else root.expanduser()
+    return None if root is None else expanded(root)
 
 
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darht.cache.sources.npz_member import ImageMember, open_images
-from darht.cache.sources.rows import LazyImages, Rows, one_line, rows_to_take, shown
+from darht.cache.sources.rows import LazyImages, Rows, numbered, one_line, rows_to_take, shown
 from darht.core.errors import DataError
 
 _KEYS = {"image": "images", "label": "labels"}  # other names of keys
@@ -137,12 +137,7 @@ def named(classes: tuple[str, ...] | None, labels: NDArray[np.int64], path: Path
     """
     if classes is not None:
         return classes
-    if labels.max() >= len(labels):  # said before millions of classes are named
-        raise DataError(
-            f"{path}: {len(labels)} rows cannot fill the {int(labels.max()) + 1} classes that label {labels.max()} "
-            "implies; number the labels from 0 without gaps"
-        )
-    return tuple(str(label) for label in range(int(labels.max()) + 1))
+    return numbered(labels, path)
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

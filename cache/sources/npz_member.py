@@ -52,8 +52,11 @@ class ImageMember:
         with self._lock:
             if self._info.compress_type == zipfile.ZIP_STORED or self._fortran:
                 return np.asarray(self._map()[rows])
-            first = int(rows.min())
-            return self._decompress(first, int(rows.max()) + 1)[rows - first]
+            wanted, places = np.unique(rows, return_inverse=True)
+            runs = np.split(
+                wanted, np.flatnonzero(np.diff(wanted) > 1) + 1
+            )  # of neighbours; what lies between is passed
+            return np.concatenate([self._decompress(int(run[0]), int(run[-1]) + 1) for run in runs])[places]
 
     def pieces(self, size: int) -> Iterator[NDArray[Any]]:
         """All rows in order, `size` at a time; the archive's checksum is compared after the last.

@@ -91,7 +91,7 @@ def _leaf(file: Any, path: Path) -> str:
 def read_labels(paths: Sequence[Path]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]], tuple[str, ...]]:
     """Of each file the places of its rows, int64 `[n, 2]` (row, -1), and its labels `[n]`; and the class names.
 
-    Names are those of the metadata that the `datasets` library writes, or the numbers up to the largest label.
+    Names are those of the metadata that the `datasets` library writes; none where there are none.
 
     Raises:
         DataError: pyarrow is not installed, a file is no Parquet, a column is missing, or the files disagree.
@@ -112,9 +112,8 @@ def read_labels(paths: Sequence[Path]) -> tuple[list[NDArray[np.int64]], list[ND
         (_, first), (_, other) = list(named.items())[:2]
         raise DataError(f"{first} and {other} name other classes in their metadata: take the files of one data set")
     names = next(iter(named), ())
-    most = max((int(found.max(initial=-1)) for found in labels), default=-1)
     places = [np.stack([np.arange(len(found)), np.full(len(found), -1)], axis=1) for found in labels]
-    return places, labels, names or tuple(str(label) for label in range(most + 1))
+    return places, labels, names
 
 
 def _labels(file: Any, path: Path) -> NDArray[np.int64]:

@@ -46,6 +46,21 @@ class Rows(NamedTuple):
     skipped: tuple[str, ...] = ()  # files left out because they cannot be decoded, below the root
 
 
+def numbered(labels: NDArray[np.int64], where: Path) -> tuple[str, ...]:
+    """Class names that are the numbers up to the largest label.
+
+    Raises:
+        DataError: a label that leaves classes without images; said before millions of them are named.
+    """
+    most = int(labels.max(initial=-1))
+    if most >= len(labels):
+        raise DataError(
+            f"{where}: {len(labels)} rows cannot fill the {most + 1} classes that label {most} implies; number the "
+            "labels from 0 without gaps"
+        )
+    return tuple(str(label) for label in range(most + 1))
+
+
 class Listing(NamedTuple):
     """The encoded images of a split before any is read, in source order.
 

@@ -14,6 +14,7 @@ from darht.core.errors import DataError
 
 _LABEL = ".cls"
 _LONGEST = 20  # bytes of a label's text
+_DIGITS = 18  # of a label; an int64 holds them all
 
 
 def read_tars(paths: Sequence[Path], passed: Counter[str]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
@@ -31,7 +32,7 @@ def read_tars(paths: Sequence[Path], passed: Counter[str]) -> tuple[list[NDArray
             if suffix == _LABEL and label is not None:
                 found[key] = label
             elif suffix == _LABEL:
-                problems.append(f"{path}:{key}{_LABEL} is not a whole number")
+                problems.append(f"{path}:{key}{_LABEL} is no whole number of at most {_DIGITS} digits")
             elif key in images:
                 problems.append(f"{path}:{key} has two images")
             else:
@@ -75,4 +76,4 @@ def _kind(member: tarfile.TarInfo, name: PurePosixPath) -> str:
 def _number(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
     file = archive.extractfile(member)
     text = b"" if file is None or member.size > _LONGEST else file.read().strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdigit() and len(text) <= _DIGITS else None

@@ -56,6 +56,19 @@ def test_removing(somewhere: Storage):
     assert somewhere.read("x") is None and somewhere.is_free()
 
 
+def test_what_cannot_be_removed_is_one_line(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    folder = LocalStorage(tmp_path)
+    with pytest.raises(DarhtError, match=r"cannot remove .*folder: "):
+        folder.remove("folder")
+    assert folder.modified("folder") is None and folder.modified("folder/none") is None
+
+
+def test_a_home_that_nobody_has_is_one_line():
+    with pytest.raises(ConfigError, match="~nobody-here/cache names a home that this machine does not know"):
+        open_storage("~nobody-here/cache")
+
+
 def test_names_for_messages(tmp_path: Path):
     assert str(open_storage(tmp_path)) == str(tmp_path) and open_storage(tmp_path).name("a/b") == str(
         tmp_path / "a" / "b"

@@ -122,7 +122,7 @@ def test_tars_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match=r"needs files \*.tar in .*train, or with 'train' in their names"):
         opened(tmp_path, "webdataset")
     path = tar(tmp_path / "train/0.tar", {"a.png": encoded(0), "b.cls": b"1", "c.png": b"torn", "c.cls": b"x"})
-    with pytest.raises(DataError, match=r"4 do not: .*a has no .cls, .*b has no image, .*c.cls is not a whole number"):
+    with pytest.raises(DataError, match=r"4 do not: .*a has no .cls, .*b has no image, .*c.cls is no whole number"):
         opened(tmp_path, "webdataset")
     tar(path, {"a.png": encoded(0), "a.cls": b"0", "sub/c.png": b"torn", "sub/c.cls": b"0"})
     with pytest.raises(DataError, match=r"train/0.tar:sub/c.png \(cannot identify image file\)"):
@@ -130,6 +130,15 @@ def test_tars_that_do_not_fit(tmp_path):
     assert opened(tmp_path, "webdataset", skip_broken=True).skipped == ("train/0.tar:sub/c.png",)
     path.write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(DataError, match=r"cannot read .*0.tar as a plain tar: .*unpack it if it is compressed"):
+        opened(tmp_path, "webdataset")
+
+
+@pytest.mark.parametrize("label", ["7000000000", "99999999999999999999"])
+def test_a_label_that_implies_billions_of_classes(tmp_path, label):
+    tar(tmp_path / "train/0.tar", {"a.png": encoded(0), "a.cls": label.encode()})
+    with pytest.raises(
+        DataError, match=r"1 rows cannot fill the 7000000001 classes|a.cls is no whole number of at most"
+    ):
         opened(tmp_path, "webdataset")
 
 
@@ -153,6 +162,9 @@ def test_parquet(tmp_path):
         opened(tmp_path, "parquet")
     save(["path"], [0])
     with pytest.raises(DataError, match=r"column 'image' must hold encoded bytes, .*; it is string"):
+        opened(tmp_path, "parquet")
+    save([encoded(0)], [7_000_000_000], names=())
+    with pytest.raises(DataError, match="1 rows cannot fill the 7000000001 classes"):
         opened(tmp_path, "parquet")
     save([encoded(0)], ["cat"])
     with pytest.raises(DataError, match="column 'label' must hold a whole number in each row; it is string"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from darht.cache.sources.load import load_source
+from darht.cache.sources.npz_member import ImageMember, open_images
 from darht.core.errors import DataError
 
 LABELS = np.array([0, 1, 2, 1])
@@ -94,6 +95,19 @@ def test_compression_does_not_change_the_hash(tmp_path):
     plain = load_source("npz", save(tmp_path / "plain.npz"), "train")
     np.savez_compressed(tmp_path / "small.npz", images=IMAGES, labels=LABELS)
     assert load_source("npz", tmp_path / "small.npz", "train").sha256 == plain.sha256
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.integers(0, 59), max_size=12))
+def test_rows_far_apart_are_read_without_those_between(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("member") / "some.npz"
+    images = np.arange(60 * 6, dtype=np.uint8).reshape(60, 2, 3)
+    np.savez_compressed(path, images=images)
+    member, held, take = open_images(path, "images"), [], ImageMember._take
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageMember, "_take", lambda self, file, n: held.append(n) or take(self, file, n))
+        np.testing.assert_array_equal(member.read(np.array(rows, dtype=np.int64)), images[rows])
+    assert sum(held) == len(set(rows))
 
 
 def test_limit(tmp_path):
