@@ -118,6 +118,8 @@ def test_who_trusts_it_gets_it_called(received, tmp_path, monkeypatch):
     assert code == 2 and "must return a torch.nn.Module" in said and sprung(trusted)
     with pytest.raises(ModelError, match=r"must return a torch\.nn\.Module"):
         darht.load_teacher(trusted / "teacher", trust_code=True)
+    with darht.trusting(), pytest.raises(ModelError, match=r"must return a torch\.nn\.Module"):
+        darht.load_teacher(trusted / "teacher")
 
 
 def test_what_was_made_here_is_taken_as_before(tmp_path, monkeypatch):

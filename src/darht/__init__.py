@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from darht.cache.read.webdataset import open_shards as open_cache
     from darht.core.errors import DarhtError
     from darht.core.nets.classifier import Classifier
+    from darht.core.trust import trusting
     from darht.trainer.api import evaluate, load_student, load_teacher, train
     from darht.trainer.config import TrainConfig
     from darht.trainer.evaluation.config import EvalConfig
@@ -52,6 +53,7 @@ _HOMES = {
     "load_student": "darht.trainer.api",
     "load_teacher": "darht.trainer.api",
     "train": "darht.trainer.api",
+    "trusting": "darht.core.trust",
 }
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "load_teacher",
     "open_cache",
     "train",
+    "trusting",
 ]
 
 
