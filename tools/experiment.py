@@ -1,7 +1,8 @@
 """Run the whole job from one file: teachers, cache, inspection, students, evaluation.
 
 `darht-experiment RECIPE.yaml --out DIR` runs the commands that a person would type, prints each before
-it runs, and ends with a table. A finished stage is not run again, so a stopped experiment goes on where it was.
+it runs, and ends with a table. A finished stage is not run again, so a stopped experiment goes on where it was;
+`stage_ledger.py` says when a stage is finished.
 """
 
 import json
@@ -13,14 +14,15 @@ from typing import Any
 import yaml
 
 from darht.cache.builder.config import load_config
+from darht.cache.builder.teachers import CARD
+from darht.cache.format.manifest import MANIFEST
 from darht.core.errors import ConfigError
 from darht.core.files import write_atomic
-from darht.core.sealed import read_sealed, write_sealed
 from darht.tools.experiment_config import ExperimentConfig, TeacherPlan
+from darht.tools.stage_ledger import read_ledger
 from darht.tools.stage_pool import Call, Stage, run_side_by_side
 from darht.trainer.config import load_recipe
-
-STAGES = "stages.json"
+from darht.trainer.state.checkpoint import BEST, CONFIG, RUN
 
 
 def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[Stage]:
@@ -37,20 +39,30 @@ def plan_stages(config: ExperimentConfig, out: Path, root: Path | None) -> list[
     for k in range(config.seeds):  # every way once before any twice: what is stopped has something to compare
         for name, recipe in config.students.items():
             run, cache = config.runs(name)[k], config.cache_of(name)
-            file, folder = str(out / "recipes" / f"{name}.yaml"), str(out / "run" / run)
             seed = () if config.seeds == 1 else ("--set", f"seed={recipe.get('seed', 0) + k}")
-            words = ("darht-train", "--shards", str(out / cache), "--recipe", file, *seed, "--out", folder, "--resume")
-            stages.append(Stage(f"train {run}", words, (cache,)))
-            stages.append(Stage(f"eval {run}", ("darht-eval", folder, *cut), (f"train {run}",)))
+            stages += _student_stages(run, out / "recipes" / f"{name}.yaml", out, cache, seed=seed, cut=cut)
     return stages
+
+
+def _student_stages(
+    run: str, recipe: Path, out: Path, cache: str, *, seed: tuple[str, ...], cut: tuple[str, ...]
+) -> list[Stage]:
+    """Train a student and measure it."""
+    folder = out / "run" / run
+    words = ("--shards", str(out / cache), "--recipe", str(recipe), *seed, "--out", str(folder), "--resume")
+    made = (folder / RUN, folder / BEST / CONFIG)
+    train = Stage(f"train {run}", ("darht-train", *words), (cache,), reads=(recipe,), makes=made)
+    measure = ("darht-eval", str(folder), *cut)
+    return [train, Stage(f"eval {run}", measure, (train.name,), makes=(folder / "eval.json",))]
 
 
 def _cache_stages(name: str, members: tuple[str, ...], config: ExperimentConfig, out: Path) -> list[Stage]:
     """Build a cache and look at it."""
     folder, label = str(out / name), name.removeprefix("cache").replace("-", " ", 1)
     allowed = [word for member in members if config.teachers[member].allow for word in ("--allow", member)]
-    words = ("darht-cache", "build", str(out / f"{name}.yaml"), "--out", folder, *allowed)
-    stages = [Stage(name, words, tuple(f"teacher {member}" for member in members), any_threads=True)]
+    spec, taught = out / f"{name}.yaml", tuple(f"teacher {member}" for member in members)
+    words = ("darht-cache", "build", str(spec), "--out", folder, *allowed)
+    stages = [Stage(name, words, taught, any_threads=True, reads=(spec,), makes=(out / name / MANIFEST,))]
     stages.append(Stage(f"info{label}", ("darht-cache", "info", folder), (name,)))
     if _of_members(config.cache.get("attacks", {}), members):  # both look at perturbations
         stages.append(Stage(f"transfer{label}", ("darht-inspect", "transfer", folder), (name,)))
@@ -75,7 +87,8 @@ def _teach(name: str, plan: TeacherPlan, config: ExperimentConfig, out: Path, da
     words += ["--algorithm", plan.algorithm]
     for key, value in plan.set.items():
         words += ["--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}"]
-    return Stage(f"teacher {name}", (*words, "--out", str(out / "teachers" / name), "--resume"))
+    folder = out / "teachers" / name
+    return Stage(f"teacher {name}", (*words, "--out", str(folder), "--resume"), makes=(folder / CARD,))
 
 
 def _options(data: dict[str, Any], *names: str) -> list[str]:
@@ -116,7 +129,7 @@ def run_experiment(
     jobs: int = 1,
     on_measured: Callable[[dict[str, float]], None] = lambda seconds: None,
 ) -> dict[str, float]:
-    """Run every stage that has not been finished with the same words before.
+    """Run every stage that is not done, or needs one that was not.
 
     Args:
         config: the experiment.
@@ -132,29 +145,27 @@ def run_experiment(
 
     Raises:
         ConfigError: a file that a later stage would refuse; before any stage has run.
+        CorruptError: what was noted of the stages was changed since.
         StageError: a stage failed beside others.
     """
     check_inputs(config, out, root)
-    done, started = read_stages(out), {}
-    left = []
-    for stage in plan_stages(config, out, root):
-        if done.get(stage.name, {}).get("line") == stage.line:
+    plan, ledger, started = plan_stages(config, out, root), read_ledger(out), {}
+    left = ledger.take_undone(plan)
+    for stage in plan:
+        if stage not in left:
             tell(f"# done before: {stage.line}")
-        else:
-            left.append(stage)
 
     def on_start(stage: Stage) -> None:
         tell(f"$ {stage.line}")
         started[stage.name] = time.perf_counter()
 
     def on_end(stage: Stage) -> None:
-        seconds = round(time.perf_counter() - started[stage.name], 2)
-        done[stage.name] = {"line": stage.line, "seconds": seconds}
-        write_sealed(out / STAGES, done)
+        seconds = time.perf_counter() - started[stage.name]
+        ledger.note(stage, seconds)
         if jobs > 1:
             tell(f"# {stage.name}: {seconds:.0f} s")
         if stage.name.startswith("eval "):
-            on_measured(_seconds(done))
+            on_measured(ledger.seconds(plan))
 
     if jobs > 1:
         run_side_by_side(left, call, jobs=jobs, logs=out / "logs", on_start=on_start, on_end=on_end)
@@ -163,11 +174,7 @@ def run_experiment(
             on_start(stage)
             call(stage.words)
             on_end(stage)
-    return _seconds(done)
-
-
-def _seconds(done: dict[str, Any]) -> dict[str, float]:
-    return {name: stage["seconds"] for name, stage in done.items()}
+    return ledger.seconds(plan)
 
 
 def check_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None:
@@ -180,13 +187,3 @@ def check_inputs(config: ExperimentConfig, out: Path, root: Path | None) -> None
     rows = config.data.get("limit")
     if rows is not None and not 0 <= config.row < rows:
         raise ConfigError(f"row must lie in 0..{rows - 1}, the rows that data.limit takes; got {config.row}")
-
-
-def read_stages(out: Path) -> dict[str, dict[str, Any]]:
-    """The stages that were noted in `out`, by name; none where nothing has run.
-
-    Raises:
-        CorruptError: the note was changed after it was written.
-    """
-    path = out / STAGES
-    return read_sealed(path, "remove it, and every stage asks its command again").value if path.is_file() else {}

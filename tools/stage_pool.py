@@ -38,6 +38,8 @@ class Stage:
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
     any_threads: bool = False
+    reads: tuple[Path, ...] = ()
+    makes: tuple[Path, ...] = ()
 
     @property
     def line(self) -> str:

@@ -15,10 +15,10 @@ from PIL import Image
 from runs import write_student
 
 from darht.cache.builder.config import load_config
-from darht.core.errors import ConfigError, CorruptError
+from darht.core.errors import ConfigError
 from darht.core.files import sha256_file
 from darht.core.sealed import write_sealed
-from darht.tools.experiment import STAGES, plan_stages, run_experiment, write_inputs
+from darht.tools.experiment import plan_stages, run_experiment, write_inputs
 from darht.tools.experiment_cli import call, experiment
 from darht.tools.experiment_config import ExperimentConfig, TeacherPlan, load_experiment
 from darht.tools.experiment_page import NUMBERS, PAGE, PICTURE, write_page
@@ -345,38 +345,44 @@ def test_a_teachers_setting_is_changed_alone(tiny_recipe: Path, tmp_path: Path) 
 def test_a_finished_stage_is_not_run_again_but_a_changed_one_is(tiny_recipe: Path, tmp_path: Path) -> None:
     config, out, ran = load_experiment(tiny_recipe), tmp_path / "out", []
 
-    def call(words: tuple[str, ...]) -> None:
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        ran.append(words)
+    def run(config: ExperimentConfig, root: Path | None = None, most: int = 8) -> tuple[list[str], list[str]]:
+        """The programs that ran, and what was told; stopped after so many."""
+        ran.clear()
+        told: list[str] = []
+        plan = {stage.words: stage for stage in plan_stages(config, out, root)}
+
+        def call(words: tuple[str, ...]) -> None:
+            if len(ran) == most:
+                raise KeyboardInterrupt
+            ran.append(words[0])
+            for path in plan[words].makes:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+        seconds = run_experiment(config, out, root=root, call=call, tell=told.append)
+        assert list(seconds) == [stage.name for stage in plan.values()]
+        return list(ran), told
 
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(config, out, root=None, call=call, tell=lambda line: None)
+        run(config, most=3)
     assert len(ran) == 3
-
-    again: list[tuple[str, ...]] = []
-    told: list[str] = []
-    seconds = run_experiment(config, out, root=None, call=again.append, tell=told.append)
-    assert [words[0] for words in again] == [
-        "darht-cache",
-        "darht-inspect",
-        "darht-inspect",
-        "darht-train",
-        "darht-eval",
-    ]
+    looked, student = ["darht-cache", "darht-inspect", "darht-inspect"], ["darht-train", "darht-eval"]
+    again, told = run(config)
+    assert again == [*looked, *student]
     assert sum(line.startswith("# done before: ") for line in told) == 3
-    noted = bytearray((out / STAGES).read_bytes())
-    noted[40] ^= 1
-    (out / STAGES).write_bytes(noted)
-    with pytest.raises(CorruptError, match="remove it, and every stage asks its command again"):
-        run_experiment(config, out, root=None, call=again.append, tell=told.append)
-    noted[40] ^= 1
-    (out / STAGES).write_bytes(noted)
-    assert len(seconds) == 8
+    assert run(config)[0] == []
+    assert run(config, root=tmp_path)[0] == ["darht-teacher", "darht-teacher", "darht-cache", *looked, *student]
 
-    again.clear()
-    run_experiment(config, out, root=tmp_path, call=again.append, tell=told.append)  # another root: teachers again
-    assert [words[:2] for words in again] == [("darht-teacher", "train")] * 2
+    run(config)
+    changed = load_experiment(tiny_recipe, ("students.cached.optim.lr=0.3",))
+    assert run(changed)[0] == student
+    shutil.rmtree(out / "run" / "cached")
+    assert run(changed)[0] == student
+    (out / "run" / "cached" / "eval.json").unlink()
+    assert run(changed)[0] == student[1:]
+    renamed = replace(changed, students={"other": changed.students["cached"]})
+    assert run(renamed)[0] == student
+    assert run(load_experiment(tiny_recipe, ("cache.views.count=5",)))[0] == ["darht-cache", *looked, *student]
 
 
 def test_the_main_job_on_a_handful_of_digits(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -398,6 +404,16 @@ def test_the_main_job_on_a_handful_of_digits(tiny_recipe: Path, tmp_path: Path) 
     assert f"]({PICTURE})" in page and "| cached | " in page
     with Image.open(out / PICTURE) as picture:
         assert picture.size[0] > 1000
+
+    for change, refused in (("students.cached.optim.lr=0.3", "another run"), ("cache.views.count=5", "another spec")):
+        result = CliRunner().invoke(experiment, [str(tiny_recipe), "--out", str(out), "--set", change])
+        assert result.exit_code == 2 and refused in result.stderr and result.stderr.count("\n") == 1
+    assert (out / PAGE).read_text() == page
+    shutil.rmtree(out / "run" / "cached")
+    result = CliRunner().invoke(experiment, [str(tiny_recipe), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "$ darht-train" in result.output and "$ darht-eval" in result.output
+    assert "# done before: darht-teacher train" in result.output
 
 
 def test_a_mistake_in_the_recipe_is_one_line(tmp_path: Path) -> None:
