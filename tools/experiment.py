@@ -114,7 +114,7 @@ def _spec(config: ExperimentConfig, cache: str, data: dict[str, Any]) -> dict[st
     if config.sets:
         spec["attacks"] = _of_members(spec.get("attacks", {}), tuple(plans))
         rows = {name: one for name, one in spec.pop("jacobians", {}).items() if name in plans}
-        targets = {one.get("targets") for name, one in config.students.items() if config.cache_of(name) == cache}
+        targets = [one.get("targets") for name, one in config.students.items() if config.cache_of(name) == cache]
         spec |= {"jacobians": rows} if rows and "first-order" in targets else {}
     return {"data": data, "teachers": teachers, **spec}
 

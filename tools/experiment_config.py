@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from darht.core.bounded import show
 from darht.core.config import load_mapping, override, parse
 from darht.core.errors import ConfigError
 from darht.core.keys import check_seed
@@ -81,12 +82,14 @@ class ExperimentConfig:
         for name, members in self.sets.items():
             if not members or not set(members) <= set(self.teachers):
                 raise ConfigError(f"set '{name}' must name teachers of {', '.join(self.teachers)}; got {members}")
-        used = {member for members in self.sets.values() for member in members}
+        for key in ("attacks", "jacobians"):
+            _check_mappings(f"cache.{key}", self.cache.get(key, {}))
+        used = [member for members in self.sets.values() for member in members]  # a list: anything may be asked for
         for name, attack in self.cache.get("attacks", {}).items():
             if self.sets and attack.get("teacher") not in used:
                 raise ConfigError(f"attack '{name}' names teacher '{attack.get('teacher')}', who is in no set")
         for name, student in self.students.items():
-            if "set" in student and student["set"] not in self.sets:
+            if "set" in student and student["set"] not in list(self.sets):
                 known = ", ".join(self.sets) or "none"
                 raise ConfigError(f"student '{name}' trains from set '{student['set']}'; the sets are {known}")
 
@@ -110,6 +113,15 @@ class ExperimentConfig:
     def runs(self, name: str) -> list[str]:
         """The names of a student's runs: its own, or one for each seed."""
         return [name] if self.seeds == 1 else [f"{name}-{k}" for k in range(self.seeds)]
+
+
+def _check_mappings(where: str, value: Any) -> None:
+    """What is sorted by sets before the cache's own rules are asked."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be a mapping, a name each; got {show(value)}: write {{}} for none")
+    for name, one in value.items():
+        if not isinstance(one, dict):
+            raise ConfigError(f"{where}.{name} must be a mapping; got {show(one)}")
 
 
 def load_experiment(path: Path, assignments: tuple[str, ...] = ()) -> ExperimentConfig:

@@ -184,10 +184,20 @@ def test_only_the_caches_of_first_order_students_have_jacobians(tmp_path: Path) 
         ({"sets": {"a": ["resnet", "bit"]}}, r"set 'a' must name teachers of resnet, vit; got \('resnet', 'bit'\)"),
         ({"sets": {"a": ["vit"]}}, "attack 'pgd' names teacher 'resnet', who is in no set"),
         ({"students": {"s": {"set": "b"}}}, "student 's' trains from set 'b'; the sets are none"),
+        ({"students": {"s": {"set": ["b", "c"]}}}, r"student 's' trains from set '\['b', 'c'\]'; the sets are none"),
+        ({"cache": {"attacks": None}}, "cache.attacks must be a mapping, a name each; got None: write {} for none"),
+        ({"cache": {"attacks": ["pgd"]}}, r"cache.attacks must be a mapping, a name each; got \['pgd'\]"),
+        ({"cache": {"attacks": {"pgd": "resnet"}}}, "cache.attacks.pgd must be a mapping; got 'resnet'"),
+        (
+            {"cache": {"attacks": {"pgd": {"teacher": ["vit"]}}}},
+            r"attack 'pgd' names teacher '\['vit'\]', who is in no",
+        ),
+        ({"cache": {"jacobians": None}}, "cache.jacobians must be a mapping, a name each; got None"),
     ],
 )
 def test_sets_that_do_not_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, **change}))
+    sets = {} if "the sets are none" in message else {"sets": {"a": ["resnet"]}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**TINY, **sets, **change}))
     with pytest.raises(ConfigError, match=message):
         load_experiment(tmp_path / "own.yaml")
 
