@@ -71,15 +71,17 @@ def _print(*things: Any) -> None:
 
 
 def _indexes(cache: "Cache", folder: Path | None) -> "Indexes":
-    """The index of a cache, made with the default settings where there is none."""
+    """The index of a cache: finished where its making was stopped, made with default settings where there is none."""
     from darht.tools.index import CARD, IndexSettings, build_indexes, default_folder, open_indexes
     from darht.tools.vectors import cache_spaces
 
-    where = folder or default_folder(cache)
-    if (where / CARD).is_file():
-        return open_indexes(cache, where)
+    where, spaces = folder or default_folder(cache), cache_spaces(cache)
+    there = open_indexes(cache, where) if (where / CARD).is_file() else None
+    if there is not None and spaces.keys() <= there.card.indexes.keys():
+        return there
     with _steps() as on_rows:
-        return build_indexes(cache, cache_spaces(cache), where, IndexSettings(), on_rows=on_rows)[0]
+        settings = there.card.settings if there else IndexSettings()
+        return build_indexes(cache, spaces, where, settings, on_rows=on_rows)[0]
 
 
 def _loaded(cache: "Cache", teachers: tuple[str, ...], device: str) -> "Loaded":

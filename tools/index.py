@@ -121,9 +121,10 @@ class Indexes:
         """The FAISS index of a space; ids are rows.
 
         Raises:
+            CacheError: the space has no index.
             CorruptError: its file is missing or not the one that was written.
         """
-        path, record = _index_path(self.folder, space), self.card.indexes[space]
+        path, record = _index_path(self.folder, space), self._record(space)
         data = path.read_bytes() if path.is_file() else b""
         if sha256_bytes(data) != record.sha256:
             raise CorruptError(f"{path} is not what was written: remove it and run darht-inspect index again")
@@ -133,10 +134,11 @@ class Indexes:
         """The projection `[dim, D]` of a space; None where there is none.
 
         Raises:
+            CacheError: the space has no index.
             CorruptError: its file is missing or not the one that was written.
         """
         path = _axes_path(self.folder, space)
-        before, after = self.card.indexes[space].dims
+        before, after = self._record(space).dims
         if before <= after:
             return None
         check_named(self.folder / CARD, self.sealed, path.name, _AGAIN)
@@ -145,6 +147,11 @@ class Indexes:
         except (OSError, ValueError, EOFError) as error:  # of an index without sha256
             raise CorruptError(f"{path} is damaged ({error}): {_AGAIN}") from error
         return axes
+
+    def _record(self, space: str) -> Record:
+        if space not in self.card.indexes:
+            raise CacheError(f"{self.folder} holds no index of {space}, its making was stopped: {_AGAIN}")
+        return self.card.indexes[space]
 
 
 def _slug(space: str) -> str:

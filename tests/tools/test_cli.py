@@ -13,8 +13,9 @@ from reseal import rewrite
 from darht.cache.read.reader import open_cache
 from darht.tools import report as report_module
 from darht.tools.cli import inspect
-from darht.tools.index import Indexes
+from darht.tools.index import Indexes, IndexSettings, build_indexes, open_indexes
 from darht.tools.predictions import read_predictions
+from darht.tools.vectors import cache_spaces
 from darht.trainer.student.exclude import exclude_rows
 
 
@@ -55,6 +56,17 @@ def test_subspace_makes_the_index_that_it_needs(copy: Path) -> None:
     assert result.exit_code == 0, result.output
     for word in ("effective", "mixing", "all teachers answer rightly"):
         assert word in result.output
+
+
+def test_subspace_finishes_an_index_that_was_stopped(copy: Path) -> None:
+    cache = open_cache(copy)
+    first = {name: space for name, space in cache_spaces(cache).items() if name == "image"}
+    made = build_indexes(cache, first, copy / "index", IndexSettings(dim=16))[0]
+    result = run("subspace", copy, "--k", 4, "--gaas", 0)
+    assert result.exit_code == 0, result.output
+    whole = open_indexes(cache, copy / "index").card
+    assert whole.settings == made.card.settings and whole.indexes.keys() == cache_spaces(cache).keys()
+    assert whole.indexes["image"] == made.card.indexes["image"]
 
 
 def test_transfer_by_class_and_balanced(tiny_cache: Path, tmp_path: Path) -> None:

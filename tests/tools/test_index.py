@@ -105,6 +105,15 @@ def test_a_folder_without_an_index_or_with_a_damaged_one_is_named(tiny_cache: Pa
         open_indexes(cache, tmp_path / "i")
 
 
+def test_a_space_that_is_not_there_is_named(tiny_cache: Path, tmp_path: Path) -> None:
+    cache = open_cache(tiny_cache)
+    first = {name: space for name, space in cache_spaces(cache).items() if name == "image"}
+    made = build_indexes(cache, first, tmp_path / "i", IndexSettings(dim=8))[0]
+    for look in (made.load, made.axes):
+        with pytest.raises(CacheError, match=r"holds no index of delta/pgd-vit, .*: run darht-inspect index again"):
+            look("delta/pgd-vit")
+
+
 def test_the_card_names_the_cache_and_the_default_folder_lies_in_it(tiny_cache: Path, tiny_indexes: Indexes) -> None:
     cache = open_cache(tiny_cache)
     assert json.loads((tiny_indexes.folder / CARD).read_text())["root_hash"] == cache.root_hash
