@@ -29,6 +29,7 @@ def write_cache(
     deltas: dict[str, np.ndarray],
     logits: dict[str, dict[str, np.ndarray]],
     rows_per_shard: int = 1000,
+    vanilla: tuple[str, ...] = (),
 ) -> Path:
     """Seal a cache whose attack `pgd-T` was crafted on teacher T.
 
@@ -39,6 +40,7 @@ def write_cache(
         deltas: by teacher, int8 `[N, 3, H, W]`.
         logits: by teacher, `[N, C]` by `clean` and by the name of each attack.
         rows_per_shard: S.
+        vanilla: teachers that are not robust.
     """
     N, C = len(images), next(iter(logits.values()))["clean"].shape[1]
     classes = tuple(f"class {c}" for c in range(C))
@@ -46,7 +48,10 @@ def write_cache(
     spec = CacheSpec(
         data=DataSpec("npz", "train", N, images.shape[1:], classes, content_sha256(images, labels, classes), 0.0),
         views=ViewSpec("identity", 0, False, 1),
-        teachers={name: replace(teacher, weights_sha256=name) for name in logits},
+        teachers={
+            name: replace(teacher, weights_sha256=name, role="vanilla" if name in vanilla else "robust")
+            for name in logits
+        },
         attacks={f"pgd-{name}": AttackSpec("pgd", name, 1, PGD) for name in deltas},
         store=StoreSpec(rows_per_shard=rows_per_shard, rows_per_chunk=rows_per_shard // 8),
         precision=PrecisionSpec(),

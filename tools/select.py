@@ -281,7 +281,10 @@ def _warnings(best: TeacherSet, candidates: tuple[Candidate, ...]) -> tuple[str,
 def spec_snippet(cache: Cache, names: tuple[str, ...]) -> str:
     """The `teachers` and `attacks` of a cache spec (YAML) for a set."""
     folders = cache.origin().get("teachers", {})
-    teachers = {name: {"path": folders.get(name, f"teachers/{name}")} for name in names}
+    teachers = {}
+    for name in names:
+        role = cache.spec.teachers[name].role  # robust where a spec says nothing
+        teachers[name] = {"path": folders.get(name, f"teachers/{name}"), **({} if role == "robust" else {"role": role})}
     attacks: dict[str, Any] = {}
     for name, attack in cache.spec.attacks.items():
         if attack.teacher in names:

@@ -111,7 +111,7 @@ def test_the_students_examples_decide_when_asked_to(twelve: Cache) -> None:
         rank_sets(twelve, 2, by="student")
 
 
-def test_a_teacher_without_an_attack_cannot_be_taken(tmp_path: Path) -> None:
+def test_a_teacher_without_an_attack_cannot_be_taken_and_roles_are_kept(tmp_path: Path) -> None:
     labels = np.arange(8) % 2
     right = one_hot(labels, 2)
     kinds = {"clean": right, "pgd-a": right, "pgd-b": right}
@@ -122,10 +122,14 @@ def test_a_teacher_without_an_attack_cannot_be_taken(tmp_path: Path) -> None:
         deltas={name: np.zeros((8, 3, 4, 4), dtype=np.int8) for name in "ab"},
         logits={"a": kinds, "b": kinds, "c": kinds},
         rows_per_shard=8,
+        vanilla=("b",),
     )
-    ranking = rank_sets(open_cache(folder), 2)
+    cache = open_cache(folder)
+    ranking = rank_sets(cache, 2)
     assert ranking.refused == {"c": "no attack of the cache was crafted on it"}
     assert ranking.sets[0].names == ("a", "b")
+    teachers = yaml.safe_load(spec_snippet(cache, ("a", "b")))["teachers"]
+    assert teachers == {"a": {"path": "teachers/a"}, "b": {"path": "teachers/b", "role": "vanilla"}}
 
 
 def test_the_snippet_is_a_spec_of_the_set(tiny_cache: Path) -> None:
