@@ -108,7 +108,7 @@ def _head(report: CacheReport) -> Section:
 
 def _teachers(report: CacheReport) -> Section:
     rows: list[list[Cell]] = []
-    N = report.cache.rows
+    N = report.cache.spec.data.labelled
     for t, one in enumerate(report.candidates):
         spec = report.cache.spec.teachers[one.name]
         low, high = wilson(round(one.robust * N / 100), N) if not np.isnan(one.robust) else (0.0, 1.0)
@@ -120,9 +120,9 @@ def _teachers(report: CacheReport) -> Section:
         ])  # fmt: skip
     columns = ["teacher", "clean %", "own attack %", "95 %", "kept %", "all attacks %", "entropy", "role", "network"]
     note = (
-        "Own attack: right when clean and on every example made on this teacher, of all images; 95 % Wilson interval. "
-        "Kept: of those right when clean. All attacks: right when clean and on every stored example. Entropy: of its "
-        "answers to adversarial images, in nats. A click on a column sorts."
+        "Own attack: right when clean and on every example made on this teacher, of all images that have a label; 95 % "
+        "Wilson interval. Kept: of those right when clean. All attacks: right when clean and on every stored example. "
+        "Entropy: of its answers to adversarial images, in nats. A click on a column sorts."
     )
     known = [one for one in report.candidates if not np.isnan(one.robust)]
     best = max(known, key=lambda one: one.robust)
@@ -220,9 +220,11 @@ def _pair(*sides: Part) -> Part:
 
 
 def _hardest(report: CacheReport) -> Section:
-    count, T = len(report.rows.fooled_all), len(report.matrix.teachers)
+    count, T, data = len(report.rows.fooled_all), len(report.matrix.teachers), report.cache.spec.data
     finding = (
-        f"{count:,} of {report.cache.rows:,} images have one example that fools "
+        f"{count:,} of {data.labelled:,} images "
+        + ("with labels " if data.labelled < data.rows else "")
+        + "have one example that fools "
         + ("the teacher" if T == 1 else f"all {T} teachers")
         + ", and all of them are right when it is clean"
     )
@@ -268,7 +270,7 @@ def _odd_rows(report: CacheReport) -> Section:
         f"{len(rows.only_one):,} images stand with one teacher alone, and {len(rows.label_candidates):,} "
         f"{'label is' if len(rows.label_candidates) == 1 else 'labels are'} doubted by all teachers"
     )
-    share = 100 / report.cache.rows
+    share = 100 / report.cache.spec.data.labelled
     alone = table(
         ["teacher", "images that it alone gets right", "% of all"],
         [[name, (f"{count:,}", count), (f"{share * count:.1f}", share * count)] for name, count in lone.items()],

@@ -11,6 +11,7 @@ import torch
 from planted import one_hot, write_cache
 
 from darht.cache.read.reader import Cache, open_cache
+from darht.core.stats import wilson
 from darht.tools import report as report_module
 from darht.tools.gaas import Gaas
 from darht.tools.index import Indexes, IndexSettings, build_indexes
@@ -19,6 +20,7 @@ from darht.tools.predictions import read_predictions
 from darht.tools.report import OUTCOMES, CacheReport, collect, hardest_rows, outcomes
 from darht.tools.report_figures import class_figure
 from darht.tools.report_page import CANDIDATES, draw, render, table
+from darht.tools.rows import LoneRow
 from darht.tools.vectors import cache_spaces
 
 NAMES = ("bit", "res", "vit")
@@ -147,6 +149,23 @@ def test_without_teachers_and_records_the_page_says_so(lively: CacheReport) -> N
     assert {outcome for plane in lively.maps for outcome in plane.outcome} == {0, 1, 2, 3}
     text = render(replace(lively, gaas=None, arrays=arrays, environment={}, hardest=()))
     assert "that needs every teacher" in text and 'id="seconds"' not in text
+
+
+def test_shares_are_of_the_rows_that_have_labels(blend: Path, tmp_path: Path) -> None:
+    cache = open_cache(blend)
+    indexes = build_indexes(cache, cache_spaces(cache), tmp_path / "index", IndexSettings(dim=16))[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_module, "_umap", lambda vectors: None)
+        found = collect(cache, indexes, {}, k=4)
+    one = replace(found.candidates[0], robust=50.0)
+    text = render(
+        replace(found, candidates=(one,), rows=replace(found.rows, only_one=(LoneRow(row=3, teacher="cnn"),) * 6))
+    )
+    assert f"{len(found.rows.fooled_all)} of 60 images with labels have one example" in text
+    low, high = wilson(30, 60)
+    assert f"{100 * low:.1f} - {100 * high:.1f}" in text
+    alone = text[text.index("images that it alone gets right") :]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", alone, flags=re.S)[:3] == ["cnn", "6", "10.0"]
 
 
 def test_a_second_map_is_drawn_where_umap_is_installed(lively: CacheReport) -> None:
