@@ -1,5 +1,6 @@
 """Sets of teachers: the planted best one is found, floors and warnings hold, and the search is exact or close to it."""
 
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from planted import one_hot, write_cache
 from darht.cache.read.reader import Cache, open_cache
 from darht.core.errors import ConfigError
 from darht.tools.predictions import read_predictions
-from darht.tools.select import _costs, _greedy_sets, rank_sets, spec_snippet
+from darht.tools.select import _costs, _greedy_sets, _resampled, rank_sets, spec_snippet
 from darht.tools.transfer import stored_transfer
 
 TEACHERS, ROWS, CLASSES = 12, 400, 4
@@ -67,6 +68,21 @@ def test_greedy_search_with_exchange_finds_the_best_set_too(twelve: Cache, monke
     ranking = rank_sets(twelve, 3)
     assert not ranking.exact and ranking.searched < 220
     assert ranking.sets[0].names == tuple(NAMES[t] for t in BEST)
+
+
+def test_intervals_are_drawn_in_memory_of_a_few_resamples() -> None:
+    T, N = 2, 20_000
+    generator = np.random.default_rng(1)
+    counts = generator.random((T, T, N)) < 0.8
+    fooled = counts & (generator.random((T, T, N)) < 0.3)
+    tracemalloc.start()
+    rates = _resampled(counts, fooled)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150 * N
+    weights = np.random.default_rng(0).multinomial(N, np.full(N, 1 / N), len(rates))
+    expected = np.einsum("kn,stn->kst", weights, fooled) / np.einsum("kn,stn->kst", weights, counts)
+    assert rates == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
