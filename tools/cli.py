@@ -37,6 +37,15 @@ def _teachers_option(function: Any) -> Any:
 _index_option = click.option("--index", "folder", type=FOLDER, help="Where the index lies; CACHE/index by default.")
 
 
+_gaas_option = click.option(
+    "--gaas",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Rows on which orthogonal directions are counted; 0: none.",
+)
+
+
 @click.group(cls=Group)
 @version_option
 def inspect() -> None:
@@ -116,7 +125,7 @@ def index(location: str, out: Path | None, student: Path | None, **settings: Any
     from darht.tools.vectors import cache_spaces
 
     cache, students, identities = open_shards(location), {}, {}
-    chosen, folder = IndexSettings(**settings), out or default_folder(cache)
+    chosen, folder = IndexSettings(**settings), out or default_folder(cache, option="--out")
     if student is not None:
         net = live.student_of(student, cache, pick_device("cpu"))
         students[student.name] = live.student_features(net, cache.spec.view_shape)
@@ -173,7 +182,7 @@ def neighbours(
 @click.argument("location", metavar="CACHE")
 @click.option("--k", default=16, show_default=True, help="Directions of a subspace.")
 @click.option("--neighbours", "near", default=10, show_default=True, help="Neighbours of an example, for mixing.")
-@click.option("--gaas", default=32, show_default=True, help="Rows on which orthogonal directions are counted; 0: none.")
+@_gaas_option
 @_index_option
 @_teachers_option
 @device_option
@@ -312,7 +321,7 @@ def _select_rows(cache: "Cache", asked: dict[str, Any], path: Path, kinds: str |
 @click.argument("location", metavar="CACHE")
 @click.option("--out", type=FOLDER, help="The page; CACHE-report.html beside the cache by default.")
 @click.option("--k", default=16, show_default=True, help="Directions of a subspace.")
-@click.option("--gaas", default=32, show_default=True, help="Rows on which orthogonal directions are counted; 0: none.")
+@_gaas_option
 @_index_option
 @_teachers_option
 @device_option

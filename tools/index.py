@@ -167,14 +167,14 @@ def _axes_path(folder: Path, space: str) -> Path:
     return folder / f"{'delta' if space.startswith('delta/') else _slug(space)}.axes.npy"
 
 
-def default_folder(cache: Cache) -> Path:
-    """`CACHE/index`.
+def default_folder(cache: Cache, option: str = "--index") -> Path:
+    """`CACHE/index`; `option` is what names another folder.
 
     Raises:
         ConfigError: the cache is not a local folder.
     """
     if not isinstance(cache.folder, LocalStorage):
-        raise ConfigError(f"{cache.folder} is not a local folder: say where the index goes with --out or --index DIR")
+        raise ConfigError(f"{cache.folder} is not a local folder: say where the index goes with {option} DIR")
     return cache.folder.folder / "index"
 
 

@@ -87,7 +87,7 @@ class ArrayFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReport:
-    """What a page shows; see the fields' own types."""
+    """What a page shows; see the fields' own types. `uncounted` is why there is no `gaas`."""
 
     cache: Cache
     indexes: Indexes
@@ -102,6 +102,7 @@ class CacheReport:
     hardest: tuple[Hard, ...]
     arrays: tuple[ArrayFacts, ...]
     environment: dict[str, str]
+    uncounted: str = ""
 
 
 def collect(
@@ -130,8 +131,7 @@ def collect(
     predictions = read_predictions(cache)
     counts, fooled = fooling(predictions)
     geometry = subspaces(cache, indexes, k=k, on_step=on_step)
-    whole = set(teachers) == set(cache.spec.teachers) and gaas_rows > 0
-    gaas = measure_gaas(cache, teachers, count=gaas_rows, on_step=on_step) if whole else None
+    gaas, uncounted = _directions(cache, teachers, gaas_rows, on_step)
     on_step("map of the perturbations", 0, 1)
     maps = draw_maps(cache, indexes, predictions)
     arrays, environment = _build_facts(cache)
@@ -143,13 +143,25 @@ def collect(
         rates=fooled.sum(2) / np.maximum(counts.sum(2), 1),
         matrix=stored_transfer(cache, predictions=predictions),
         geometry=geometry,
-        gaas=gaas if gaas is not None and len(gaas.rows) else None,
+        gaas=gaas,
         maps=maps,
         rows=find_rows(cache, predictions=predictions),
         hardest=hardest_rows(cache, predictions),
         arrays=arrays,
         environment=environment,
+        uncounted=uncounted,
     )
+
+
+def _directions(cache: Cache, teachers: dict[str, nn.Module], count: int, on_step: OnStep) -> tuple[Gaas | None, str]:
+    """Orthogonal directions that fool, or why they were not counted."""
+    if count == 0:
+        return None, "none were asked for (--gaas 0)"
+    missing = [name for name in cache.spec.teachers if name not in teachers]
+    if missing:
+        return None, f"that needs every teacher; not at hand: {', '.join(missing)}"
+    found = measure_gaas(cache, teachers, count=count, on_step=on_step)
+    return (found, "") if len(found.rows) else (None, "no row was drawn that all teachers answer rightly")
 
 
 def outcomes(predictions: Predictions, attack: int, rows: Ints) -> Ints:

@@ -174,7 +174,7 @@ def _subspaces(report: CacheReport) -> Section:
 def _directions(report: CacheReport) -> tuple[Part, ...]:
     found = report.gaas
     if found is None:
-        return (_text("Orthogonal directions were not counted: that needs every teacher."),)
+        return (_text(f"Orthogonal directions were not counted: {report.uncounted}."),)
     rows: list[list[Cell]] = []
     for s, name in enumerate(found.teachers):
         mean, half = found.mean(s)

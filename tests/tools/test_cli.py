@@ -157,6 +157,12 @@ def test_mistakes_are_one_line(copy: Path, words: tuple[str, ...], said: str) ->
     assert "Traceback" not in result.output and result.output.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("command", ["subspace", "report"])
+def test_rows_for_directions_are_counted_from_zero(command: str, tiny_cache: Path) -> None:
+    result = run(command, tiny_cache, "--gaas", "-1")
+    assert result.exit_code == 2 and "Invalid value for '--gaas'" in result.output
+
+
 def test_the_index_of_another_cache_is_named(planted_indexes: Indexes, tiny_cache: Path) -> None:
     for words in (("neighbours", tiny_cache, "3"), ("subspace", tiny_cache), ("report", tiny_cache)):
         result = run(*words, "--index", planted_indexes.folder)
@@ -168,7 +174,9 @@ def test_a_cache_behind_a_url_is_read_and_its_index_needs_a_place(tiny_cache: Pa
     memory.put(str(tiny_cache), "/inspected", recursive=True)
     try:
         result = run("index", "memory://inspected")
-        assert result.exit_code == 2 and "say where the index goes with --out or --index DIR" in result.output
+        assert result.exit_code == 2 and "say where the index goes with --out DIR" in result.output
+        result = run("subspace", "memory://inspected")
+        assert result.exit_code == 2 and "say where the index goes with --index DIR" in result.output
         result = run("index", "memory://inspected", "--dim", 16, "--out", tmp_path / "index")
         assert result.exit_code == 0, result.output
         result = run("transfer", "memory://inspected", "--picture", tmp_path / "t.png")

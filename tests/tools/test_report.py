@@ -148,7 +148,7 @@ def test_without_teachers_and_records_the_page_says_so(lively: CacheReport) -> N
     arrays = tuple(replace(array, seconds=float("nan")) for array in lively.arrays)
     assert {outcome for plane in lively.maps for outcome in plane.outcome} == {0, 1, 2, 3}
     text = render(replace(lively, gaas=None, arrays=arrays, environment={}, hardest=()))
-    assert "that needs every teacher" in text and 'id="seconds"' not in text
+    assert "not counted: that needs every teacher; not at hand: bit, res, vit." in text and 'id="seconds"' not in text
 
 
 def test_shares_are_of_the_rows_that_have_labels(blend: Path, tmp_path: Path) -> None:
@@ -189,7 +189,12 @@ def test_directions_are_counted_where_every_teacher_is_there(tiny_cache: Path, t
         cache = open_cache(tiny_cache)
         teachers = dict(load_teachers(cache, {}, torch.device("cpu")).teachers)
         found = collect(cache, tiny_indexes, teachers, k=4, gaas_rows=2)
-        assert collect(cache, tiny_indexes, teachers, k=4, gaas_rows=0).gaas is None
+        none = collect(cache, tiny_indexes, teachers, k=4, gaas_rows=0)
+        assert none.gaas is None and "not counted: none were asked for (--gaas 0)." in render(none)
+        patch.setattr(report_module, "measure_gaas", lambda *_, **__: replace(DIRECTIONS, rows=np.arange(0)))
+        assert "no row was drawn that all teachers answer rightly" in render(
+            collect(cache, tiny_indexes, teachers, k=4, gaas_rows=2)
+        )
     both = read_predictions(cache).right_clean.all(0).any()
     assert (found.gaas is not None) == both
     assert "effective rank" in render(found)
