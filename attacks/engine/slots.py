@@ -2,8 +2,8 @@
 
 A batch on the CPU is a multiple of 16 rows, filled up with copies: convolutions and matrix products then give a row the
 same bits wherever it stands and whatever stands beside it. A fooled row leaves (where the rule is `first_hit`) and the
-next one takes its slot; when the queue is empty the batch shrinks, at last to 12, 8 or 4 rows where `sizes.py` finds
-that the bits stay the same. On a GPU, and compiled, it does not shrink.
+next one takes its slot; when the queue is empty the batch shrinks, at last to 12, 8 or 4 rows where `batch_sizes.py`
+finds that the bits stay the same. On a GPU, and compiled, it does not shrink.
 
 On a GPU nobody asks after each look who may leave, which would wait for the device: when a budget of so many looks ends
 is known without asking, and a row that is fooled before keeps what it was fooled by until the next question.
