@@ -1,8 +1,9 @@
 """Leftovers in a cache's folder: found, told, and removed on demand.
 
-Nothing that the spec names and that is done is ever a leftover, nor is a file that darht does not know. And nothing
-younger than an hour is, unless everything is asked for: a build that is under way writes a temporary file and renames
-it, and a shard and then its record, within seconds to minutes.
+Nothing that the spec names and that is done is ever a leftover, nor is a file that darht does not know, nor, where
+there is a manifest, a shard: copies that were pulled or pushed have no records. And nothing younger than an hour is,
+unless everything is asked for: a build that is under way writes a temporary file and renames it, and a shard and then
+its record, within seconds to minutes.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from darht.cache.builder.history import is_history
 from darht.cache.format.commit import COMMITS, commit_key
 from darht.cache.format.layout import DATA, layouts, shard_key
-from darht.cache.format.manifest import SPEC, read_manifest, read_spec
+from darht.cache.format.manifest import MANIFEST, SPEC, read_manifest, read_spec
 from darht.cache.format.spec import CacheSpec
 from darht.cache.format.store import Store
 from darht.core.errors import CacheError
@@ -71,13 +72,13 @@ def _candidates(folder: Storage, spec: CacheSpec) -> Iterator[tuple[str, str]]:
     units = [(array, shard) for array in arrays.values() for shard in range(array.shards)]
     records = {shard_key(array, shard): commit_key(array, shard) for array, shard in units}
     described, committed = Store(folder).describe(arrays).keys(), set(records.values())
-    whole = _is_sealed(folder, spec)
+    whole, manifest_there = _is_sealed(folder, spec), MANIFEST in present  # a damaged one may be pulled again
     for key in keys:
         if _is_temporary(key):
             yield key, "a write that was killed"
         elif key.startswith(f"{DATA}/") and key not in described and key not in records:
             yield key, "an array that the spec does not have"
-        elif key in records and records[key] not in present:
+        elif key in records and records[key] not in present and not manifest_there:
             yield key, "a shard without a record"
         elif key.startswith(f"{COMMITS}/") and key not in committed:
             yield key, "a record of a unit that the spec does not have"

@@ -1,4 +1,4 @@
-"""How far a build is, from the commit records alone."""
+"""How far a build is, from the commit records alone; of a sealed copy without records, from its manifest."""
 
 import calendar
 import time
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from darht.cache.builder.history import former_of
 from darht.cache.format.commit import Commit, Former, State, inspect_unit
 from darht.cache.format.layout import ArrayLayout, layouts
-from darht.cache.format.manifest import read_manifest, read_spec
+from darht.cache.format.manifest import Manifest, ShardRecord, read_manifest, read_spec
+from darht.cache.format.spec import CacheSpec
 from darht.core.errors import CacheError
-from darht.core.storage import Location, Storage, open_storage
+from darht.core.storage import Location, Storage, open_storage, sizes
 
 _LOOKUPS = 16  # questions to an object store at a time
 
@@ -46,11 +47,13 @@ class ArrayStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """A whole cache.
+    """A cache.
 
     Attributes:
         arrays: each of them.
         sealed: whether there is a manifest of this spec.
+        recorded: false of a sealed cache without any commit record, as copies are that were pulled or pushed; done is
+            then what has the size that the manifest names.
         shards: numbers of the shards of rows that still need work, the index list for a job array.
         workers: how many workers computed at the same time, on average over the time in which any did; at least 1.
         seconds_left: until everything is done, by the clock, when as many workers go on; None while an array that has
@@ -59,6 +62,7 @@ class Status:
 
     arrays: tuple[ArrayStatus, ...]
     sealed: bool
+    recorded: bool
     shards: tuple[int, ...]
     workers: float
     seconds_left: float | None
@@ -72,7 +76,7 @@ class Status:
 
 
 def read_status(location: Location) -> Status:
-    """Look at every commit record and every shard's size; no shard is read.
+    """Look at every commit record, or a copy's manifest, and every shard's size; no shard is read.
 
     Raises:
         CacheError: the folder is not a cache.
@@ -86,14 +90,37 @@ def read_status(location: Location) -> Status:
             status, done = _array_status(folder, array, former, pool)
             arrays.append(status)
             commits += done
-    try:
-        sealed = bool(read_manifest(folder, spec))
-    except CacheError:
-        sealed = False
+    manifest = _manifest_of(folder, spec)
+    recorded = manifest is None or any(len(array.missing) < array.units for array in arrays)
+    if manifest is not None and not recorded:
+        arrays = _copy_status(folder, manifest)
     shards = sorted({shard for array in arrays for shard in (*array.missing, *array.corrupt)})
     workers, left = parallel_workers(commits), [array.seconds_left for array in arrays]
     seconds = None if None in left else sum(value for value in left if value is not None) / workers
-    return Status(tuple(arrays), sealed, tuple(shards), workers, seconds)
+    return Status(tuple(arrays), manifest is not None, recorded, tuple(shards), workers, seconds)
+
+
+def _manifest_of(folder: Storage, spec: CacheSpec) -> Manifest | None:
+    """What the cache was sealed with; None where it is not sealed as this spec's."""
+    try:
+        return read_manifest(folder, spec)
+    except CacheError:
+        return None
+
+
+def _copy_status(folder: Storage, manifest: Manifest) -> list[ArrayStatus]:
+    """Which shards of a copy are there in the sizes that its manifest names."""
+    found: dict[str, list[tuple[ShardRecord, int | None]]] = {}
+    for shard, size in zip(manifest.shards, sizes(folder, [shard.path for shard in manifest.shards]), strict=True):
+        found.setdefault(shard.array, []).append((shard, size))
+    arrays = []
+    for name, shards in found.items():
+        missing = tuple(shard.shard for shard, size in shards if size is None)
+        corrupt = tuple(shard.shard for shard, size in shards if size not in (None, shard.size))
+        there = sum(shard.size for shard, size in shards if size == shard.size)
+        left = None if missing or corrupt else 0.0  # only the records said how long units take
+        arrays.append(ArrayStatus(name, len(shards), missing, corrupt, there, 0.0, left))
+    return arrays
 
 
 def _array_status(

@@ -25,13 +25,24 @@ def status_table(status: Status) -> Table:
 
 def status_line(status: Status) -> str:
     """What a person asks first: what is to do, and how long it will take."""
+    sealed = "sealed" if status.sealed else "not sealed"
+    if not status.recorded:
+        return _copy_line(status.shards)
     if not status.shards:
-        return f"all units done; {'sealed' if status.sealed else 'not sealed'}"
+        return f"all units done; {sealed}"
     left = "time left unknown before every array has a unit"
     if status.seconds_left is not None:
         workers = f"{status.workers:.1f}".removesuffix(".0")
         left = f"{status.seconds_left:.0f} s left with {workers} worker{'' if workers == '1' else 's'}, as so far"
-    return f"shards of rows that need work: {','.join(map(str, status.shards))}; {left}; not sealed"
+    return f"shards of rows that need work: {','.join(map(str, status.shards))}; {left}; {sealed}"
+
+
+def _copy_line(shards: tuple[int, ...]) -> str:
+    copy = "a sealed copy, which has no commit records"
+    if not shards:
+        return f"{copy}: every shard is there in its size"
+    numbers = ",".join(map(str, shards))
+    return f"{copy}; shards of rows that are not all there in their sizes: {numbers}: pull or push them again"
 
 
 def info_table(summary: Summary) -> Table:

@@ -34,7 +34,8 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture
 def littered(copied: Path) -> tuple[Path, set[str]]:
-    """A whole cache with one leftover of each kind, and their keys."""
+    """A cache that is not sealed, with one leftover of each kind, and their keys."""
+    (copied / "manifest.json").unlink()
     (copied / "commits/image/00001.json").unlink()
     left = {
         "data.zarr/image/c/1/0/0/0",  # its record is gone
@@ -54,6 +55,15 @@ def littered(copied: Path) -> tuple[Path, set[str]]:
 def test_a_whole_cache_has_no_leftovers(tiny_cache):
     assert find_leftovers(tiny_cache, now=LATER) == []
     assert find_leftovers(tiny_cache, young=True) == []
+
+
+def test_the_shards_of_a_copy_are_no_leftovers(copied, invoke):
+    """A cache that was pulled or pushed has no records, and a damaged manifest can be fetched again."""
+    shutil.rmtree(copied / "commits")
+    before = files(copied)
+    assert find_leftovers(copied, now=LATER) == []
+    (copied / "manifest.json").write_text("{}")
+    assert invoke("gc", copied, "--all", "--yes").exit_code == 0 and files(copied) == before
 
 
 def test_each_kind_is_found_and_removed_and_nothing_else(littered):

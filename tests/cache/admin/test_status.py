@@ -1,6 +1,7 @@
 """How far a build is, and how long the rest takes."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -88,6 +89,28 @@ def test_a_manifest_of_another_spec_is_no_seal(copied):
     (copied / "manifest.json").write_text("{}")
     status = read_status(copied)
     assert not status.sealed and status.state is State.MISSING and status_line(status) == "all units done; not sealed"
+
+
+def test_a_sealed_copy_has_no_records_and_is_whole_by_its_manifest(copied, invoke):
+    sizes = {array.name: array.size for array in read_status(copied).arrays}
+    shutil.rmtree(copied / "commits")
+    status = read_status(copied)
+    assert status.sealed and not status.recorded and status.state is State.DONE and status.shards == ()
+    assert {array.name: array.size for array in status.arrays} == sizes and status.seconds_left == 0
+    said = invoke("status", copied)
+    assert said.exit_code == 0 and "a sealed copy, which has no commit records: every shard is there" in said.output
+    (copied / "data.zarr/image/c/3/0/0/0").unlink()
+    said = invoke("status", copied)
+    assert said.exit_code == 3 and "not all there in their sizes: 3: pull" in said.output
+    (copied / "data.zarr/label/c/1").write_bytes(b"short")
+    status = read_status(copied)
+    assert status.state is State.CORRUPT and status.shards == (1, 3) and status.seconds_left is None
+
+
+def test_a_sealed_cache_is_called_sealed_though_a_record_is_gone(copied, invoke):
+    (copied / "commits/image/00001.json").unlink()
+    said = invoke("status", copied)
+    assert said.exit_code == 3 and "need work: 1; " in said.output and said.output.rstrip().endswith("; sealed")
 
 
 def test_behind_a_url(tiny_cache_config, tmp_path, invoke):
