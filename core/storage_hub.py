@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,20 +74,37 @@ def git_hash(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def commit_files(address: str, files: Mapping[str, Path | bytes], *, on_file: Callable[[str], None]) -> None:
+def commit_files(
+    address: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    removed: Sequence[str] = (),
+    on_file: Callable[[str], None],
+) -> None:
     """Send files to a dataset of the hub, in their order, in commits of some hundred.
+
+    Args:
+        address: of the dataset.
+        files: paths or contents by key.
+        removed: keys that the first commit removes, but for those that it replaces.
+        on_file: told each key that is done.
 
     Raises:
         DarhtError, UnreachableError: the hub refuses, or does not answer; earlier commits stay.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     name, api, keys = parse_hub(address), hub_api(), list(files)
     about = {"repo_type": name.kind, "revision": name.revision or None}
+
+    def path(key: str) -> str:
+        return f"{name.folder}/{key}".lstrip("/")
+
     for at in range(0, len(keys), _FILES):
         part = keys[at : at + _FILES]
-        adds = [CommitOperationAdd(f"{name.folder}/{key}".lstrip("/"), files[key]) for key in part]
-        commit = functools.partial(api.create_commit, name.repo, adds, commit_message="darht-cache push", **about)
+        gone = [] if at else [CommitOperationDelete(path(key)) for key in removed if key not in part]
+        changes = [*gone, *(CommitOperationAdd(path(key), files[key]) for key in part)]
+        commit = functools.partial(api.create_commit, name.repo, changes, commit_message="darht-cache push", **about)
         ask_hub(commit, f"write {name}")
         for key in part:
             on_file(key)

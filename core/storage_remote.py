@@ -254,7 +254,8 @@ class RemoteStorage:
         if self.url.startswith("http"):
             return f"{self._credentials_fix} for a user who may read it"
         return (
-            "allow s3:GetObject on it and s3:ListBucket on its bucket (s3:PutObject to write), or use other credentials"
+            "allow s3:GetObject on it and s3:ListBucket on its bucket (s3:PutObject and s3:DeleteObject to write), or "
+            "use other credentials"
         )
 
 

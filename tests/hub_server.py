@@ -63,6 +63,8 @@ class Hub:
                 self.repos[repo][value["path"]] = base64.b64decode(value["content"])
             elif said["key"] == "lfsFile":
                 self.repos[repo][value["path"]] = self.large[value["oid"]]
+            elif said["key"] == "deletedFile":
+                del self.repos[repo][value["path"]]
         return {"commitUrl": f"{self.url}/{repo}/commit/{self.sha(repo)}", "commitOid": self.sha(repo)}
 
 

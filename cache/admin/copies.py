@@ -1,7 +1,7 @@
 """Copy a sealed cache or an export from a URL to a folder, or the other way: in parallel, checked, and only what lacks.
 
-The manifest, or an export's index, goes last, so that nothing looks whole before it is. Commit records and
-`origin.json` stay where they are: they tell about the machines that built.
+The manifest, or an export's index, goes last, and that of another state is removed first, so that nothing looks whole
+before it is. Commit records and `origin.json` stay where they are: they tell about the machines that built.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darht.cache.admin.hub import push_to_hub
+from darht.cache.admin.target import check_target, unseal
 from darht.cache.format.manifest import MANIFEST, SPEC
 from darht.cache.format.tar_index import INDEX
 from darht.cache.read.files import PART
@@ -108,12 +109,13 @@ def push(
 
     Args:
         folder: of the cache.
-        url: where it goes.
+        url: where it goes: nothing lies there, or a state of the same cache, such as that before it was extended.
         on_total: told the bytes of all files.
         on_bytes: told the bytes of each file that is done.
 
     Raises:
         CacheError: it is not sealed, or something is missing.
+        SpecMismatchError: behind the URL lies a cache of other data.
         DarhtError: the URL cannot be written.
         CorruptError: the store holds other bytes than were sent.
     """
@@ -127,8 +129,10 @@ def push(
         sent = push_to_hub(cache, folder, keys, url, on_bytes)
         size = sum((folder / key).stat().st_size for key in sent)
         return Copied(len(sent), size, len(keys) - len(sent), cache.root_hash)
-    there = open_storage(url)
+    there, last = open_storage(url), {key: _needed(here, key) for key in described}
     tags = _tags(there)
+    check_target(there, cache)
+    unseal(there, last)
 
     def send(file: _File) -> int:
         data, copied = _needed(here, file.key), 0
@@ -151,8 +155,8 @@ def push(
         return 0
 
     _in_parallel(compare, [file for file, size in zip(files, copied, strict=True) if size])
-    for key in described:
-        there.write(key, _needed(here, key))
+    for key, data in last.items():
+        there.write(key, data)
     return Copied(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash)
 
 
@@ -184,10 +188,7 @@ def _prepare(out: Path, described: dict[str, bytes]) -> None:
     """A folder into which may be pulled; one that held another state of a cache is not sealed until all is there."""
     if (out / "commits").is_dir():
         raise CacheError(f"{out} holds a cache that was built there: choose a new folder as --out")
-    for key in (MANIFEST, INDEX):
-        path = out / key
-        if path.is_file() and path.read_bytes() != described.get(key):
-            path.unlink()
+    unseal(LocalStorage(out), described)
 
 
 def _in_parallel(action: Callable[[_File], int], files: Iterable[_File]) -> list[int]:

@@ -19,10 +19,11 @@ from darht.cache.builder.plan import Plan
 from darht.cache.builder.seal import seal
 from darht.cache.cli import cache
 from darht.cache.export.webdataset import export_webdataset
-from darht.cache.read.reader import open_cache
+from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.webdataset import open_shards
-from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError
+from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError, SpecMismatchError
 from darht.core.storage import open_storage
+from darht.core.storage_fsspec import FsspecStorage
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def test_of_a_cache_that_grew_only_what_is_new_is_fetched(
     with FileServer(tmp_path / "served") as server:
         pull(f"{server.url}/cache", out)
         before = {shard.path for shard in open_cache(out).manifest.shards}
+        push(served, "memory://grows/cache")
         new = small()
         grow(served, new.spec)
         build_into(new, served)
@@ -103,6 +105,8 @@ def test_of_a_cache_that_grew_only_what_is_new_is_fetched(
         added = {shard.path for shard in open_cache(out).manifest.shards} - before
         fetched = [path for path in server.asked if "data.zarr" in path and not path.endswith("zarr.json")]
     assert found.root_hash == open_cache(out).root_hash == root_hash and verify(out) == []
+    assert push(served, "memory://grows/cache").root_hash == root_hash and verify("memory://grows/cache") == []
+    MemoryFileSystem.store.clear()
     assert added and sorted(path.split("/cache/")[1] for path in fetched) == sorted(added)
 
 
@@ -136,6 +140,48 @@ def test_what_cannot_be_pulled(server: FileServer, fine_cache: Path, tmp_path: P
 def test_a_push_goes_to_a_url(fine_cache: Path):
     assert push(fine_cache, "memory://pushed/cache").root_hash == open_cache("memory://pushed/cache").root_hash
     assert verify("memory://pushed/cache") == []
+    MemoryFileSystem.store.clear()
+
+
+def test_what_is_pushed_over_does_not_look_whole_meanwhile(fine_cache: Path, tmp_path: Path, monkeypatch):
+    url, whole = "memory://over/cache", []
+    push(fine_cache, url)
+    there, write = open_storage(url), FsspecStorage.write
+    export_webdataset(open_cache(fine_cache), tmp_path / "tars", "blocks")
+    there.write("manifest.json", b"of another state")
+    there.write("index.json", (tmp_path / "tars" / "index.json").read_bytes())
+
+    def watch(self: FsspecStorage, key: str, data: bytes) -> None:
+        whole.extend(name for name in ("manifest.json", "index.json") if self.size(name) is not None)
+        write(self, key, data)
+
+    monkeypatch.setattr(FsspecStorage, "write", watch)
+    push(fine_cache, url)
+    assert whole == [] and verify(url) == [] and type(open_shards(url)) is Cache
+    push(fine_cache, url)
+    assert whole  # the same state stays whole
+    whole.clear()
+    push(tmp_path / "tars", url)  # the export of the same data takes its place
+    assert whole == [] and type(open_shards(url)) is not Cache and there.size("manifest.json") is None
+    MemoryFileSystem.store.clear()
+
+
+@pytest.mark.parametrize("key", ["spec.json", "index.json"])
+def test_over_a_cache_of_other_data_nothing_is_pushed(fine_cache: Path, tmp_path: Path, key: str):
+    url, own = f"memory://other/{key}", open_cache(fine_cache).spec.data.sha256
+    export_webdataset(open_cache(fine_cache), tmp_path / "tars", "blocks")
+    data = ((fine_cache if key == "spec.json" else tmp_path / "tars") / key).read_bytes()
+    there = open_storage(url)
+    for found, says in (
+        (data.replace(own.encode(), b"0" * 64), "data 000000000000"),
+        (b"{", "what this version does not"),
+    ):
+        there.write(key, found)
+        with pytest.raises(
+            SpecMismatchError, match=f"{key} describes {says}.*, .* holds data {own[:12]}: push to another"
+        ):
+            push(fine_cache, url)
+        assert there.keys() == [key] and there.read(key) == found
     MemoryFileSystem.store.clear()
 
 

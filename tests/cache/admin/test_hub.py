@@ -15,11 +15,13 @@ from runs import write_student
 import darht
 from darht.cache.admin.copies import pull, push
 from darht.cache.admin.verify import verify
+from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.local_copy import CopySettings
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import open_cache
 from darht.core import hub as names
-from darht.core.errors import ConfigError, DarhtError
+from darht.core import storage_hub
+from darht.core.errors import ConfigError, DarhtError, SpecMismatchError
 
 ADDRESS = "hf://datasets/me/cache"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the hub's client against httpx
@@ -69,6 +71,36 @@ def test_the_dataset_card_and_what_is_not_sent_again(hub: Hub, fine_cache: Path,
     hub.asked.clear()
     assert push(fine_cache, ADDRESS).files == 0
     assert not [path for method, path, _ in hub.asked if method == "POST" and "commit" in path]
+
+
+def test_of_another_state_nothing_looks_whole_while_files_are_sent(
+    hub: Hub, fine_cache: Path, tmp_path: Path, monkeypatch
+):
+    push(fine_cache, ADDRESS)
+    files = hub.repos["datasets/me/cache"]
+    monkeypatch.setattr(storage_hub, "_FILES", 5)
+    files["manifest.json"] = files["index.json"] = b"of another state"
+    shards = [key for key in files if "/c/" in key]
+    for key in shards[:8]:
+        files[key] = b"of another state"
+    seen = []
+    commit = hub.commit
+
+    def watch(repo: str, body: bytes) -> dict:
+        found = commit(repo, body)
+        seen.append({"manifest.json", "index.json"} & files.keys())
+        return found
+
+    monkeypatch.setattr(hub, "commit", watch)
+    with pytest.raises(
+        SpecMismatchError, match=r"index\.json describes what this version does not know, .* another URL"
+    ):
+        push(fine_cache, ADDRESS)
+    export_webdataset(open_cache(fine_cache), tmp_path / "tars", "blocks")
+    files["index.json"] = (tmp_path / "tars" / "index.json").read_bytes()
+    names.forget_commits()
+    push(fine_cache, ADDRESS)
+    assert seen == [set(), {"manifest.json"}] and verify(ADDRESS) == []
 
 
 def test_each_shard_crosses_the_network_once(hub: Hub, fine_cache: Path, tmp_path: Path):
