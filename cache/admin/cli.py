@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(cls=StateCommand, kept="what was fetched is there")
 @click.argument("url")
 @click.option("--out", type=FOLDER, required=True, help="A new folder, or one that was pulled into before.")
-@click.option("--arrays", help="Only these, with commas between them, such as image,label; the folder says so.")
+@click.option("--arrays", help="Only these, such as image,label, beside what is there; the folder says so.")
 @retry_option
 def pull(url: str, out: Path, arrays: str | None, retry_for: str) -> None:
     """Copy a sealed cache or an export from URL into a folder; what is there already is not fetched again."""
@@ -31,7 +31,7 @@ def pull(url: str, out: Path, arrays: str | None, retry_for: str) -> None:
     reach = Reach(retry_for=parse_seconds(retry_for, "--retry-for"))
     with _bar("pulling") as (total, done):
         found = pull_cache(url, out, arrays=chosen, reach=reach, on_total=total, on_bytes=done)
-    click.echo(f"{out}: {_told(found)}" + (f"; a part: {', '.join(chosen)}" if chosen else ""))
+    click.echo(f"{out}: {_told(found)}" + (f"; a part: {', '.join(found.part)}" if found.part else ""))
 
 
 @click.command(cls=StateCommand, kept="what was sent is there")

@@ -4,6 +4,7 @@ The manifest, or an export's index, goes last, and that of another state is remo
 before it is. Commit records and `origin.json` stay where they are: they tell about the machines that built.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from darht.cache.admin.hub import push_to_hub
 from darht.cache.admin.target import check_target, unseal
 from darht.cache.format.manifest import MANIFEST, SPEC
 from darht.cache.format.tar_index import INDEX
-from darht.cache.read.files import PART
+from darht.cache.read.files import PART, read_part
 from darht.cache.read.local_copy import download
 from darht.cache.read.reach import Reach
 from darht.cache.read.reader import Cache
@@ -32,12 +33,16 @@ OnFile = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Copied:
-    """What was done: files and bytes that were copied, those that were there, and the cache's identity."""
+    """What was done: files and bytes that were copied, those that were there, and the cache's identity.
+
+    `part` names the arrays of a folder that is a part of a cache; it is empty of a whole one.
+    """
 
     files: int
     bytes: int
     there: int
     root_hash: str
+    part: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def pull(
     Args:
         url: where it lies.
         out: a new folder, or one that was pulled into before.
-        arrays: only these; the folder then says that it is a part. All by default.
+        arrays: only these, beside those of the same state that are there; the folder then says that it is a part,
+            unless that is all. All by default.
         reach: how long the server is waited for.
         on_total: told the bytes of all files.
         on_bytes: told the bytes of each file that is done.
@@ -78,6 +84,8 @@ def pull(
     files, described = _files(cache, arrays), _described(cache)
     last = {key: _needed(folder, key) for key in described}
     _prepare(out, last)
+    place = LocalStorage(out)
+    part = _part(place, cache, arrays)
     on_total(sum(file.size for file in files))
 
     def fetch(file: _File) -> int:
@@ -90,14 +98,13 @@ def pull(
         return copied
 
     copied = _in_parallel(fetch, files)
-    place = LocalStorage(out)
-    if arrays:
-        place.write(PART, seal_json({"arrays": list(arrays), "of": cache.root_hash}))
+    if part:
+        place.write(PART, seal_json({"arrays": list(part), "of": cache.root_hash}))
     else:
         place.remove(PART)
     for key, data in last.items():
         place.write(key, data)
-    return Copied(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash)
+    return Copied(sum(size > 0 for size in copied), sum(copied), copied.count(0), cache.root_hash, part)
 
 
 def push(
@@ -189,6 +196,17 @@ def _prepare(out: Path, described: dict[str, bytes]) -> None:
     if (out / "commits").is_dir():
         raise CacheError(f"{out} holds a cache that was built there: choose a new folder as --out")
     unseal(LocalStorage(out), described)
+
+
+def _part(place: Storage, cache: Cache, arrays: Sequence[str]) -> tuple[str, ...]:
+    """The arrays of a cache that a folder has once some are pulled into it; empty where it has all."""
+    held: Iterable[str] | None = ()
+    with contextlib.suppress(CorruptError):  # then nobody knows
+        held = read_part(place, cache.root_hash)
+    if held is None:  # it is whole where the manifest of this state is left, which is written last
+        held = cache.arrays if place.size(MANIFEST) is not None else ()
+    has = tuple(dict.fromkeys((*held, *arrays)))
+    return has if arrays and set(has) < set(cache.arrays) else ()
 
 
 def _in_parallel(action: Callable[[_File], int], files: Iterable[_File]) -> list[int]:

@@ -65,16 +65,17 @@ def refusal(folder: Storage, path: str, array: ArrayLayout, shard: int) -> Cache
     )
 
 
-def read_part(folder: Storage) -> tuple[str, ...] | None:
-    """The arrays that are here, where a folder is a part of a cache."""
+def read_part(folder: Storage, of: str = "") -> tuple[str, ...] | None:
+    """The arrays that are here, where a folder is a part of a cache; none of a cache of another root hash than `of`."""
     data = folder.read(PART)
     if data is None:
         return None
     again = "run darht-cache pull again"
-    arrays = unseal_json(data, folder.name(PART), again).value.get("arrays")
+    said = unseal_json(data, folder.name(PART), again).value
+    arrays = said.get("arrays")
     if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays):
         raise CorruptError(f"{folder.name(PART)} must list the arrays that are here: {again}")
-    return tuple(arrays)
+    return tuple(arrays) if of in ("", said.get("of")) else ()
 
 
 def check_files(folder: Storage, manifest: Manifest, part: tuple[str, ...] | None) -> None:

@@ -22,6 +22,7 @@ from darht.cache.export.webdataset import export_webdataset
 from darht.cache.read.reader import Cache, open_cache
 from darht.cache.read.webdataset import open_shards
 from darht.core.errors import CacheError, ConfigError, CorruptError, IncompleteError, SpecMismatchError
+from darht.core.sealed import seal_json
 from darht.core.storage import open_storage
 from darht.core.storage_fsspec import FsspecStorage
 
@@ -81,6 +82,25 @@ def test_a_part_says_that_it_is_one(server: FileServer, tmp_path: Path):
         push(out, "memory://part/cache")
     pull(f"{server.url}/cache", out)
     assert open_cache(out).part is None and verify(out) == []
+
+
+def test_arrays_that_are_pulled_one_after_the_other_are_there_together(server: FileServer, tmp_path: Path):
+    url, out = f"{server.url}/cache", tmp_path / "out"
+    pull(url, out, arrays=["image", "label"])
+    assert pull(url, out, arrays=["delta/pgd-vit", "label"]).part == ("image", "label", "delta/pgd-vit")
+    opened = open_cache(out)
+    assert opened.part == ("image", "label", "delta/pgd-vit") and len(opened.read("delta/pgd-vit")) == 100
+    whole = pull(url, out, arrays=[name for name in opened.arrays if name != "image"])
+    assert whole.part == () and open_cache(out).part is None and verify(out) == []
+    assert pull(url, out, arrays=["image"]).part == () and open_cache(out).part is None  # it is whole, and stays so
+
+
+def test_of_a_part_of_another_state_nothing_is_taken_for_there(server: FileServer, tmp_path: Path):
+    url, out = f"{server.url}/cache", tmp_path / "out"
+    for written in (seal_json({"arrays": ["image"], "of": "0" * 64}), b"damaged"):
+        pull(url, out, arrays=["image"])
+        (out / "part.json").write_bytes(written)
+        assert pull(url, out, arrays=["label"]).part == open_cache(out).part == ("label",)
 
 
 def test_of_a_cache_that_grew_only_what_is_new_is_fetched(
