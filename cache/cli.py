@@ -73,9 +73,10 @@ def build(
     import os
     from functools import partial
 
+    from darht.cache.admin.status import read_status
     from darht.cache.builder import build as builder
     from darht.cache.builder.extend import grow
-    from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, units_left
+    from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part
     from darht.cache.builder.seal import seal as seal_cache
     from darht.cache.builder.sense import check_teachers
     from darht.core.device import pick_device
@@ -102,8 +103,7 @@ def build(
             load = partial(builder.plan_build, spec.resolve(), **again)
             report = build_shared(plan, load, out, pool_config, on_notice=on_notice, **common)
     done = f"{out}: {report.computed} units computed in {sum(report.seconds.values()):.1f} s, {report.reused} reused"
-    left = units_left(out, plan.arrays)
-    if part is not None and left:
+    if part is not None and (left := read_status(out).left):
         click.echo(f"{done}; {left} of {len(plan.units)} units left in all")
         return
     manifest = seal_cache(out)

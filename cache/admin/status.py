@@ -68,6 +68,11 @@ class Status:
     seconds_left: float | None
 
     @property
+    def left(self) -> int:
+        """How many units are not done: without a record, with that of a former spec, or not as theirs says."""
+        return sum(len(array.missing) + len(array.corrupt) for array in self.arrays)
+
+    @property
     def state(self) -> State:
         """CORRUPT before MISSING before DONE."""
         if any(array.corrupt for array in self.arrays):

@@ -14,8 +14,6 @@ from darht.cache.builder.build import BuildReport, claim_folder
 from darht.cache.builder.plan import Plan
 from darht.cache.builder.pool import OnNotice, Pool, Task, UnitDone, share
 from darht.cache.builder.writer import OnUnit
-from darht.cache.format.commit import COMMITS, commit_key
-from darht.cache.format.layout import ArrayLayout
 from darht.core.config import fingerprint
 from darht.core.device import pick_device
 from darht.core.errors import ConfigError
@@ -128,12 +126,6 @@ def _whole(text: str, rule: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"{rule}, in whole numbers; got '{text}'")
     return int(text)
-
-
-def units_left(location: Location, arrays: Mapping[str, ArrayLayout]) -> int:
-    """How many units have no commit record, from one listing; `seal` looks at what is in them."""
-    present = set(open_storage(location).keys(COMMITS))
-    return sum(commit_key(array, shard) not in present for array in arrays.values() for shard in range(array.shards))
 
 
 def build_shared(

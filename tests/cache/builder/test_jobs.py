@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from darht.cache.admin.status import read_status
 from darht.cache.builder.build import build, claim_folder, plan_build
-from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, part_of, units_left
+from darht.cache.builder.jobs import PoolConfig, build_shared, choose_part, part_of
 from darht.cache.builder.pool import BlockDone, Event, Failed, Lost, Task, UnitDone, share
 from darht.cache.builder.pool_processes import process_pool, serve
 from darht.cache.builder.seal import seal
@@ -416,7 +417,7 @@ def test_the_list_of_a_job_array_mends_a_cache(invoke, quick_config, reference, 
     build(plan, out, device=CPU, shards=[1], on_unit=lambda array, shard, seconds: None)
     listed = json.loads(invoke("status", out, "--json").output)["shards"]
     assert listed == [0, 2]
-    assert units_left(out, plan.arrays) == 13
+    assert read_status(out).left == 13
     for shard in listed:
         assert (
             invoke("build", quick_config, "--out", out, "--device", "cpu", "--shard", shard, "--allow", "cnn").exit_code
@@ -424,6 +425,33 @@ def test_the_list_of_a_job_array_mends_a_cache(invoke, quick_config, reference, 
         )
     assert read_status(out).sealed
     assert contents(out) == contents(reference)
+
+
+def test_units_that_do_not_fit_their_records_are_left(invoke, quick_config, reference, tmp_path):
+    """Damage in two row blocks: the job that mends the first leaves the other to the next, which seals."""
+    out = Path(shutil.copytree(reference, tmp_path / "cache"))
+    for shard in (0, 2):
+        (out / f"data.zarr/label/c/{shard}").write_bytes(b"cut")
+    command = ("build", quick_config, "--out", out, "--device", "cpu", "--allow", "cnn", "--shard")
+    first = invoke(*command, "0")
+    assert first.exit_code == 0 and first.output.endswith("6 reused; 1 of 19 units left in all\n")
+    last = invoke(*command, "2")
+    assert last.exit_code == 0 and "; sealed\n" in last.output
+    assert contents(out) == contents(reference)
+
+
+def test_jobs_that_extend_views_leave_the_others_units(invoke, quick_config, reference, tmp_path):
+    """The units of the former spec have the keys of the new ones, and their records do not count."""
+    out = Path(shutil.copytree(reference, tmp_path / "cache"))
+    config = yaml.safe_load(quick_config.read_text())
+    config["views"]["count"] = 3
+    larger = tmp_path / "larger.yaml"
+    larger.write_text(yaml.safe_dump(config, sort_keys=False))
+    command = ("extend", out, larger, "--device", "cpu", "--allow", "cnn", "--shard")
+    for job in range(3):
+        ended = invoke(*command, f"{job}/3")
+        assert ended.exit_code == 0
+        assert (f"; {2 - job} of 19 units left in all\n" if job < 2 else "; sealed\n") in ended.output
 
 
 def test_two_builders_that_begin_at_once(quick_config, tmp_path, monkeypatch):
