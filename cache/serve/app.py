@@ -6,8 +6,9 @@ first: so a reader need not fetch all of a shard to trust a part of it. Nothing 
 manifests name, and what the disk no longer holds as the manifest says is an error and not an answer.
 """
 
+import contextlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -47,8 +48,13 @@ def make_app(catalogue: Catalogue, token: str | None = None) -> Starlette:
         return PlainTextResponse(says, 401, headers={"www-authenticate": "Bearer"})
 
     async def index(request: Request) -> Response:
-        served = [await anyio.to_thread.run_sync(catalogue.get, name) for name in catalogue.names()]
-        return HTMLResponse(_page([one for one in served if one is not None], str(request.base_url).rstrip("/")))
+        served = {name: await anyio.to_thread.run_sync(look, name) for name in catalogue.names()}
+        return HTMLResponse(_page(served, str(request.base_url).rstrip("/")))
+
+    def look(name: str) -> Served | None:
+        with contextlib.suppress(DarhtError):
+            return catalogue.get(name)
+        return None
 
     async def file(request: Request) -> Response:
         try:
@@ -105,8 +111,9 @@ def _drop_many_ranges(request: Request) -> None:
     scope["headers"] = [pair for pair in scope["headers"] if not (pair[0] == b"range" and b"," in pair[1])]
 
 
-def _page(served: list[Served], url: str) -> str:
-    rows = "".join(_row(one, url) for one in served)
+def _page(served: Mapping[str, Served | None], url: str) -> str:
+    """The caches by name, None for those that cannot be read now."""
+    rows = "".join(_unread(name) if one is None else _row(one, url) for name, one in served.items())
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Caches</title><style>{_STYLE}</style><h1>Caches</h1>{rows}</html>\n"
@@ -128,6 +135,10 @@ def _row(served: Served, url: str) -> str:
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     command = escape(f"darht-train --shards {url}/{served.name} --out run")
     return f"<section><h2>{escape(served.name)}</h2><dl>{listed}</dl><pre>{command}</pre></section>"
+
+
+def _unread(name: str) -> str:
+    return f"<section><h2>{escape(name)}</h2><p>being written, or damaged: nothing of it is served now</p></section>"
 
 
 _STYLE = """

@@ -98,6 +98,17 @@ def test_the_page_names_every_cache_and_the_command_that_trains_from_it(client: 
     assert f"darht-train --shards http://testserver/{copied.name} --out run" in page
 
 
+def test_the_page_says_which_cache_is_being_written_and_shows_the_others(
+    copied: Path, fine_cache: Path, tmp_path: Path
+):
+    other = Path(shutil.copytree(fine_cache, tmp_path / "other"))
+    client = TestClient(make_app(Catalogue([copied, other])))
+    (copied / "manifest.json").unlink()  # as build does while it extends
+    page = client.get("/")
+    assert page.status_code == 200 and f"<h2>{copied.name}</h2><p>being written, or damaged" in page.text
+    assert open_cache(other).root_hash in page.text and f"/{copied.name} --out run" not in page.text
+
+
 def test_what_the_disk_no_longer_holds_is_an_error(client: TestClient, copied: Path):
     key, data, _ = shard_of(copied)
     (copied / key).write_bytes(data[:-1])
