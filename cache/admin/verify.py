@@ -1,5 +1,6 @@
 """Read every byte of a cache and say everything that is wrong with it, not only the first thing."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from darht.cache.format.commit import State, commit_key, inspect_unit
 from darht.cache.format.images import decode_image, each, image_size
-from darht.cache.format.layout import ArrayLayout, layouts, shard_key
+from darht.cache.format.layout import OFFSETS, ArrayLayout, block_rows, layouts, shard_key
 from darht.cache.format.manifest import read_manifest, read_origin, read_spec
 from darht.cache.format.mixture import UNLABELLED
 from darht.cache.format.resample import resample_all
@@ -15,7 +16,7 @@ from darht.cache.format.spec import AttackSpec, CacheSpec
 from darht.cache.format.store import Store, part_hashes
 from darht.cache.format.tar_index import INDEX
 from darht.cache.format.views import crop_flip, view_table
-from darht.cache.read.webdataset import open_shards
+from darht.cache.read.webdataset import ExportedCache, check_sizes, open_index
 from darht.core.errors import CacheError, CorruptError, DataError
 from darht.core.files import sha256_bytes
 from darht.core.storage import Location, Storage, open_storage
@@ -28,19 +29,21 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
 
     Checked are the manifest and its root hash, the sha256 of every shard, of metadata and `origin.json`, the
     checksum of every chunk, row counts, labels within the classes, finite logits, and that every stored perturbation
-    stays inside its ball and its adversarial image within 0..255.
+    stays inside its ball and its adversarial image within 0..255. Of an export these are the index with the manifest
+    in it, size, sha256 and entries of every tar, and the same of its numbers, as a trainer reads them: some hundred
+    rows at a time, and no more of a tar once they cannot be read.
 
     Args:
         location: of the cache or the export.
-        on_unit: told array and shard after each.
+        on_unit: told array and shard after each, or a tar's name and number.
 
     Raises:
         CacheError: the folder is not a cache, or not sealed.
         CorruptError: spec or manifest do not parse, so that nothing else could be checked.
     """
     folder = open_storage(location)
-    if folder.size(INDEX) is not None:
-        return _verify_export(folder)
+    if (index := folder.read(INDEX)) is not None:
+        return _verify_export(folder, open_index(folder, index), on_unit)
     spec = read_spec(folder)
     manifest, arrays = read_manifest(folder, spec), layouts(spec)
     problems = [
@@ -52,7 +55,9 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
     # Under a wrong description nothing can be decoded: then only bytes are compared.
     # Records stay behind when a cache is pulled or served: then the manifest alone says what the bytes are.
     recorded = any(folder.read(commit_key(array, 0)) is not None for array in arrays.values())
-    verifier = _Verifier(folder, spec, arrays, Store(folder), described=not problems, recorded=recorded)
+    store = Store(folder)
+    numbers = _Numbers(spec, functools.partial(store.read, arrays["image"]))
+    verifier = _Verifier(folder, numbers, store, described=not problems, recorded=recorded)
     try:
         read_origin(folder)
     except CorruptError as error:
@@ -64,15 +69,51 @@ def verify(location: Location, on_unit: OnUnit = lambda name, shard: None) -> li
     return problems
 
 
-def _verify_export(folder: Storage) -> list[str]:
-    """An export is checked as a trainer reads it: index, sizes, sha256 and counts of all tars, every array decoded."""
-    cache = open_shards(folder)
-    try:
-        for name in cache.arrays:
-            cache.read(name)
-    except CacheError as error:
-        return [str(error)]
-    return []
+def _verify_export(folder: Storage, cache: ExportedCache, on_unit: OnUnit) -> list[str]:
+    problems, step = _views_of(cache), block_rows(cache.spec.store)
+    for number, tar in enumerate(cache.tars):
+        try:
+            check_sizes(folder, [tar])
+            begin, end = tar.rows
+            for first in range(begin, end, step):
+                block = _read_block(cache, slice(first, min(first + step, end)))
+                numbers = _Numbers(cache.spec, functools.partial(_same, block["image"]))
+                for name, values in block.items():
+                    where, rows = f"{folder.name(tar.path)}, {name}", slice(first, first + len(values))
+                    problems += numbers.problems(where, cache.arrays[name], rows, values)
+        except CacheError as error:
+            problems.append(str(error))
+        on_unit(tar.path, number)
+    return problems
+
+
+def _read_block(cache: ExportedCache, rows: slice) -> dict[str, np.ndarray]:
+    """All arrays in some rows; of views that later sources lack, the rows that have them."""
+    arrays, block = [array for array in cache.arrays.values() if array.kind != "views"], dict[str, np.ndarray]()
+    for last in sorted({array.shape[0] for array in arrays}, reverse=True):
+        part = slice(rows.start, min(rows.stop, last))
+        size = part.stop - part.start
+        if size > 0:
+            some = [array for array in arrays if array.shape[0] == last]
+            out = {array.name: np.empty((size, *array.shape[1:]), array.dtype) for array in some}
+            cache.read_into(out, part)
+            block |= out
+    return block
+
+
+def _same(images: np.ndarray, rows: slice) -> np.ndarray:
+    return images
+
+
+def _views_of(cache: ExportedCache) -> list[str]:
+    """What is wrong with the table of views in an export's index."""
+    array, name = cache.arrays.get(OFFSETS), cache.folder.name(INDEX)
+    if array is None:
+        return []
+    values = cache.read(OFFSETS)
+    if values.shape != array.shape:
+        return [f"{name} has {len(values)} views, the spec {array.shape[0]}"]
+    return _Numbers(cache.spec, cache.clean).problems(name, array, array.rows(0), values)
 
 
 @dataclass(frozen=True)
@@ -80,16 +121,10 @@ class _Verifier:
     """Looks at one unit after the other."""
 
     folder: Storage
-    spec: CacheSpec
-    arrays: dict[str, ArrayLayout]
+    numbers: "_Numbers"
     store: Store
     described: bool
     recorded: bool
-
-    @property
-    def views(self) -> np.ndarray:
-        """The table that the spec describes."""
-        return view_table(**vars(self.spec.views), seed=self.spec.seed)
 
     def unit(self, array: ArrayLayout, shard: int, sealed: str | None, parts: tuple[str, ...]) -> list[str]:
         """What is wrong with a unit: its record, its bytes, or else its numbers."""
@@ -108,12 +143,35 @@ class _Verifier:
         if not self.described or part_hashes(array, shard, data) != parts:
             return [f"{path} does not have the sha256 of each view that is named"] if self.described else []
         try:
-            found = list(self.values(array, rows, self.store.decode(array, shard, data)))
+            return self.numbers.problems(path, array, rows, self.store.decode(array, shard, data))
         except CacheError as error:
             return [str(error)]
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Looks at decoded numbers, of a cache or of an export.
+
+    Attributes:
+        spec: what they must fit.
+        stored: gives the images of some rows as they are stored.
+    """
+
+    spec: CacheSpec
+    stored: Callable[[slice], np.ndarray]
+
+    @property
+    def views(self) -> np.ndarray:
+        """The table that the spec describes."""
+        return view_table(**vars(self.spec.views), seed=self.spec.seed)
+
+    def problems(self, where: str, array: ArrayLayout, rows: slice, values: np.ndarray) -> list[str]:
+        """What `values` finds, with the place; an image that they need may be damaged itself."""
+        try:
+            found = list(self.values(array, rows, values))
         except DataError as error:  # of an image among others' numbers, whose own unit says which it is
-            return [f"{path} cannot be checked: {error}"]
-        return [f"{path}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
+            return [f"{where} cannot be checked: {error}"]
+        return [f"{where}, rows {rows.start}..{rows.stop - 1}: {what}" for what in found]
 
     def values(self, array: ArrayLayout, rows: slice, values: np.ndarray) -> Iterator[str]:
         """What the numbers themselves break, whoever wrote them and whatever their hashes say."""
@@ -153,7 +211,7 @@ class _Verifier:
 
     def images(self, rows: slice) -> np.ndarray | list[np.ndarray]:
         """The pixels of some rows, uint8 `[3, H, W]` each."""
-        values = self.store.read(self.arrays["image"], rows)
+        values = self.stored(rows)
         return each(values, lambda number, pixels: pixels) if self.spec.store.encoded else values
 
     def encoded(self, rows: slice, values: np.ndarray) -> Iterator[str]:
@@ -179,7 +237,7 @@ class _Verifier:
 
         every = np.arange(rows.start, rows.stop, dtype=np.int64)
         if self.spec.data.mixed:
-            sizes = np.array([image_size(data) for data in self.store.read(self.arrays["image"], rows)])
+            sizes = np.array([image_size(data) for data in self.stored(rows)])
         else:
             sizes = np.tile(self.spec.data.image_shape[1:], (len(every), 1))
         return draw_boxes(sizes, every, self.spec.views, self.spec.seed)

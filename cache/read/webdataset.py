@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -272,6 +272,18 @@ def _expand(pattern: str) -> list[tuple[str, str, str]]:
 
 
 def _open_export(folder: Storage, data: bytes, reach: Reach) -> ExportedCache:
+    cache = open_index(folder, data, reach)
+    if isinstance(folder, LocalStorage):
+        check_sizes(folder, cache.tars)
+    return cache
+
+
+def open_index(folder: Storage, data: bytes, reach: Reach = Reach()) -> ExportedCache:
+    """An export from the bytes of its index; no tar is looked for yet.
+
+    Raises:
+        CorruptError: the index is not what was written.
+    """
     name = folder.name(INDEX)
     try:
         index = parse_canonical(Index, data, INDEX)
@@ -291,13 +303,16 @@ def _open_export(folder: Storage, data: bytes, reach: Reach) -> ExportedCache:
         raise CorruptError(f"{name} does not list one tar for each shard of rows; export again")
     if [tar.path for tar in index.tars] != [tar_name(k) for k in range(rows.shards)]:
         raise CorruptError(f"{name} must name {tar_name(0)} and so on, which lie beside it; export again")
-    if isinstance(folder, LocalStorage):
-        _check_sizes(folder, index)
     return cache
 
 
-def _check_sizes(folder: Storage, index: Index) -> None:
-    for tar, size in zip(index.tars, sizes(folder, [tar.path for tar in index.tars]), strict=True):
+def check_sizes(folder: Storage, tars: Sequence[TarRecord]) -> None:
+    """Every tar is there in its size.
+
+    Raises:
+        IncompleteError, CorruptError: the first is not.
+    """
+    for tar, size in zip(tars, sizes(folder, [tar.path for tar in tars]), strict=True):
         if size is None:
             raise IncompleteError(f"{folder.name(tar.path)} is missing: export the cache again")
         if size != tar.size:

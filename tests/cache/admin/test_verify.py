@@ -18,11 +18,12 @@ from darht.cache.builder.build import build, plan_build
 from darht.cache.builder.seal import seal
 from darht.cache.export.webdataset import export_webdataset
 from darht.cache.format.commit import State
+from darht.cache.format.layout import block_rows
 from darht.cache.format.spec import AttackSpec
 from darht.cache.read.loader import load_training_set
 from darht.cache.read.reader import open_cache
 from darht.cache.read.training_set import TrainingSet
-from darht.cache.read.webdataset import open_shards
+from darht.cache.read.webdataset import ExportedCache, open_shards
 from darht.core.errors import CacheError, CorruptError
 from darht.trainer.cli import train
 
@@ -88,6 +89,47 @@ def test_every_damage_of_an_export_is_noticed_and_never_trained_on(
             assert noticed, f"{name} of {file} was not noticed"
             with pytest.raises(CacheError):
                 load_training_set(open_shards(copy), device=CPU, adversarial=True, budget_gib=1)
+
+
+@pytest.mark.parametrize("layout", ["samples", "blocks"])
+def test_every_tar_of_an_export_is_looked_at_and_none_is_held_whole(
+    layout: str, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tars, read_into, seen = tmp_path / "tars", ExportedCache.read_into, list[int]()
+    export_webdataset(open_cache(tiny_cache), tars, layout)  # type: ignore[arg-type]
+
+    def watched(self: ExportedCache, out: dict[str, np.ndarray], rows: slice) -> None:
+        seen.append(max(map(len, out.values())))
+        read_into(self, out, rows)
+
+    monkeypatch.setattr(ExportedCache, "read_into", watched)
+    units: list[tuple[str, int]] = []
+    assert verify(tars, lambda name, number: units.append((name, number))) == []
+    assert units == [(f"shard-{number:05d}.tar", number) for number in range(4)]
+    assert max(seen) <= block_rows(open_cache(tiny_cache).spec.store) < open_cache(tiny_cache).rows
+    (tars / "shard-00000.tar").unlink()
+    flip(0.5)(tars / "shard-00001.tar")
+    (tars / "shard-00003.tar").write_bytes(b"cut")
+    says = verify(tars)
+    expected = ("shard-00000.tar is missing", "shard-00001.tar does not have the sha256", "shard-00003.tar has 3 bytes")
+    assert len(says) == 3 and all(part in line for part, line in zip(expected, says, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["samples", "blocks"])
+def test_the_numbers_of_an_export_are_held_against_the_rules(layout: str, copied: Path, tmp_path: Path) -> None:
+    reseal(copied, "label", put(3, -1))
+    reseal(copied, "delta/pgd-cnn", put((0, 0, 0, 0, 0), 33))
+    reseal(copied, "delta/pgd-vit", put((0, 1, 0, 0, 0), -32), shard=1)
+    reseal(copied, "views/offset", put((1, 0), 5))
+    export_webdataset(open_cache(copied), tmp_path / "tars", layout)  # type: ignore[arg-type]
+    says = verify(tmp_path / "tars")
+    for part in (
+        "index.json, rows 0..",
+        "shard-00000.tar, label, rows 0..31: labels lie in -1..9, classes in 0..9",
+        "shard-00000.tar, delta/pgd-cnn, rows 0..31: in view 0 1 rows leave the ball: up to 33.0000 levels",
+        "shard-00001.tar, delta/pgd-vit, rows 32..63: in view 1 1 rows leave the pixel range",
+    ):
+        assert any(part in line for line in says), (part, says)
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "data.zarr/logits/vit/clean/c/1/0/0", "data.zarr/image/zarr.json"])

@@ -71,8 +71,10 @@ def test_it_is_of_version_2_and_says_what_a_dense_one_says(coded: Cache, caches:
             np.testing.assert_array_equal(np.take_along_axis(found, kept, 1), np.take_along_axis(exact, kept, 1))
 
 
-def test_it_verifies_and_comes_out_the_same_again(coded: Cache) -> None:
+def test_it_verifies_and_comes_out_the_same_again(coded: Cache, tmp_path: Path) -> None:
     assert verify(coded.folder) == []
+    export_webdataset(coded, tmp_path / "tars", "samples")
+    assert verify(tmp_path / "tars") == []
     found = recompute(coded, 40, device=CPU)
     assert all(diff.largest == 0 for diff in found.arrays.values()) and not found.beyond()
 

@@ -2,8 +2,9 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -102,6 +103,23 @@ def test_view_0_is_the_centred_square_of_the_file(cache: Cache, root: Path) -> N
 def test_it_verifies_and_is_recomputed_without_a_difference(folder: Path, cache: Cache) -> None:
     assert verify(folder) == []
     assert all(diff.largest == 0 for diff in recompute(cache, 16, device=CPU).arrays.values())
+
+
+@pytest.mark.parametrize("layout", ["samples", "blocks"])
+def test_an_export_verifies_and_images_that_do_not_decode_are_named(
+    layout: Literal["samples", "blocks"], folder: Path, tmp_path: Path
+) -> None:
+    export_webdataset(open_cache(folder), tmp_path / "whole", layout)
+    assert verify(tmp_path / "whole") == []
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+
+    def cut(values: np.ndarray) -> None:
+        values[2] = values[2][:-20]
+
+    reseal(copy, "image", cut)
+    export_webdataset(open_cache(copy), tmp_path / "cut", layout)
+    says = verify(tmp_path / "cut")
+    assert any("shard-00000.tar, image, rows 0.." in line and "row 2: an image does not" in line for line in says)
 
 
 def test_images_that_do_not_decode_are_named(config: dict[str, Any], tmp_path: Path) -> None:

@@ -46,12 +46,13 @@ def changed(blend_config: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_rows_follow_one_another_and_those_without_labels_have_none(blend):
+def test_rows_follow_one_another_and_those_without_labels_have_none(blend, tmp_path):
     cache = open_cache(blend)
     images, labels = cache.read("image"), cache.read("label")
     np.testing.assert_array_equal(images[60:], generated_digits(70)[0].transpose(0, 3, 1, 2))
     assert (labels[:60] >= 0).all() and (labels[60:] == -1).all()
-    assert verify(blend) == []
+    export_webdataset(cache, tmp_path / "tars", "samples")
+    assert verify(blend) == verify(tmp_path / "tars") == []
     assert cache.manifest.holdout == held_out(cache.spec) == holdout_rows(60, 0.1, 10)
 
 
