@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from rich.console import Console
 from rich.progress import TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from darht.cache.admin.cli import pull, push
 from darht.cache.serve.cli import serve
@@ -334,7 +335,7 @@ def info(location: str, run: Path | None) -> None:
     summary = summarise(open_cache(location), run)
     console = Console()
     for name, value in summary.facts:
-        console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((name, "bold"), f"  {value}"), soft_wrap=True)
     print_table(info_table(summary))
 
 

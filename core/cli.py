@@ -138,8 +138,11 @@ def look_here(*typed: str | None) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout; where it is wider than the terminal, that breaks its lines, and nothing is left out."""
-    console, width = Console(), 1
+    """Print a table on stdout; where it is wider than the terminal, that breaks its lines, and nothing is left out.
+
+    Cells are taken as they are: a stranger's name such as `cat [small]` is no markup.
+    """
+    console, width = Console(markup=False, emoji=False), 1
     for column in table.columns:
         cells = [str(cell) for cell in (column.header, *column.cells)]
         parts = cells if column.no_wrap else [word for cell in cells for word in cell.split()]

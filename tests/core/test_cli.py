@@ -81,6 +81,16 @@ def test_a_narrow_terminal_empties_no_cell_of_a_table(columns, monkeypatch, caps
     assert "…" not in "".join(lines)
 
 
+def test_a_table_takes_no_name_for_markup(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table(title="of x[/y]")
+    table.add_column("cat [small]")
+    table.add_row("x[/y] [bold] :cat:")
+    print_table(table)
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("of x[/y]", "cat [small]", "x[/y] [bold] :cat:"))
+
+
 def test_a_log_holds_whole_times(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
     with progress_bar() as progress:

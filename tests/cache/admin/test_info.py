@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
 from starlette.testclient import TestClient
 
 from darht.cache.admin.info import summarise
+from darht.cache.builder.build import plan_build
+from darht.cache.builder.seal import seal
 from darht.cache.export.dataset_card import dataset_card
 from darht.cache.format.mixture import SourceSpec, describe_sources
 from darht.cache.read.reader import open_cache
@@ -52,6 +57,24 @@ def test_sources_without_a_share_have_theirs_by_their_rows():
     assert third == (
         "npz train, 9 rows without labels, 60 % of a batch, 2 views; 3 files that cannot be decoded were left out"
     )
+
+
+def test_names_of_classes_are_no_markup(build_into, variant, tmp_path, invoke):
+    images = tmp_path / "images"
+    for name, level in (("cat [small]", 0), ("x[", 90), (":cat:", 200)):
+        (images / "train" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(np.full((8, 8, 3), level + number, dtype=np.uint8)).save(
+                images / "train" / name / f"{number}.png"
+            )
+
+    def change(config):
+        config["data"] = {"source": "imagefolder", "root": str(images)}
+        config["teachers"], config["attacks"] = {}, {}
+        config["store"] = {"rows_per_shard": 4, "rows_per_chunk": 4}
+
+    seal(build_into(plan_build(variant(change), device=torch.device("cpu")), tmp_path / "cache"))
+    assert "classes  3: :cat:, cat [small], x[\n" in invoke("info", tmp_path / "cache").output
 
 
 def test_a_line_for_every_array(tiny_cache: Path):
