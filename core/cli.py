@@ -237,7 +237,9 @@ class Command(_Main, click.Command):
         try:
             return super().invoke(ctx)
         except DarhtError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            longer = isinstance(error, UnreachableError) and error.waited and _knows(ctx, "retry_for")
+            fix = ", or wait longer with --retry-for" if longer else ""
+            click.echo(f"error: {' '.join(str(error).split())}{fix}", err=True)
             if isinstance(error, UnreachableError):
                 click.echo(f"go on with: {command_again(ctx)}", err=True)
                 sys.exit(error.exit_code)
@@ -307,4 +309,9 @@ def _given(ctx: click.Context) -> list[str]:
 def command_again(ctx: click.Context, *name: str) -> str:
     """The command that goes on with this: the same options, and --resume where it knows that."""
     again = same_command(ctx, *name)
-    return f"{again} --resume" if any(parameter.name == "resume" for parameter in ctx.command.params) else again
+    return f"{again} --resume" if _knows(ctx, "resume") else again
+
+
+def _knows(ctx: click.Context, name: str) -> bool:
+    """Whether the command has such a parameter."""
+    return any(parameter.name == name for parameter in ctx.command.params)

@@ -33,9 +33,17 @@ class ModelError(DarhtError):
 
 
 class UnreachableError(DarhtError):
-    """A server did not answer for as long as it was waited for; what was kept before is whole, as after a kill."""
+    """A server did not answer for as long as it was waited for; what was kept before is whole, as after a kill.
+
+    Attributes:
+        waited: whether waiting longer may help; commands that can be told to then say how.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it for "try again"
+
+    def __init__(self, message: str, *, waited: bool = False) -> None:
+        super().__init__(message)
+        self.waited = waited
 
 
 class CacheError(DarhtError):

@@ -52,7 +52,8 @@ def patiently(action: Callable[[], T], what: str, host: str, retry_for: float) -
             if time.monotonic() + pause > end:
                 raise UnreachableError(
                     f"cannot {what}: {tries} tries within {duration(retry_for)} ({error}); see that {host} is up, "
-                    "and run again, or wait longer with --retry-for"
+                    "and run again",
+                    waited=True,
                 ) from error
             if tries == _SILENT:
                 _say_once(host, f"waiting for {host} ({error}), up to {duration(retry_for)}")

@@ -12,7 +12,15 @@ from rich.table import Table
 
 import darht
 from darht.core.cli import Command, Group, StateGroup, look_here, print_table, progress_bar
-from darht.core.errors import CacheError, ConfigError, CorruptError, DarhtError, IncompleteError, SpecMismatchError
+from darht.core.errors import (
+    CacheError,
+    ConfigError,
+    CorruptError,
+    DarhtError,
+    IncompleteError,
+    SpecMismatchError,
+    UnreachableError,
+)
 
 
 def tree(group: type[click.Group], error: BaseException) -> click.Group:
@@ -40,6 +48,26 @@ def test_a_mistake_is_one_line_and_exits_with_2(error):
 def test_a_command_on_a_folder_exits_with_its_state(error, code):
     result = CliRunner().invoke(tree(StateGroup, error("why")), ["go"])
     assert (result.exit_code, result.output) == (code, "error: why\n")
+
+
+@pytest.mark.parametrize(("waited", "told"), [(True, ", or wait longer with --retry-for"), (False, "")])
+def test_a_command_that_can_wait_longer_says_how(waited, told):
+    @click.group(cls=Group)
+    def root() -> None: ...
+
+    @root.command()
+    @click.option("--retry-for")
+    def patient(retry_for: str | None) -> None:
+        raise UnreachableError("it is away; run again", waited=waited)
+
+    @root.command()
+    def other() -> None:
+        raise UnreachableError("it is away; run again", waited=waited)
+
+    for command, more in (("patient", told), ("other", "")):
+        result = CliRunner().invoke(root, [command])
+        assert result.exit_code == 75
+        assert result.output == f"error: it is away; run again{more}\ngo on with: root {command}\n"
 
 
 def test_a_fault_of_the_program_is_not_hidden():

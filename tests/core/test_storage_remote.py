@@ -116,7 +116,7 @@ def test_a_server_that_is_gone_ends_the_waiting(server: FileServer):
     server.stop()
     try:
         with pytest.raises(
-            UnreachableError, match=r"small: \d+ tries within 0.1 s \(connection refused\); see"
+            UnreachableError, match=r"small: \d+ tries within 0.1 s \(connection refused\); see .*, and run again$"
         ) as error:
             open_storage(server.url, retry_for=0.1).read("small")
         assert error.value.exit_code == 75

@@ -299,6 +299,7 @@ def test_a_server_that_goes_away_in_mid_epoch_is_exit_75_and_the_command(
     found = CliRunner().invoke(train, ["run", *words])
     assert found.exit_code == 75, found.output
     assert "(connection refused); see that 127.0.0.1" in found.output
+    assert "and run again, or wait longer with --retry-for\n" in found.output
     command = found.output.splitlines()[-1].partition("go on with: ")[2]
     assert command.endswith(" --resume") and f"--shards {server.url}/cache" in command and "--retry-for 0.1s" in command
     monkeypatch.undo()
