@@ -71,7 +71,7 @@ def _steps() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print(*things: Any) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for thing in things:
         if isinstance(thing, Table):
             print_table(thing)

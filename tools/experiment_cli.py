@@ -80,7 +80,7 @@ def experiment(recipe: Path, out: Path, root: Path | None, jobs: int, assignment
 
 def _print(config: "ExperimentConfig", result: "Result") -> None:
     """The two tables and the facts, for a terminal."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(title="Teachers, per cent of test images", header_style="bold")
     for title in ("teacher", "network", "trained by", "clean", "PGD-20", "s"):
         table.add_column(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from darht.cache.admin.hub import push_to_hub
 from darht.cache.admin.target import check_target, unseal
+from darht.cache.format.commit import COMMITS
 from darht.cache.format.manifest import MANIFEST, SPEC
 from darht.cache.format.tar_index import INDEX
 from darht.cache.read.files import PART, read_part
@@ -121,7 +122,7 @@ def push(
         on_bytes: told the bytes of each file that is done.
 
     Raises:
-        CacheError: it is not sealed, or something is missing.
+        CacheError: it is not sealed, something is missing, or behind the URL lies a cache that was built there.
         SpecMismatchError: behind the URL lies a cache of other data.
         DarhtError: the URL cannot be written.
         CorruptError: the store holds other bytes than were sent.
@@ -139,6 +140,8 @@ def push(
     there, last = open_storage(url), {key: _needed(here, key) for key in described}
     tags = _tags(there)
     check_target(there, cache)
+    if last.get(MANIFEST) != there.read(MANIFEST) and there.keys(COMMITS):
+        raise CacheError(f"{url} holds a cache that was built there, in another state: push to another URL")
     unseal(there, last)
 
     def send(file: _File) -> int:

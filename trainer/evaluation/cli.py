@@ -130,7 +130,7 @@ def measure(model: str, which: str, out: Path | None, device: str, workers: int,
                 progress.update(tasks[name], completed=done, note=f"images, {alive} alive")
 
             def on_note(text: str, progress: Progress = progress) -> None:
-                progress.console.print(f"note: {text}", highlight=False, soft_wrap=True)
+                progress.console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
             report = run(model, config, out=out, device=where, workers=workers, world=max(world, workers),
                          on_batch=on_batch, on_note=on_note)  # fmt: skip
@@ -188,7 +188,7 @@ def _print(report: Any) -> None:
     from darht.trainer.evaluation.attacks.suite import SELF
     from darht.trainer.evaluation.report.write import describe
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(header_style="bold")
     for title in ("measured", "%", "95 %", "right of", "asked", "attack"):
         table.add_column(title, overflow="fold", no_wrap=title in ("%", "95 %", "right of"))
@@ -221,7 +221,7 @@ def compare(runs: tuple[Path, ...], seed: int, out: Path | None) -> None:
     from darht.trainer.evaluation.report.compare import compare_runs
 
     result = compare_runs(runs, seed=seed)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(header_style="bold")
     for title in ("model", "clean %", "worst case %", "behind the first", "p"):
         table.add_column(title, overflow="fold")

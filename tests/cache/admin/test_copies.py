@@ -205,6 +205,19 @@ def test_over_a_cache_of_other_data_nothing_is_pushed(fine_cache: Path, tmp_path
     MemoryFileSystem.store.clear()
 
 
+def test_over_another_state_of_a_cache_that_was_built_there_nothing_is_pushed(fine_cache: Path):
+    url = "memory://built/cache"
+    push(fine_cache, url)
+    there = open_storage(url)
+    there.write("commits/label/0.json", b"{}")
+    push(fine_cache, url)  # the same state
+    there.write("manifest.json", b"of another state")
+    with pytest.raises(CacheError, match="built/cache holds a cache that was built there, in another state"):
+        push(fine_cache, url)
+    assert there.read("manifest.json") == b"of another state"
+    MemoryFileSystem.store.clear()
+
+
 def test_a_served_cache_is_verified_by_its_manifest(server: FileServer):
     shutil.rmtree(server.folder / "cache" / "commits")
     assert verify(f"{server.url}/cache") == []
