@@ -60,15 +60,25 @@ def _load(name: str, root: Path | None, split: str, view_size: int, **how: Any) 
 
 
 def _first(source: Source, count: int) -> Source:
-    """The first images, or evenly spaced ones where the first lack a class."""
+    """The first images, or as many of every class where the first lack one."""
     if len(source.images) <= count:
         return source
     rows = np.arange(count)
     if len(np.unique(source.labels[rows])) < len(source.classes):
-        rows = np.linspace(0, len(source.images) - 1, count).astype(np.int64)
+        rows = _spread(source.labels, count)
     images, labels = source.images[rows], source.labels[rows]
     return dataclasses.replace(source, images=images, labels=labels,
                                sha256=content_sha256(images, labels, source.classes))  # fmt: skip
+
+
+def _spread(labels: np.ndarray, count: int) -> np.ndarray:
+    """Rows whose classes take turns, each with its rows in order; classes in the order of their first row."""
+    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
+    by_class = np.argsort(label, kind="stable")
+    sizes = np.bincount(label)
+    turn = np.empty_like(by_class)
+    turn[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(np.lexsort((first[label], turn))[:count])
 
 
 def load_training_split(test: Source | FileSource, target: Target, config: EvalConfig) -> Source | str:

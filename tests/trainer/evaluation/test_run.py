@@ -179,6 +179,29 @@ def test_quick_takes_a_thousand_images_and_every_class(monkeypatch):
     assert subject._first(source, 50).sha256 == load_source("digits", None, "test", limit=50).sha256
 
 
+def test_quick_takes_a_row_of_every_class_of_shuffled_rows():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 5))
+    images = np.arange(200, dtype=np.uint8).repeat(3).reshape(200, 3, 1, 1)
+    source = type(load_source("digits", None, "test"))("many", "test", images, labels, tuple(map(str, range(40))), "")
+    assert len(np.unique(labels[:50])) < 40
+    part = subject._first(source, 50)
+    rows = part.images[:, 0, 0, 0]
+    assert (np.diff(rows.astype(int)) > 0).all() and np.array_equal(part.labels, labels[rows])
+    taken = np.bincount(part.labels, minlength=40)
+    assert sorted(taken) == [1] * 30 + [2] * 10
+    for label in range(40):  # of a class its first rows, and two of those ten that appear first
+        assert np.array_equal(rows[part.labels == label], np.flatnonzero(labels == label)[: taken[label]])
+    order = list(dict.fromkeys(labels.tolist()))
+    assert all(taken[label] == 2 for label in order[:10])
+
+
+def test_classes_without_images_have_a_place_in_the_report(runs, monkeypatch):
+    monkeypatch.setattr(subject, "QUICK_IMAGES", 5)
+    report, _ = ask(runs / "pgd", limit=None, teachers=None)
+    assert sum(row["count"] == 0 for row in report.record["per_class"]) == 5
+    assert "no images" in report.page.read_text()
+
+
 def test_a_model_trained_on_the_test_images_is_told(runs, tiny_cache, tmp_path):
     from darht.trainer.evaluation.checks.leakage import trained_on
 

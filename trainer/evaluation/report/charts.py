@@ -62,25 +62,28 @@ def curve(points: Sequence[tuple[float, float, float, float]], mark: float) -> s
 
 
 def class_bars(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Clean and robust accuracy of each class, as `eval.json` has them: a bar within a bar."""
+    """Clean and robust accuracy of each class, as `eval.json` has them: a bar within a bar, or `no images`."""
     height, name_width = 24, 132
     wide = _W - name_width - 96
     body = []
     for k, row in enumerate(rows):
         y, name = k * height + 4, row["class"]
-        short = _short(name)
-        clean, robust = (100 * row[key] / row["count"] for key in ("clean", "robust"))
-        tip = ", ".join(
-            f"{key} {value:.1f} % [{row[f'{key}_interval95'][0]:.1f}, {row[f'{key}_interval95'][1]:.1f}]"
-            for key, value in (("clean", clean), ("robust", robust))
-        )
+        body.append(f'<text x="{name_width - 8}" y="{y + 13}" text-anchor="end">{escape(_short(name))}</text>')
+        said, tip = "no images", f"{name}: no images"
+        if row["count"]:
+            clean, robust = (100 * row[key] / row["count"] for key in ("clean", "robust"))
+            said = f"{robust:.0f} % ({clean:.0f} %)"
+            tip = f"{name}, {row['count']} images: " + ", ".join(
+                f"{key} {value:.1f} % [{row[f'{key}_interval95'][0]:.1f}, {row[f'{key}_interval95'][1]:.1f}]"
+                for key, value in (("clean", clean), ("robust", robust))
+            )
+            body.append(
+                f'<rect class="soft" x="{name_width}" y="{y}" width="{wide * clean / 100:.1f}" height="17" rx="2"/>'
+                f'<rect class="bar" x="{name_width}" y="{y + 4}" width="{wide * robust / 100:.1f}" height="9" rx="2"/>'
+            )
         body.append(
-            f'<text x="{name_width - 8}" y="{y + 13}" text-anchor="end">{escape(short)}</text>'
-            f'<rect class="soft" x="{name_width}" y="{y}" width="{wide * clean / 100:.1f}" height="17" rx="2"/>'
-            f'<rect class="bar" x="{name_width}" y="{y + 4}" width="{wide * robust / 100:.1f}" height="9" rx="2"/>'
-            f'<text x="{_W - 2}" y="{y + 13}" text-anchor="end">{robust:.0f} % ({clean:.0f} %)</text>'
-            f'<rect class="hit" x="0" y="{y}" width="{_W}" height="{height}">'
-            f"<title>{escape(name)}, {row['count']} images: {tip}</title></rect>"
+            f'<text x="{_W - 2}" y="{y + 13}" text-anchor="end">{said}</text>'
+            f'<rect class="hit" x="0" y="{y}" width="{_W}" height="{height}"><title>{escape(tip)}</title></rect>'
         )
     return _frame("".join(body), _W, len(rows) * height + 6, "accuracy per class")
 

@@ -17,6 +17,12 @@ def test_classes_show_per_cent():
     assert ">20 % (80 %)</text>" in charts.class_bars([row])
 
 
+def test_a_class_without_images_says_so():
+    row = {"class": "c<t", "count": 0, "clean": 0, "robust": 0, "clean_interval95": [0, 1], "robust_interval95": [0, 1]}
+    drawn = charts.class_bars([row])
+    assert ">no images</text>" in drawn and "<title>c&lt;t: no images</title>" in drawn and 'class="bar"' not in drawn
+
+
 def test_a_comparison_has_an_axis_that_its_bars_stand_on():
     ticks = re.findall(r'<text x="([0-9.]+)"[^>]*>(\d+) %', charts.compared_axis())
     assert [name for _, name in ticks] == ["0", "20", "40", "60", "80", "100"]
