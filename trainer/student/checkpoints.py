@@ -63,12 +63,13 @@ class Checkpoints:
         due = self._writes and (now or time.monotonic() - self._written >= EVERY)
         if due or self._goes_back:
             self.wait()  # for who reads the copy that is overwritten here
-            self._copy, self._epoch = copied(state.contents(), self._copy), state.progress.epoch
+            self._epoch = -1  # until it is whole: an interrupt leaves a mixture, which must not be written
+            self._copy = copied(state.contents(), self._copy)
+            self._epoch = state.progress.epoch
         if not self._writes:
             return
-        self._owed = card
-        if best:
-            self._best = card, copied(state.result.state_dict())
+        best_yet = (card, copied(state.result.state_dict())) if best else self._best
+        self._owed, self._best = card, best_yet  # both or none, after an interrupt as well
         write_log(self._out, state.progress.history)
         if due:
             remove_pauses(self._out)  # first: where they lie, they are further than the checkpoint

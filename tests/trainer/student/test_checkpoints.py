@@ -101,6 +101,38 @@ def test_a_stop_at_an_epoch_s_end_writes_it(minutes, mixed_cache, whole, tmp_pat
     assert_same_bits(tmp_path, whole)
 
 
+class Interrupting(dict):
+    """Plain values of a network, of which a copy is interrupted after the first."""
+
+    def items(self):
+        yield from list(super().items())[:1]
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("part", ["contents", "best"])
+def test_an_interrupt_while_an_epoch_is_copied_writes_no_mixture(tmp_path, monkeypatch, part):
+    """Of the second epoch some tensors have reached the copy of the first, or its best student is not copied."""
+    written, best = [], []
+    monkeypatch.setattr(checkpoints, "EVERY", 1e6)
+    monkeypatch.setattr(Checkpoints, "_write", lambda kept, copy, card, best: written.append(card.epoch))
+    monkeypatch.setattr(Checkpoints, "_save_best", lambda kept, card, weights: best.append((card.epoch, weights)))
+
+    def ended(epoch, kind):
+        kinds = {"contents": dict, "best": dict, part: kind}
+        weights = {"first": torch.full((2,), float(epoch)), "second": torch.full((2,), float(epoch))}
+        result = SimpleNamespace(state_dict=lambda: kinds["best"](weights))
+        progress = SimpleNamespace(epoch=epoch, history=[{"epoch": epoch}])
+        return SimpleNamespace(
+            contents=lambda: {"student": kinds["contents"](weights)}, result=result, progress=progress
+        )
+
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path, writes=True, goes_back=True) as kept:
+        kept.add(ended(1, dict), SimpleNamespace(epoch=1), best=True, now=False)
+        kept.add(ended(2, Interrupting), SimpleNamespace(epoch=2), best=True, now=False)
+    assert written == [] and [epoch for epoch, _ in best] == [1]  # what was owed and is whole
+    assert all(weight.tolist() == [1, 1] for weight in best[0][1].values())
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_collapse_goes_back_to_the_epoch_before_it_whatever_is_on_the_disk(
     minutes, mixed_cache, tmp_path, monkeypatch, resumed
