@@ -271,8 +271,7 @@ def check_classes(target: Target, model: nn.Module, x: torch.Tensor, names: tupl
 def _note(card: StudentCard) -> str:
     """How the student was trained, as far as it matters for reading its figures."""
     inner, recipe = card.recipe["inner"], card.recipe["recipe"]
-    adversarial_when = RECIPES[recipe].adversarial_when
-    if adversarial_when == "never":
+    if card.clean_only:
         return f"recipe {recipe} trains on clean images only: robust accuracy is shown beside it"
     if inner["kind"] == "cached":
         return (

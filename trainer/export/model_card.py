@@ -141,7 +141,9 @@ def model_card(
 
 
 def inner_label(card: StudentCard) -> str:
-    """The inner mode in words; `cached` is called what it buys."""
+    """Where adversarial examples came from, in words; `cached` is called what it buys."""
+    if card.clean_only:
+        return "none: clean images only"
     inner = card.recipe["inner"]
     if inner["kind"] == "cached":
         return f"`cached`, {TRANSFER_ONLY}"
@@ -230,7 +232,7 @@ def _training(card: StudentCard) -> str:
     rows = {
         "recipe": code(card.recipe["recipe"]),
         "adversarial examples": inner_label(card),
-        "radius": f"L-inf, {card.recipe['inner']['eps']:g}/255",
+        **({} if card.clean_only else {"radius": f"L-inf, {card.recipe['inner']['eps']:g}/255"}),
         "epoch": f"{card.epoch} of {escape(optim.get('epochs', '?'))}",
         "batch size, rate": f"{escape(optim.get('batch_size', '?'))}, {escape(optim.get('lr', '?'))}",
         "seed": escape(card.recipe.get("seed", "?")),
@@ -272,13 +274,14 @@ def _use(card: StudentCard, form: str) -> str:
 
 
 def _limits(card: StudentCard, report: dict[str, Any] | None) -> str:
-    inner = card.recipe["inner"]
+    inner, clean = card.recipe["inner"], card.clean_only
+    radius = f"It was trained against L-inf perturbations of at most {inner['eps']:g}/255; nothing is claimed beyond."
     limits = [
-        f"It was trained against L-inf perturbations of at most {inner['eps']:g}/255; nothing is claimed beyond.",
+        "It was trained on clean images only; no robustness is claimed." if clean else radius,
         "Robust accuracy is an upper bound: a stronger attack may find more.",
         "It is not a safety component, and gives no guarantee for any single image.",
     ]
-    if inner["kind"] == "cached":
+    if inner["kind"] == "cached" and not clean:
         limits.insert(0, f"This is {TRANSFER_ONLY}: an attacker who has the weights is likely to succeed.")
     if report is None:
         limits.append("It has not been evaluated on test images.")

@@ -70,6 +70,18 @@ class StudentCard:
     run: str = ""
     format_version: int = 1
 
+    @property
+    def clean_only(self) -> bool:
+        """Whether the student was trained on clean images alone.
+
+        Raises:
+            ConfigError: the recipe is none of this version's.
+        """
+        name = str(self.recipe.get("recipe"))
+        if name not in RECIPES:
+            raise ConfigError(f"the card's recipe must be one of {', '.join(RECIPES)}; got {name!r}")
+        return parse(RECIPES[name], self.recipe.get("loss", {}), f"loss of recipe {name}").clean_mix()[0] == 1
+
 
 @dataclass
 class Progress:

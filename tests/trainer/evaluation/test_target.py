@@ -69,6 +69,19 @@ def test_the_cached_run_says_what_it_buys(runs):
     assert "transfer robustness" in load(str(runs / "cached"), ModelOptions(), CPU).note
 
 
+def noted(run, tmp_path, **recipe):
+    student = shutil.copytree(run / "student", tmp_path / "student")
+    card = load(str(student), ModelOptions(), CPU).card
+    rewrite(student / "config.json", recipe={**card.recipe, **recipe})
+    return load(str(student), ModelOptions(), CPU).note
+
+
+@pytest.mark.parametrize("recipe", [{"recipe": "kd", "loss": {}}, {"recipe": "at", "loss": {"clean_share": 1.0}}])
+def test_a_student_of_clean_images_says_so(runs, tmp_path, recipe):
+    said = f"recipe {recipe['recipe']} trains on clean images only: robust accuracy is shown beside it"
+    assert noted(runs / "pgd", tmp_path, **recipe) == said
+
+
 def test_a_teacher_brings_its_card(tiny_teachers):
     target = load(str(tiny_teachers["vit"]), ModelOptions(), CPU)
     assert (target.kind, target.num_classes, target.name) == ("teacher", 10, "vit") and frozen(target)

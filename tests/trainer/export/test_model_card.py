@@ -133,6 +133,18 @@ def test_cached_is_labelled_transfer_robustness():
     assert inner_label(make_card({**INNER, "kind": "warm"})) == "`warm`, on the student"
 
 
+@pytest.mark.parametrize("recipe", [{"recipe": "kd"}, {"recipe": "at", "loss": {"clean_share": 1.0}}])
+@pytest.mark.parametrize("kind", ["pgd", "cached"])
+def test_clean_training_is_not_called_adversarial(recipe, kind):
+    said = text(make_card(recipe={**make_card().recipe, **recipe, "inner": {**INNER, "kind": kind}}))
+    assert "| adversarial examples | none: clean images only |" in said
+    assert "trained on clean images only; no robustness is claimed" in said
+    for wrong in ("10 steps", "| radius |", "trained against", "transfer robustness"):
+        assert wrong not in said
+    part = text(make_card(recipe={**make_card().recipe, "recipe": "at", "loss": {"clean_share": 0.5}}))
+    assert "| radius | L-inf, 8/255 |" in part and "trained against L-inf" in part
+
+
 @pytest.mark.parametrize(
     ("form", "part"),
     [
