@@ -278,10 +278,18 @@ def _note(card: StudentCard) -> str:
             "inner: cached trains on other networks' examples only: what it buys is transfer robustness; "
             "white-box accuracy is shown beside it"
         )
-    steps = "one step on the student from its row's last perturbation"
+    return f"inner: {inner['kind']}, {_steps(inner)}, {_asked(card)}"
+
+
+def _steps(inner: Mapping[str, Any]) -> str:
+    """How the student's examples were found."""
     if inner["kind"] in ("pgd", "fat"):
-        steps = f"{inner['steps']} steps on the student"
-    return f"inner: {inner['kind']}, {steps}, {_asked(card)}"
+        return f"{inner['steps']} steps on the student"
+    if inner["kind"] == "n-fgsm":
+        return "one step on the student from noise of twice the radius"
+    if inner.get("warm", {}).get("start") == "label":
+        return "one step on the student from its label's pattern"
+    return "one step on the student from its row's last perturbation"
 
 
 def _asked(card: StudentCard) -> str:

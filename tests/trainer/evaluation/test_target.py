@@ -82,6 +82,20 @@ def test_a_student_of_clean_images_says_so(runs, tmp_path, recipe):
     assert noted(runs / "pgd", tmp_path, **recipe) == said
 
 
+@pytest.mark.parametrize(
+    ("inner", "start"),
+    [
+        ({"kind": "warm"}, "its row's last perturbation"),
+        ({"kind": "warm", "warm": {"start": "noise"}}, "its row's last perturbation"),
+        ({"kind": "warm", "warm": {"start": "label"}}, "its label's pattern"),
+        ({"kind": "n-fgsm"}, "noise of twice the radius"),
+    ],
+)
+def test_a_single_step_says_where_it_starts(runs, tmp_path, inner, start):
+    note = noted(runs / "pgd", tmp_path, inner={"eps": 8.0, "steps": 10, **inner})
+    assert f"inner: {inner['kind']}, one step on the student from {start}, " in note
+
+
 def test_a_teacher_brings_its_card(tiny_teachers):
     target = load(str(tiny_teachers["vit"]), ModelOptions(), CPU)
     assert (target.kind, target.num_classes, target.name) == ("teacher", 10, "vit") and frozen(target)
