@@ -105,6 +105,7 @@ def measure(model: str, which: str, out: Path | None, device: str, workers: int,
     from darht.core.device import pick_device
     from darht.trainer.evaluation.run import assist
     from darht.trainer.evaluation.run import evaluate as run
+    from darht.trainer.evaluation.target import students_of
     from darht.trainer.student.distributed import rank_and_world
 
     where = pick_device(device)
@@ -112,7 +113,7 @@ def measure(model: str, which: str, out: Path | None, device: str, workers: int,
     rank, world = rank_and_world()
     if world > 1 and workers > 1:
         raise ConfigError(f"torchrun has started {world} processes: leave --workers {workers} out")
-    for one in ("student", "last") if which == "both" else (which,):
+    for one in students_of(model, _config(which, options).model, which):
         config = _config(one, options)
         if rank:
             assist(model, where, config=config, out=out, world=world)

@@ -30,12 +30,14 @@ from darht.trainer.evaluation.zoo import pretrained
 from darht.trainer.state.checkpoint import (
     BEST,
     CONFIG,
+    LAST,
     RUN,
     StudentCard,
     cache_of,
     check_of_run,
     load_student,
     read_run,
+    read_student_card,
 )
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.model import Student
@@ -135,6 +137,22 @@ def find(text: str | nn.Module, options: ModelOptions) -> Kind:
     if options.arch is None:
         raise ConfigError(f"{path} is a file of weights: say with --arch what network they belong to, e.g. resnet18")
     return "weights"
+
+
+def students_of(text: str, options: ModelOptions, which: str) -> tuple[str, ...]:
+    """Which students of a run are evaluated, `which` being one or `both`.
+
+    Raises:
+        ConfigError, CacheError, ModelError: both are wanted of what is no run, or of a run that lacks one.
+    """
+    if which != "both":
+        return (which,)
+    kind = find(text, options)
+    if kind != "run":
+        raise ConfigError(f"{text} is no run but a {kind}: --which both is for the two students of a run")
+    for one in (BEST, LAST):
+        check_of_run(read_student_card(Path(text) / one), Path(text), one)
+    return BEST, LAST
 
 
 def load(

@@ -104,6 +104,13 @@ def test_best_and_last(runs):
     assert json.loads((runs / "pgd" / "eval-last.json").read_text())["which"] == "last"
 
 
+def test_both_of_a_run_that_has_one_is_told_before_anything_is_measured(runs, tmp_path):
+    run = shutil.copytree(runs / "pgd", tmp_path / "run")
+    shutil.rmtree(run / "last")
+    assert "last" in fail(run, "--limit", 40, "--device", "cpu", "--which", "both")
+    assert not (run / "eval.json").exists()
+
+
 def test_plain_weights(weights, tmp_path):
     words = ("--arch", "resnet18", "--kwargs", SMALL, "--data", "digits", "--limit", 40, "--eps", "8/255")
     more = ("--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--device", "cpu", "--out", tmp_path / "e")
@@ -155,6 +162,7 @@ def test_two_runs_are_compared(runs, tmp_path, monkeypatch):
         (("{teacher}", "--mean", "0,0,0"), "is a teacher, which knows its network"),
         (("{teacher}", "--resize", "32"), "is a teacher, which knows its network"),
         (("{teacher}", "--which", "last"), "is no run but a teacher: --which chooses"),
+        (("{teacher}", "--which", "both", "--limit", "40"), "is no run but a teacher: --which both"),
         (("{run}", "--tier", "full", "--shares", "0.1,2"), "shares of the training data lie in (0, 1]"),
         (("{run}", "--weights", "ema"), "is a run, which knows its network"),
         (("{run}", "--test-limit", "100000"), "limit must be at most the number of rows"),
