@@ -104,7 +104,8 @@ def evaluate(
             that asks for more than one needs `if __name__ == "__main__":` around what it does.
         config: everything else that can be chosen.
         trust_code: call what `python:` names in cards name that were not made here.
-        options: fields of `EvalConfig` to change, such as `tier="standard"`, `eps=8` (pixel levels), `limit=500`.
+        options: fields of `EvalConfig` to change, such as `tier="standard"`, `eps=8` (pixel levels), `limit=500`; None
+            is a value like any other: `teachers=None` leaves transfer out.
 
     Returns:
         The report: `scores`, each with `accuracy` in per cent and an `interval`; `masking`; `record`, what
@@ -113,8 +114,9 @@ def evaluate(
     Raises:
         ConfigError, ModelError, DataError, CacheError: something is missing or does not fit.
     """
-    given = {"data": data, "root": None if root is None else Path(root), **options}
-    chosen = replace(config or EvalConfig(), **{name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {} if data is None else {"data": data}
+    given |= {} if root is None else {"root": Path(root)}
+    chosen = replace(config or EvalConfig(), **given, **options)
     text = str(model) if isinstance(model, Path) else model
     folder = None if out is None else Path(out)
     with trusting(trust_code):
