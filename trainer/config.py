@@ -108,7 +108,7 @@ class InnerConfig:
             the cache and keeps clean accuracy, of which `warm` costs some points at half of the time. `n-fgsm`: one
             step from noise of twice the radius, not projected, so that examples may lie three radii away. `fat`: `pgd`
             that stops a row soon after it is misclassified (Zhang et al. 2020).
-        eps: radius in pixel levels.
+        eps: radius in pixel levels; of `cached` the largest of the cache's L-inf attacks.
         step: of the student's own steps in pixel levels; by default eps / 4 for `pgd` and `fat`, eps for one step.
         steps: of `pgd` and `fat`.
         warm: settings of `warm`; `check_rows` is also that of `n-fgsm`.

@@ -58,10 +58,23 @@ def _missing_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:
             "kd: kl, or build with store.logits: float16"
         )
     yield from _moving_parts(config, cache)
-    others = {attack.parameters["eps"] for attack in attacks.values()} - {inner.eps}
-    if inner.kind == "cached" and others:
-        stored = ", ".join(f"{eps:g}" for eps in sorted(others))
-        yield f"inner.eps is {inner.eps:g}, attacks of the cache have {stored}; set inner.eps to theirs"
+    if inner.kind == "cached" and attacks:
+        yield from _stored_radius(inner.eps, cache)
+
+
+def _stored_radius(eps: float, cache: Cache) -> Iterator[str]:
+    """What is selected by, and what the card claims, is L-inf at `inner.eps`: as far as stored examples reach."""
+    radii = {attack.eps for attack in cache.spec.attacks.values() if attack.norm == "linf"}
+    if not radii:
+        yield (
+            f"inner: cached trains within an L-inf radius, and the attacks of {cache.folder} are all L2: use "
+            "inner.kind: pgd, or add an L-inf attack with darht-cache extend"
+        )
+    elif max(radii) != eps:
+        yield (
+            f"inner.eps must be the largest radius of the cache's L-inf attacks, {max(radii):g}; got {eps:g}: set "
+            f"inner.eps: {max(radii):g}"
+        )
 
 
 def _moving_parts(config: TrainConfig, cache: Cache) -> Iterator[str]:

@@ -386,7 +386,7 @@ def test_a_short_run_that_leaves_its_head_untrained_is_told(epochs, phases, told
 
 def test_cached_examples_of_another_radius_are_refused(cache, tmp_path):
     config = changed(inner={"kind": "cached", "eps": 8, "step": 2})
-    with pytest.raises(ConfigError, match=r"inner\.eps is 8, attacks of the cache have 32"):
+    with pytest.raises(ConfigError, match=r"the cache's L-inf attacks, 32; got 8: set inner\.eps: 32"):
         train(config, cache, tmp_path / "run", device=CPU)
 
 

@@ -1,7 +1,9 @@
 """Caches without teachers: what trains from them, what is refused, and that nothing else about them differs."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -25,6 +27,7 @@ from darht.core.errors import ConfigError
 from darht.trainer.config import TrainConfig, WarmConfig
 from darht.trainer.student.losses import RECIPES
 from darht.trainer.student.train import train
+from darht.trainer.student.validate import check_recipe
 from darht.trainer.student.warm import memory_bytes
 
 SHORT: dict[str, Any] = {"inner": {"steps": 1}, "optim": {"epochs": 1, "batch_size": 27}}
@@ -134,6 +137,35 @@ def test_an_attack_needs_a_teacher(tmp_path: Path) -> None:
     config = {**BARE, "attacks": {"pgd": {"teacher": "cnn"}}}
     with pytest.raises(ConfigError, match="names teacher 'cnn', which is not there; teachers are none"):
         sealed_cache(config, tmp_path)
+
+
+BALLS = {"small": ("linf", 8.0), "large": ("linf", 16.0), "round": ("l2", 128.0)}
+
+
+def check_cached(cache: Cache, eps: float, *names: str) -> None:
+    """Check `inner: cached` at a radius against a cache with attacks in these balls."""
+    known = next(iter(cache.spec.attacks.values()))
+    balls = {name: {"norm": BALLS[name][0], "eps": BALLS[name][1]} for name in names}
+    attacks = {name: replace(known, parameters={**known.parameters, **ball}) for name, ball in balls.items()}
+    spec = replace(cache.spec, attacks=attacks)
+    there = cast(Cache, SimpleNamespace(spec=spec, rows=cache.rows, folder=cache.folder, classes=cache.classes))
+    check_recipe(changed(recipe="rslad", inner={"kind": "cached", "eps": eps}), there)
+
+
+def test_cached_examples_are_selected_by_their_largest_radius_in_l_inf(tiny_cache: Path) -> None:
+    cache = open_cache(tiny_cache)
+    check_cached(cache, 16.0, "small", "large")
+    check_cached(cache, 16.0, "large", "round")
+    check_cached(cache, 8.0, "small", "round")
+    for eps, names, largest in (
+        (8.0, ("small", "large"), 16),
+        (32.0, ("large",), 16),
+        (128.0, ("small", "round"), 8),
+    ):
+        with pytest.raises(ConfigError, match=rf"L-inf attacks, {largest}; got {eps:g}: set inner\.eps: {largest}$"):
+            check_cached(cache, eps, *names)
+    with pytest.raises(ConfigError, match=r"the attacks of .* are all L2: use inner\.kind: pgd, or add"):
+        check_cached(cache, 128.0, "round")
 
 
 def test_a_memory_of_rows_above_the_budget_is_refused(bare: Cache, tmp_path: Path) -> None:
