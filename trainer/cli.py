@@ -142,12 +142,15 @@ def teacher_train(
 def _stopped(monitor: Any, ctx: click.Context, *command: str) -> NoReturn:
     """Say what is kept and how to go on, and end."""
     from darht.trainer.student.distributed import leave, rank_and_world
+    from darht.trainer.student.run import kept_epochs
 
     rank, world = rank_and_world()
     if rank == 0:
         kept = "stopped before the first step; what was kept before stays"
         if monitor.finished is not None:
-            kept = f"stopped: {monitor.finished} of {monitor.epochs} epochs are kept, nothing is half written"
+            epochs = kept_epochs(monitor.out)
+            lost = f" ({monitor.finished} were done)" if monitor.finished > epochs else ""
+            kept = f"stopped: {epochs} of {monitor.epochs} epochs are kept{lost}, nothing is half written"
         among = "" if world == 1 else f" {world} processes of"
         click.echo(f"{kept}\ngo on with{among}: {command_again(ctx, *command)}", err=True)
     else:

@@ -18,7 +18,10 @@ from runs import assert_same_bits
 from darht.core.errors import DarhtError
 from darht.trainer.cli import train
 from darht.trainer.config import InnerConfig, OptimConfig, StudentConfig, TrainConfig
+from darht.trainer.state.checkpoint import CHECKPOINT
+from darht.trainer.student import checkpoints
 from darht.trainer.student import train as trainer
+from darht.trainer.student.run import kept_epochs
 
 SETTINGS = ("student.kwargs.width=4", "student.kwargs.blocks=[1, 1, 1, 1]", "inner.steps=1", "optim.batch_size=32")
 
@@ -91,6 +94,27 @@ def test_control_c_says_how_to_go_on(tiny_cache, tmp_path, monkeypatch):
     assert "3 epochs" in result.stdout
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_epochs_that_no_checkpoint_holds_are_not_called_kept(tiny_cache, tmp_path, monkeypatch, kept):
+    """Checkpoints come by the minute: in the third epoch, two of which were done, there is the first, or none."""
+    out, descend, steps = tmp_path / "run", trainer.take_step, []
+
+    def interrupted(*arguments):
+        steps.append(0)
+        if len(steps) == 3:
+            monkeypatch.setattr(checkpoints, "EVERY", 1e6)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        descend(*arguments)
+
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0 if kept else 1e6)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
+    stopped = call(*words(tiny_cache, out, "optim.epochs=4"))
+    said = stopped.stderr.strip().splitlines()[-2]
+    assert said == f"stopped: {kept} of 4 epochs are kept (2 were done), nothing is half written"
+    assert (out / CHECKPOINT).is_file() == bool(kept) and kept_epochs(out) == kept
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_interrupt_waits_for_the_step_and_loses_nothing(tiny_cache, tmp_path, monkeypatch, number, code):
@@ -106,12 +130,14 @@ def test_a_real_interrupt_waits_for_the_step_and_loses_nothing(tiny_cache, tmp_p
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(trainer, "take_step", interrupted)
+    monkeypatch.setattr(checkpoints, "EVERY", 1e6)  # the pause alone has the first epoch
     stopped = call(*words(tiny_cache, tmp_path / "cut", "optim.epochs=3"))
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) == before
     assert stopped.exit_code == code
     assert "stopping at the end of this step" in stopped.stderr
     assert "kept: epoch 2 up to its step 1 of 2" in stopped.stderr
+    assert "stopped: 1 of 3 epochs are kept, nothing is half written" in stopped.stderr
     again = shlex.split(stopped.stderr.strip().splitlines()[-1].removeprefix("go on with: "))
     assert call(*again[1:]).exit_code == 0
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")

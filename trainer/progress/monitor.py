@@ -32,7 +32,8 @@ class Monitor:
         shown: False for a process beside the one that speaks and draws.
 
     Attributes:
-        finished: epochs that are done and kept; None before the first step, when a resumed run's are not known here.
+        finished: epochs that are done, on the disk or not; None before the first step, when a resumed run's are not
+            known here.
     """
 
     def __init__(self, out: Path, epochs: int, *, shown: bool = True) -> None:

@@ -119,6 +119,18 @@ def load_furthest(state: TrainState, ranks: Ranks, out: Path) -> str | None:
     )
 
 
+def kept_epochs(out: Path) -> int:
+    """How many epochs are done where a run on the disk would be gone on with; 0 for the beginning.
+
+    Raises:
+        CacheError: the pause or the checkpoint is damaged.
+    """
+    for path in (out / PAUSED, out / CHECKPOINT):  # where a pause lies, it is further
+        if path.is_file():
+            return int(load_tensors(path, lazily=True)["progress"]["epoch"])
+    return 0
+
+
 def remove_pauses(out: Path) -> None:
     """Forget what every process kept in the middle of an epoch."""
     for path in out.glob(PAUSED.replace(".", "*.")):
