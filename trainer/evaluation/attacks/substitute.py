@@ -37,7 +37,7 @@ class Substitution:
         step: of the augmentation, in pixels of [0, 1]; the paper's lambda.
         lr: of Adam.
         width: of the substitute, a ResNet-18 in CIFAR form; 64 is its full width.
-        most: images that a round may train on, so that a CPU ends; a seeded choice is kept.
+        most: images that a round may train on, the first one too, so that a CPU ends; a seeded choice is kept.
     """
 
     shares: tuple[float, ...] = (0.01, 0.25, 0.5, 0.75, 1.0)
@@ -62,8 +62,8 @@ class Substitution:
         return {**plain, "share": share, "training_images": self.images(share, rows)}
 
     def images(self, share: float, rows: int) -> int:
-        """How many training images the attacker holds: at least one."""
-        return max(1, round(share * rows))
+        """How many training images the first round trains on: the attacker's share, at least one, at most `most`."""
+        return min(self.most, max(1, round(share * rows)))
 
     def network(self, classes: int) -> nn.Module:
         """A substitute with fresh weights."""

@@ -57,6 +57,20 @@ def test_a_substitute_learns_from_answers_alone(sound):
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_no_round_trains_on_more_images_than_allowed(sound):
+    train = load_source("digits", None, "train", limit=100)
+    asked, config = [], Substitution(shares=(1.0,), rounds=2, epochs=1, width=8, most=40)
+
+    def ask(x):
+        asked.append(len(x))
+        return label_by_asking(Around(), x)
+
+    train_substitute(config, train, 1.0, ask, seed=0, device=CPU)
+    assert asked == [40, 40]  # what the first round trains on, and its augmentation
+    assert config.record(1.0, 100)["training_images"] == 40
+    assert config.record(0.1, 100)["training_images"] == 10
+
+
 def test_more_data_make_a_better_attack_and_nothing_is_trained_twice(sound, digits, tmp_path, monkeypatch):
     train = load_source("digits", None, "train", limit=400)
     wide = Threat(eps=64)  # where the two differ by twenty images, whatever the rounding; at 32 by two
