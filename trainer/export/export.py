@@ -81,7 +81,7 @@ def export_run(run: Path, out: Path, *, kind: Kind, which: str = BEST) -> Export
         run: what darht-train left.
         out: a new or empty folder; it gets `config.json`, `README.md` and one file of weights.
         kind: `hub`, the student with its map (`model.safetensors`); `plain`, the folded network of the architecture
-            (`plain.safetensors`, the state_dict of `darht.core.nets.build`, so normalisation is the caller's);
+            (`plain.safetensors`, the state_dict of `darht.core.nets.build`: resizing and normalising are the caller's);
             `onnx`, that network with its normalisation inside (`model.onnx`, `pixels` `[N, 3, H, W]` to `logits`).
         which: `student` (best on held-out rows) or `last`.
 

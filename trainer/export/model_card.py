@@ -26,7 +26,7 @@ TRANSFER_ONLY = (
 
 _FORMS = {
     "hub": "pixels in [0, 1] go in, raw logits come out, normalisation is inside",
-    "plain": "map and head are folded into the last layer, and *normalised* pixels go in",
+    "plain": "map and head are folded into the last layer, and pixels go in {seen}",
     "onnx": "map and head are folded into the last layer; `pixels` `[N, 3, H, W]` in [0, 1] go in, `logits` come out",
 }
 _SNIPPETS = {
@@ -42,13 +42,15 @@ from darht.core.nets import build  # or any script's network with the same param
 
 net = build({arch!r}, {C}, {kwargs}).eval()
 net.load_state_dict(load_file("plain.safetensors"))
-mean, std = (torch.tensor(v).view(3, 1, 1) for v in ({mean}, {std}))
+mean, std = (torch.tensor(v).view(3, 1, 1) for v in ({mean}, {std})){resize}
 logits = net((pixels - mean) / std)  # pixels [B, 3, H, W] in [0, 1]""",
     "onnx": """import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 logits = session.run(["logits"], {{"pixels": pixels}})[0]  # float32 [N, 3, H, W] in [0, 1]""",
 }
+_RESIZE = """
+pixels = torch.nn.functional.interpolate(pixels, size=({side}, {side}), mode="bilinear", align_corners=False)"""
 
 
 def teacher_notes(cache: Cache) -> dict[str, Any]:
@@ -177,10 +179,12 @@ def _what(card: StudentCard, parameters: int, form: str) -> str:
             if form == "hub"
             else ", which is off here; the accuracies below are the student's with dropout on."
         )
+    side = card.preprocessing.resize
+    seen = "*normalised*" if side is None else f"*resized to {side}x{side} and normalised*"
     return (
         f"# {escape(card.arch)}, distilled with darht\n\n"
         f"A {escape(card.arch)} image classifier{rows if form == 'hub' else ''}: {shape}{card.num_classes} classes. "
-        f"It has {parameters:,} parameters; {_FORMS[form]}.{dropout}"
+        f"It has {parameters:,} parameters; {_FORMS[form].format(seen=seen)}.{dropout}"
     )
 
 
@@ -265,7 +269,9 @@ def _accuracies(measured: dict[str, Any]) -> str:
 
 def _use(card: StudentCard, form: str) -> str:
     mean, std = list(card.preprocessing.mean), list(card.preprocessing.std)
-    code = _SNIPPETS[form].format(arch=card.arch, C=card.num_classes, kwargs=card.kwargs, mean=mean, std=std)
+    side = card.preprocessing.resize
+    seen = {"mean": mean, "std": std, "resize": "" if side is None else _RESIZE.format(side=side)}
+    code = _SNIPPETS[form].format(arch=card.arch, C=card.num_classes, kwargs=card.kwargs, **seen)
     return (
         "## Intended use\n\n"
         "Research on adversarial robustness and distillation, on images like those it was trained on.\n\n"

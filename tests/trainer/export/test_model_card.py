@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from markdown_it import MarkdownIt
+from safetensors.torch import save_file
 
 from darht.cache.builder.teachers import read_card
 from darht.cache.read.reader import open_cache
@@ -158,6 +159,22 @@ def test_each_form_says_how_it_is_used(form, part):
     assert part in said
     dropout = "answers are means over 16 random passes" if form == "hub" else "which is off here"
     assert f"Monte-Carlo dropout of 0.2{';' if form == 'hub' else ','} {dropout}" in said
+
+
+@pytest.mark.parametrize("side", [None, 12])
+def test_the_snippet_of_the_plain_form_answers_as_the_student(side, tmp_path, monkeypatch):
+    card = make_card(preprocessing=Preprocessing(resize=side, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    with torch.random.fork_rng(devices=[]):
+        student = Student("resnet18", KWARGS, teachers=2, num_classes=5, preprocessing=card.preprocessing).eval()
+    save_file(student.plain().net.state_dict(), tmp_path / "plain.safetensors")
+    said = text(card, form="plain")
+    assert ("pixels go in *resized to 12x12 and normalised*" if side else "pixels go in *normalised*") in said
+    monkeypatch.chdir(tmp_path)
+    pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    names = {"pixels": pixels}
+    with torch.no_grad():
+        exec(said.split("```python\n")[1].split("```")[0], names)
+        torch.testing.assert_close(names["logits"], student.fold()(pixels))
 
 
 def saved(run, **changes):
