@@ -9,7 +9,7 @@ batch`, `mtard`) are those of a process's part.
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -109,14 +109,21 @@ class Ranks:
             dist.all_gather_object(values, value, group=self.hosts)
         return values
 
-    def share(self, model: nn.Module, memory: Memory | None, learned: Learned) -> None:
-        """After an epoch: the first one's buffers (batch norm), the memory's parts, the mean of `learned`."""
+    def share(self, networks: Iterable[nn.Module], memory: Memory | None, learned: Learned) -> None:
+        """After an epoch: the first one's buffers (batch norm), the memory's parts, the mean of `learned`.
+
+        Args:
+            networks: the student, and its average where there is one.
+            memory: of rows, where there is one.
+            learned: what the recipe carries from step to step.
+        """
         if self.world == 1:
             if memory is not None:
                 memory.alone()
             return
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        for network in networks:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
         if memory is not None:
             memory.join(self.total)
         for name, value in learned.items():

@@ -57,6 +57,11 @@ class TrainState:
             return self.student
         return cast(Student, self.average.module)
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student, and its average where there is one."""
+        return [self.student] if self.average is None else [self.student, self.average.module]
+
     def contents(self) -> dict[str, Any]:
         """Everything that the next step depends on: plain values, and tensors that are not copied."""
         return {

@@ -257,7 +257,7 @@ def _epoch(state: TrainState, context: TrainContext) -> dict[str, Any]:
                 state.pause = Pause.here(number + 1 - first, images, taken, metrics, ranks.world)
                 _stop_here(state, context)
     _average(state, config, step=False, done=(first + feed.steps) / total)
-    ranks.share(state.student, state.memory, state.learned)
+    ranks.share(state.networks, state.memory, state.learned)
     ranks.total(metrics.counts)
     check_finite(metrics.reading().loss, epoch + 1)
     seconds = time.perf_counter() - start

@@ -271,6 +271,19 @@ def test_what_a_recipe_learns_is_the_same_everywhere_after_an_epoch(
     assert_same_bits(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_the_average_that_a_recipe_asks_is_the_same_everywhere_after_an_epoch(
+    ranks: RankServer, tiny_cache: Path, tmp_path: Path
+):
+    """Its batch norms as well: two processes go on from one checkpoint to the same bits."""
+    inner, optim = InnerConfig(eps=32, steps=1), dataclasses.replace(CONFIG.optim, epochs=2)
+    config = dataclasses.replace(CONFIG, recipe="adr", student=RESNET, inner=inner, optim=optim)
+    assert ranks.together(tiny_cache, tmp_path / "whole", config) == [0, 0]
+    assert ranks.together(tiny_cache, tmp_path / "cut", config, f"1:{STEPS - 1}") == [130, 130]
+    assert state(tmp_path / "cut")["progress"]["epoch"] == 1 and not list((tmp_path / "cut").glob("paused*"))
+    assert ranks.together(tiny_cache, tmp_path / "cut", config) == [0, 0]
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("optim", "compute", "world", "message"),
     [
