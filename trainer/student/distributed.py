@@ -125,7 +125,7 @@ class Ranks:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
         if memory is not None:
-            memory.join(self.total)
+            memory.join(self.total, self.claim)
         for name, value in learned.items():
             learned[name] = self.total(value.clone()) / self.world
 
@@ -134,6 +134,13 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(value)
         return value
+
+    def claim(self, flags: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what processes flag, bool `[N]`: what this one speaks for, who is the only one to, and what any flags."""
+        speaker = flags.int() * (self.rank + 1)
+        if self.world > 1:
+            dist.all_reduce(speaker, op=dist.ReduceOp.MAX)
+        return speaker == self.rank + 1, speaker > 0
 
     def agree(self, value: object) -> object:
         """What the first process has."""

@@ -77,7 +77,7 @@ class LabelPatterns:
     def alone(self) -> None:
         """Nothing: no process waits for another's rows."""
 
-    def join(self, total: Callable[[Tensor], object]) -> None:
+    def join(self, total: Callable[[Tensor], object], claim: object) -> None:
         """Agree with other processes, whose batch norm may differ within an epoch: the sign of the sum."""
         votes = self.signs.float()
         total(votes)

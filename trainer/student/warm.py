@@ -94,14 +94,17 @@ class WarmMemory:
         """Note that nobody waits for the rows that were written here; several processes may go on with this run."""
         self.fresh.zero_()
 
-    def join(self, total: Callable[[Tensor], object]) -> None:
-        """Take over the rows that other processes have written; `total` adds a tensor over all processes, in place."""
-        theirs = self.fresh.to(torch.int8)
-        total(theirs)
-        written = theirs > 0
-        mine = self.pixels * self.fresh[:, None, None, None]
-        total(mine)
-        self.pixels[written] = mine[written]
+    def join(self, total: Callable[[Tensor], object], claim: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Take over the rows that other processes have written; of a row that several have, one perturbation stays.
+
+        Args:
+            total: adds a tensor over all processes, in place.
+            claim: of rows that were written here, those that this process speaks for, and those written anywhere.
+        """
+        own, written = claim(self.fresh)
+        rows = self.pixels * own[:, None, None, None]
+        total(rows)
+        self.pixels[written] = rows[written]
         self.seen[written.to(self.seen.device)] = True
         self.fresh.zero_()
 

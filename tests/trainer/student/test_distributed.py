@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from built import sealed_cache
 from rank_server import RankServer
 from runs import assert_same_bits, read_checkpoint
 
@@ -87,6 +89,16 @@ def test_two_processes_train_the_student_of_one_from_several_sources(ranks: Rank
     assert ranks.together(blend, tmp_path / "two", config) == [0, 0]
     for name, expected in weights(tmp_path / "alone").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], expected, atol=2e-4, rtol=1e-3)
+
+
+def test_a_row_that_both_processes_drew_keeps_one_perturbation(ranks: RankServer, blend_config: Path, tmp_path: Path):
+    """Rows of a source with a large share of each batch come round again within an epoch, in either process."""
+    spec = yaml.safe_load(blend_config.read_text())
+    spec["data"][1]["share"], spec["attacks"] = 0.75, {}
+    inner = InnerConfig(kind="warm", eps=32, warm=WarmConfig(start="noise", check_rows=0))
+    config = dataclasses.replace(CONFIG, inner=inner, optim=OptimConfig(epochs=1, batch_size=16, lr=0.05))
+    assert ranks.together(sealed_cache(spec, tmp_path), tmp_path / "two", config) == [0, 0]
+    assert state(tmp_path / "two")["memory"]["pixels"][..., :3].int().abs().max() == 32
 
 
 def test_when_one_is_asked_to_stop_both_do_and_go_on_to_the_same_bits(

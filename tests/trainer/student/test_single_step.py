@@ -58,7 +58,7 @@ def test_patterns_are_taken_every_twenty_steps(student):
     other = patterns()
     other.load(found.state())
     assert other.step == found.step and torch.equal(other.signs, found.signs)
-    other.join(lambda votes: votes.mul_(2))
+    other.join(lambda votes: votes.mul_(2), None)
     assert torch.equal(other.signs, found.signs)
 
 

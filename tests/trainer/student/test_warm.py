@@ -70,6 +70,21 @@ def test_a_memory_stays_on_the_same_pixels_under_any_crop_and_flip(data, padding
     assert torch.equal(memory.delta.double(), torch.from_numpy(expected["delta"]))
 
 
+def test_processes_take_over_each_other_s_rows_and_one_perturbation_of_those_that_both_wrote():
+    """Rows 0 and 1 are one's, 1 and 2 the other's, nobody writes 3: of row 1 the second's counts, undiluted."""
+    shape, upright = (2, 3, 2, 2), torch.zeros(2, 3, dtype=torch.int8)
+    both = [WarmMemory.create(4, shape[1:], upright[:1], CPU) for _ in range(2)]
+    for rank, memory in enumerate(both):
+        memory.write(torch.tensor([rank, rank + 1]), upright, torch.full(shape, 8.0 - 15 * rank), torch.zeros(shape))
+    fresh = [memory.fresh.clone() for memory in both]
+    speaker = torch.stack([flags.int() * (rank + 1) for rank, flags in enumerate(fresh)]).amax(0)
+    sums = sum(memory.pixels * (speaker == rank + 1)[:, None, None, None] for rank, memory in enumerate(both))
+    for rank, memory in enumerate(both):
+        memory.join(lambda rows: rows.copy_(sums), lambda flags, rank=rank: (speaker == rank + 1, speaker > 0))
+        assert memory.delta[:, 0, 0, 0].tolist() == [8, -7, -7, 0]
+        assert memory.seen.tolist() == [True, True, True, False] and not memory.fresh.any()
+
+
 def test_a_view_reads_what_the_same_view_of_the_image_s_perturbation_shows(data):
     """The memory and the data path agree on what a view is."""
     rows, memory = torch.arange(N), memory_for(data)
