@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import darht
-from darht.trainer.cli import teacher as darht_teacher
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/own_loop")
-network = '--arch resnet18 --kwargs {"width":8,"blocks":[1,1,1,1]}'
-recipe = "--algorithm standard --set optim.epochs=4 --set optim.batch_size=32"
-recipe += " --set views.padding=1 --set views.flip=false"
-darht_teacher(f"train --data digits {network} {recipe} --out {folder}/teacher".split(), standalone_mode=False)
+network = {"arch": "resnet18", "kwargs": {"width": 8, "blocks": [1, 1, 1, 1]}}
+optim, views = {"epochs": 4, "batch_size": 32}, {"padding": 1, "flip": False}
+teaching = {"algorithm": "standard", "optim": optim, "views": views}
+darht.train_teacher(teaching, {"source": "digits"}, network, folder / "teacher")
 (folder / "cache.yaml").write_text("""
 data: {source: digits, holdout: 0.1}
 views: {padding: 1, flip: false, count: 4}

@@ -39,7 +39,7 @@ except SystemExit as end:
 PUBLIC = [
     "Cache", "CacheConfig", "CacheDataset", "Classifier", "DarhtError", "EvalConfig", "EvalReport", "Reach",
     "TeachConfig", "TrainConfig", "__version__", "attacks", "build_cache", "default_copy", "evaluate", "load_student",
-    "load_teacher", "open_cache", "train", "trusting",
+    "load_teacher", "open_cache", "train", "train_teacher", "trusting",
 ]  # fmt: skip
 
 

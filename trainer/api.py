@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from darht.cache.builder.teachers import Card, read_card
 from darht.cache.builder.teachers import load_teacher as load_teacher_and_card
 from darht.cache.read.reader import Cache
 from darht.cache.read.webdataset import open_shards
+from darht.cache.sources.load import FileSource, Source
 from darht.core.config import override, parse
 from darht.core.device import pick_device
 from darht.core.hub import fetched
@@ -22,8 +24,12 @@ from darht.trainer.evaluation.report.write import EvalReport
 from darht.trainer.evaluation.run import evaluate as evaluate_target
 from darht.trainer.state.checkpoint import BEST, RUN, Progress
 from darht.trainer.state.checkpoint import load_student as load_student_and_card
+from darht.trainer.student.distributed import rank_and_world
 from darht.trainer.student.train import Callbacks
 from darht.trainer.student.train import train as train_student
+from darht.trainer.teacher.check import check_teacher
+from darht.trainer.teacher.config import TeachConfig, load_teaching, teacher_data, teacher_network
+from darht.trainer.teacher.train import finish, open_split, teach, unfinished
 
 
 def train(
@@ -77,6 +83,60 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | TrainConfig) -> TrainConfig
     if isinstance(recipe, Mapping):
         return parse(TrainConfig, override(dict(recipe), ()), "recipe")
     return load_recipe(Path(recipe), ())
+
+
+def train_teacher(
+    config: TeachConfig | Mapping[str, Any],
+    data: Mapping[str, Any],
+    network: str | Mapping[str, Any],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    memory_gib: float = 8.0,
+    resume: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Card:
+    """Train a teacher on the training split of a data set and measure it on the test split, as `darht-teacher` does.
+
+    Args:
+        config: algorithm and schedule: a `TeachConfig`, or a mapping of its fields; what is left out is as on the
+            command line.
+        data: `source`, and where it has them `root`, `limit`, `image_size` and `skip_broken`, as `cache.yaml` has them
+            under `data`.
+        network: the architecture's name, or a mapping of `arch`, `kwargs` and `resize`.
+        out: the teacher's folder, which a cache's `teachers` may name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        memory_gib: the most that the training set may take in memory; a larger one is streamed.
+        resume: go on with a training that was stopped; a teacher that is there, measured, stays as it is.
+        on_epoch: told the row of the log after each epoch.
+
+    Returns:
+        The card: `arch`, `training`, `weights_sha256`, and in `accuracy` what was measured, per cent.
+
+    Raises:
+        ConfigError, ModelError, DataError: something is missing or does not fit.
+        CacheError: the folder cannot be used as asked.
+    """
+    teaching = config if isinstance(config, TeachConfig) else load_teaching(config)
+    images, net, folder, where = teacher_data(data), teacher_network(network), Path(out), pick_device(device)
+
+    def split(name: str) -> Source | FileSource:
+        limit = images.limit if name == "train" else None
+        root = None if images.place is None else Path(images.place)
+        how = {"limit": limit, "image_size": images.image_size, "skip_broken": images.skip_broken}
+        return open_split(images.source, root, name, **how)
+
+    splits = unfinished(teaching, net, folder, split, resume=resume)
+    if splits is None:
+        return read_card(folder)
+    told = Callbacks(on_epoch=on_epoch)
+    card = teach(teaching, splits[0], net, folder, device=where, memory_gib=memory_gib, resume=resume, callbacks=told)
+    if rank_and_world()[0] > 0:
+        return card
+    model = load_teacher_and_card(folder, where)[0]
+    check_teacher(folder, model, splits[1], eps=teaching.inner.eps, device=where)
+    finish(folder)
+    return read_card(folder)
 
 
 def evaluate(

@@ -101,29 +101,27 @@ def teacher_train(
     """Train a teacher (standard, pgd-at, trades or fat) and measure it on the test split."""
     from darht.attacks.threat import describe_eps
     from darht.cache.builder.teachers import load_teacher
-    from darht.core.class_names import check_class_names
     from darht.core.device import pick_device
-    from darht.trainer.config import StudentConfig
     from darht.trainer.progress.monitor import Monitor
     from darht.trainer.student.distributed import leave, rank_and_world
     from darht.trainer.teacher import train as teach
-    from darht.trainer.teacher.config import load_teaching
+    from darht.trainer.teacher.config import load_teaching, teacher_network
 
-    config, where = load_teaching(algorithm, inner, assignments), pick_device(device)
+    given = {"algorithm": algorithm} | ({} if inner is None else {"inner": {"kind": inner}})
+    config, where = load_teaching(given, assignments), pick_device(device)
     rank, world = rank_and_world()
     look_here(arch)
-    options = json_mapping(kwargs, "--kwargs")
-    network = StudentConfig(arch=arch, kwargs=options, resize=resize, feature_map=False)
-    if rank == 0:
-        teach.check_free(out, resume=resume)
-    training = opened(data, root, "train", limit=limit, **reading)
-    if resume and teach.is_finished(out, teach.expected_card(config, training, network)):
+    network = teacher_network({"arch": arch, "kwargs": json_mapping(kwargs, "--kwargs"), "resize": resize})
+
+    def split(name: str) -> Any:
+        return opened(data, root, name, limit=limit if name == "train" else test_limit, **reading)
+
+    splits = teach.unfinished(config, network, out, split, resume=resume)
+    if splits is None:
         if rank == 0:
-            teach.finish(out)
             click.echo(f"{out}: trained and measured before")
         return
-    test = opened(data, root, "test", limit=test_limit, **reading)
-    check_class_names(training.classes, test.classes, "the training split", "the test split")
+    training, test = splits
     monitor = Monitor(out / teach.TRAINING, config.optim.epochs, shown=rank == 0)
     try:
         with monitor:

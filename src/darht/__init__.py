@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from darht.core.errors import DarhtError
     from darht.core.nets.classifier import Classifier
     from darht.core.trust import trusting
-    from darht.trainer.api import evaluate, load_student, load_teacher, train
+    from darht.trainer.api import evaluate, load_student, load_teacher, train, train_teacher
     from darht.trainer.config import TrainConfig
     from darht.trainer.evaluation.config import EvalConfig
     from darht.trainer.evaluation.report.write import EvalReport
@@ -53,6 +53,7 @@ _HOMES = {
     "load_student": "darht.trainer.api",
     "load_teacher": "darht.trainer.api",
     "train": "darht.trainer.api",
+    "train_teacher": "darht.trainer.api",
     "trusting": "darht.core.trust",
 }
 
@@ -76,6 +77,7 @@ __all__ = [
     "load_teacher",
     "open_cache",
     "train",
+    "train_teacher",
     "trusting",
 ]
 

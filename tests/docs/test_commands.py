@@ -78,7 +78,8 @@ def check_values(values: dict[str, Any]) -> None:
     if values.get("kwargs"):
         json_mapping(values["kwargs"], "--kwargs")
     if values.get("algorithm"):
-        load_teaching(values["algorithm"], values["inner"], values["assignments"])
+        inner = {} if values["inner"] is None else {"inner": {"kind": values["inner"]}}
+        load_teaching({"algorithm": values["algorithm"], **inner}, values["assignments"])
     elif "assignments" in values:
         recipe = str(values["recipe"])
         load_recipe(

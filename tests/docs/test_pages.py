@@ -1,10 +1,7 @@
 """What the pages show is run: every Python block, in order, in one folder on digits, with tiny networks."""
 
 import functools
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,11 +31,6 @@ def run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_blocks_of_the_page_about_python_run(tmp_path, monkeypatch):
-    for line in "".join(blocks("docs/python.md", "sh")).replace("\\\n", "").splitlines():
-        program, *words = shlex.split(line)
-        assert program == "darht-teacher"
-        code = "from darht.trainer.cli import teacher; teacher()"
-        subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=True, capture_output=True)
     run("docs/python.md", tmp_path, monkeypatch)
     assert (tmp_path / "run" / "student").is_dir() and (tmp_path / "eval-student" / "report.html").is_file()
 

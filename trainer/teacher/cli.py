@@ -133,13 +133,9 @@ def zoo_list() -> None:
 
 def opened(data: str, root: Path | None, split: str, **options: Any) -> Any:
     """As `images`, but pixels of image files stay there until they are wanted."""
-    from darht.cache.format.spec import PIXEL_RULES
-    from darht.cache.sources.load import OF_FILES
-    from darht.cache.sources.open import open_source
+    from darht.trainer.teacher.train import open_split
 
-    if data not in OF_FILES:
-        return images(data, root, split, **options)
-    source = open_source(data, root, split, rules=PIXEL_RULES, **options)
+    source = open_split(data, root, split, **options)
     echo_notes(source.notes)
     return source
 

@@ -1,6 +1,7 @@
 """What `darht-teacher train` does, as a frozen dataclass."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from darht.cache.builder.config import DataConfig, ViewConfig
@@ -28,6 +29,9 @@ _RENAMED = {  # what settings were called while teachers had a loop of their own
     "compile": "compute.compile",
 }
 _FASTER: dict[str, Any] = {"channels_last": True}  # and nobody compares a teacher's bits with those of a student
+
+_OF_TEACHERS = ("source", "root", "path", "limit", "image_size", "skip_broken")
+_OF_NETWORKS = ("arch", "kwargs", "resize")
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,14 @@ class TeachConfig:
         )
 
 
-def load_teaching(algorithm: str, inner: str | None, assignments: tuple[str, ...]) -> TeachConfig:
-    """The settings that a command line gives.
+def load_teaching(given: Mapping[str, Any], assignments: tuple[str, ...] = ()) -> TeachConfig:
+    """The settings that a command line or a mapping gives.
 
     Args:
-        algorithm: its name.
-        inner: where adversarial examples come from; None for what the algorithm has. A step from what a row had before
-            starts from noise, as a source has no stored perturbations.
-        assignments: `key=value`, as they are typed; `key=null` puts the default back.
+        given: fields of `TeachConfig` as plain data. Where `inner.kind` is left out, examples come from where the
+            algorithm has them from. A step from what a row had before starts from noise, as a source has no stored
+            perturbations.
+        assignments: `key=value` on top of it, as they are typed; `key=null` puts the default back.
 
     Raises:
         ConfigError: unknown keys, wrong values, or a key that is called otherwise now.
@@ -100,11 +104,41 @@ def load_teaching(algorithm: str, inner: str | None, assignments: tuple[str, ...
         key, _, value = assignment.partition("=")
         if key in _RENAMED:
             raise ConfigError(f"--set {key} is called {_RENAMED[key]} now: write --set {_RENAMED[key]}={value}")
-    data = override({"algorithm": algorithm}, assignments)
-    recipe = ALGORITHMS.get(str(data["algorithm"]), ("at", {}))[0]
-    kind = inner or ("fat" if data["algorithm"] == "fat" else "pgd")
-    data = {"algorithm": algorithm, "inner": {"kind": kind}, "compute": {**_FASTER}}
+    algorithm = str(override(dict(given), assignments).get("algorithm", TeachConfig.algorithm))
+    recipe = ALGORITHMS.get(algorithm, ("at", {}))[0]
+    usual: dict[str, dict[str, Any]] = {"inner": {"kind": "fat" if algorithm == "fat" else "pgd"}, "compute": _FASTER}
+    data = dict(given)
+    for key, values in usual.items():
+        if isinstance(said := data.get(key, {}), dict):
+            data[key] = values | said
     data = override(data, assignments, TeachConfig, {"loss": RECIPES[recipe]})
     if isinstance(data["inner"], dict) and data["inner"].get("kind") == "warm":
-        data["inner"]["warm"] = {"start": "noise", **data["inner"].get("warm", {})}
+        data["inner"] = data["inner"] | {"warm": {"start": "noise", **data["inner"].get("warm", {})}}
     return parse(TeachConfig, data, "training")
+
+
+def teacher_data(given: Mapping[str, Any]) -> DataConfig:
+    """Which images, as `cache.yaml` says it under `data`: the training split is learned from, the test split measured.
+
+    Raises:
+        ConfigError: an unknown key, or one that says nothing about a teacher.
+    """
+    known = {field.name for field in fields(DataConfig)}
+    if useless := sorted(given.keys() & (known - set(_OF_TEACHERS))):
+        raise ConfigError(
+            f"data of a teacher has {', '.join(_OF_TEACHERS)}; got {', '.join(useless)} too: leave it out (holdout is "
+            "a key of the teacher's own settings)"
+        )
+    return parse(DataConfig, dict(given), "data")
+
+
+def teacher_network(given: str | Mapping[str, Any]) -> StudentConfig:
+    """A teacher's network from its architecture's name, or from a mapping of `arch`, `kwargs` and `resize`.
+
+    Raises:
+        ConfigError: an unknown key, or no `arch`.
+    """
+    network = {"arch": given} if isinstance(given, str) else dict(given)
+    if "arch" not in network or network.keys() - set(_OF_NETWORKS):
+        raise ConfigError(f"a network has arch, and may have kwargs and resize; got {', '.join(map(str, network))}")
+    return parse(StudentConfig, network | {"feature_map": False}, "network")

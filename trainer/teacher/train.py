@@ -6,6 +6,7 @@ is measured its checkpoint. The best student of the run, folded, becomes the tea
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,12 @@ from darht.cache.builder.config import CacheConfig, DataConfig
 from darht.cache.builder.resolve import resolve
 from darht.cache.builder.seal import holdout_rows
 from darht.cache.builder.teachers import Card, is_teacher_folder, load_teacher, read_card, save_teacher
+from darht.cache.format.spec import PIXEL_RULES
 from darht.cache.format.views import view_table
 from darht.cache.read.source import SourceCache
-from darht.cache.sources.load import FileSource, Source
+from darht.cache.sources.load import OF_FILES, FileSource, Source, load_source
+from darht.cache.sources.open import open_source
+from darht.core.class_names import check_class_names
 from darht.core.config import canonical_json, spec_diff, to_plain
 from darht.core.errors import CacheError, SpecMismatchError
 from darht.core.files import is_free
@@ -72,6 +76,51 @@ def teach(
     with trusting():  # the card names what was asked for
         model, said = load_teacher(run, torch.device("cpu"))
     return save_teacher(out, model.net, replace(card, preprocessing=said.preprocessing))
+
+
+def open_split(data: str, root: Path | None, split: str, **options: Any) -> Source | FileSource:
+    """A split of a data set; pixels of image files stay there until they are wanted.
+
+    Raises:
+        DataError: it is not there, or is not what it must be.
+    """
+    if data in OF_FILES:
+        return open_source(data, root, split, rules=PIXEL_RULES, **options)
+    return load_source(data, root, split, **options)
+
+
+def unfinished(
+    config: TeachConfig,
+    network: StudentConfig,
+    out: Path,
+    opened: Callable[[str], Source | FileSource],
+    *,
+    resume: bool,
+) -> tuple[Source | FileSource, Source | FileSource] | None:
+    """The training and the test split of a teacher that is to be trained, or gone on with; None where it is there.
+
+    Args:
+        config: algorithm and schedule.
+        network: the architecture.
+        out: the teacher's folder.
+        opened: gives a split, `train` or `test`.
+        resume: whether `out` may hold it already, in part or whole and measured.
+
+    Raises:
+        CacheError, SpecMismatchError: the folder cannot be used as asked, or holds another teacher.
+        DataError, ConfigError: a split is not there, or the two differ in their classes.
+    """
+    first = rank_and_world()[0] == 0
+    if first:
+        check_free(out, resume=resume)
+    training = opened("train")
+    if resume and is_finished(out, expected_card(config, training, network)):
+        if first:
+            finish(out)
+        return None
+    test = opened("test")
+    check_class_names(training.classes, test.classes, "the training split", "the test split")
+    return training, test
 
 
 def source_cache(config: TeachConfig, source: Source | FileSource) -> SourceCache:

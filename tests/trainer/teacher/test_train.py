@@ -129,7 +129,7 @@ def test_the_card_says_how_and_on_what(digits, tmp_path):
 
 @pytest.mark.parametrize("kind", ["warm", "n-fgsm"])
 def test_a_teacher_of_one_step_is_watched_for_collapse(kind, digits, tmp_path):
-    config = load_teaching("pgd-at", kind, ("optim.epochs=2", "optim.batch_size=64", "views.padding=1"))
+    config = load_teaching({"inner": {"kind": kind}}, ("optim.epochs=2", "optim.batch_size=64", "views.padding=1"))
     teach(config, digits, NET, tmp_path, device=CPU)
     assert all("training_pgd" in row for row in log(tmp_path / TRAINING))
     assert any(path.name.startswith("memory") for path in (tmp_path / TRAINING).iterdir()) == (kind == "warm")
@@ -138,16 +138,19 @@ def test_a_teacher_of_one_step_is_watched_for_collapse(kind, digits, tmp_path):
 
 
 def test_what_a_command_line_says():
-    assert load_teaching("pgd-at", None, ()) == TeachConfig()
-    config = load_teaching("trades", "warm", ("loss.beta=4", "inner.eps=4", "inner.warm.reset=40", "views.flip=false"))
+    assert load_teaching({"algorithm": "pgd-at"}) == load_teaching({}) == TeachConfig()
+    config = load_teaching(
+        {"algorithm": "trades", "inner": {"kind": "warm"}},
+        ("loss.beta=4", "inner.eps=4", "inner.warm.reset=40", "views.flip=false"),
+    )
     warm = WarmConfig(start="noise", reset=40)
     assert (config.loss, config.inner) == ({"beta": 4}, InnerConfig(kind="warm", eps=4, warm=warm))
     assert config.views == ViewConfig(flip=False) and config.compute.channels_last
-    assert load_teaching("fat", None, ("inner.tau=3", "loss.smoothing=null")).inner.tau == 3
-    assert load_teaching("pgd-at", "warm", ("inner.warm.start=zero",)).inner.warm.start == "zero"
+    assert load_teaching({"algorithm": "fat"}, ("inner.tau=3", "loss.smoothing=null")).inner.tau == 3
+    assert load_teaching({"inner": {"kind": "warm"}}, ("inner.warm.start=zero",)).inner.warm.start == "zero"
     for old, new in (("eps=8", "inner.eps=8"), ("beta=1", "loss.beta=1"), ("compile=true", "compute.compile=true")):
         with pytest.raises(ConfigError, match=f"--set {old[: old.index('=')]} is called .* now: write --set {new}"):
-            load_teaching("pgd-at", None, (old,))
+            load_teaching({}, (old,))
 
 
 @pytest.mark.parametrize(
