@@ -144,7 +144,7 @@ class Threat:
         """Whole levels, uniform on the cube of half-width `eps`; in L2 then projected, and so no whole levels."""
         half_width = min(max(1, int(self.eps)), LEVELS)
         start = generator.integers(-half_width, half_width, tuple(shape[1:])).float()
-        return self.project(start)
+        return start if self.norm == "linf" else self.project(start)
 
 
 def row_norms(value: Tensor) -> Tensor:

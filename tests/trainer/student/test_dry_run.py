@@ -154,5 +154,5 @@ def test_a_step_that_asks_is_found(mixed_cache, tmp_path, monkeypatch):
 def test_a_step_of_a_teacher_asks_for_no_value(algorithm, tmp_path):
     source = Source("none", "train", np.zeros((24, 3, 8, 8), np.uint8), np.arange(24) % 2, ("a", "b"), "")
     settings = ("optim.epochs=1", "optim.batch_size=8", "optim.clip_norm=1", "inner.steps=2", "views.padding=1")
-    config = load_teaching(algorithm, None, settings)
+    config = load_teaching({"algorithm": algorithm}, settings)
     assert run(config.recipe(TINY), source_cache(config, source), tmp_path) == 3
