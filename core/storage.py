@@ -65,23 +65,22 @@ class LocalStorage:
 
     def size(self, key: str) -> int | None:
         """The bytes of a file, or None where there is none."""
-        try:
-            found = (self.folder / key).stat()
-        except _ABSENT:
-            return None
-        except OSError as error:
-            raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        found = self._stat(key)
+        return None if found is None else found.st_size
 
     def modified(self, key: str) -> float | None:
         """When a file was written, in seconds since the epoch, or None where there is none."""
+        found = self._stat(key)
+        return None if found is None else found.st_mtime
+
+    def _stat(self, key: str) -> os.stat_result | None:
         try:
             found = (self.folder / key).stat()
         except _ABSENT:
             return None
         except OSError as error:
             raise DarhtError(f"cannot read {self.name(key)}: {error.strerror}") from error
-        return found.st_mtime if stat.S_ISREG(found.st_mode) else None
+        return found if stat.S_ISREG(found.st_mode) else None
 
     def write(self, key: str, data: bytes) -> None:
         """Replace a file at once, and only when all of it is on the disk."""
