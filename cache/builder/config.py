@@ -12,6 +12,7 @@ from darht.cache.format.layout import CLEAN_FROM
 from darht.cache.format.logit_codes import companion_suffix
 from darht.cache.format.mixture import check_shares
 from darht.cache.format.spec import (
+    ATTACK_RULES,
     MAX_INT8,
     NAME,
     RESIZED_CROP,
@@ -259,7 +260,9 @@ def attack_spec(name: str, raw: dict[str, Any], teachers: tuple[str, ...]) -> At
         raise ConfigError(
             f"attack '{name}': a stored perturbation is int8, so eps is at most {MAX_INT8}; got {attack.eps:g}"
         )
-    return AttackSpec(kind=kind, teacher=teacher, views=views, parameters=to_plain(attack))
+    starts_in_l2 = attack.norm == "l2" and getattr(attack, "random_start", False)
+    rules = ATTACK_RULES if starts_in_l2 else 1
+    return AttackSpec(kind=kind, teacher=teacher, views=views, parameters=to_plain(attack), rules=rules)
 
 
 def _check_eps(name: str, own: dict[str, Any], norm: Norm) -> None:

@@ -17,6 +17,7 @@ from darht.core.preprocessing import Preprocessing
 FORMAT_VERSION = 1
 NEWEST_VERSION = 2  # of caches that use what version 1 did not have: see needed_version
 RULES = 3  # how image files become rows, and rows are held out; see DataSpec
+ATTACK_RULES = 2  # how an attack comes to its perturbations, see AttackSpec
 PIXEL_RULES = 2  # the last under which the content hash of image files is that of their pixels
 _ON_LEVELS = ("pgd", "fgsm", "mim", "cw-linf")  # what steps by whole levels from whole levels, and stays on them
 MAX_INT8 = 127
@@ -177,12 +178,23 @@ class TeacherSpec:
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """An attack with all its parameters; it runs on the first `views` views."""
+    """An attack with all its parameters; it runs on the first `views` views.
+
+    Attributes:
+        rules: 1, the rules of specs that do not name any. 2, of a random start in L2: it lies on the sphere; under 1 it
+            was cut to whole levels, which left nothing of it in a large image.
+    """
 
     kind: str
     teacher: str
     views: int
     parameters: dict[str, Any]
+    rules: int = added(1)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rules <= ATTACK_RULES:
+            raise ConfigError(f"rules of an attack are {self.rules}, this darht knows 1..{ATTACK_RULES}: use the darht "
+                              "that wrote it")  # fmt: skip
 
     def attack(self) -> Any:
         """The attack itself, a dataclass of `darht.attacks`."""

@@ -300,6 +300,15 @@ def test_an_attack_holds_all_its_parameters():
     assert attack_spec("a", {"kind": "fgsm", "teacher": "t"}, ("t",)).attack() == FGSM()
 
 
+def test_a_start_in_l2_has_rules_of_its_own():
+    pgd = {"teacher": "t", "norm": "l2", "eps": 128, "step": 16}
+    assert attack_spec("a", pgd, ("t",)).rules == 2
+    assert {attack_spec("a", raw, ("t",)).rules for raw in (pgd | {"random_start": False}, {"teacher": "t"})} == {1}
+    assert '"rules"' not in canonical_json(attack_spec("a", {"teacher": "t"}, ("t",)))
+    with pytest.raises(ConfigError, match=r"rules of an attack are 3, this darht knows 1\.\.2"):
+        AttackSpec("pgd", "t", 1, {}, rules=3)
+
+
 def test_the_order_of_keys_does_not_matter(small, variant):
     def turn(config):
         for key in list(config):
